@@ -1,0 +1,184 @@
+"""From prepared shards to each rank's batches, in an order that depends on the seed and the epoch alone.
+
+The rows of an epoch form one stream: all chunks (row groups) of a split, shuffled. Global batch s is rows
+[s * G, (s + 1) * G) of that stream and rank r of n takes the r-th of n equal slices of it. So every row is read exactly
+once an epoch over all ranks, all ranks take the same number of steps, and neither a global batch nor a data position
+depends on the number of ranks. The stream's tail, shorter than a batch, is trained on too: `Batch` pads it.
+"""
+
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.assemble import BatchAssembler
+from data_pipeline.manifest import Manifest, Shard
+from rankmixer_dist.batch import Batch
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.schema import Schema
+
+_CACHED_CHUNKS = 4
+_CACHED_FILES = 16
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far training has read: `row` rows of the stream of epoch `epoch` (from 0) are done."""
+
+    epoch: int
+    row: int
+
+
+class Loader:
+    """One rank's batches of a split.
+
+    Args:
+        batch_size: G, rows of a global batch; a multiple of `world_size`.
+        shuffle: `chunks` permutes the row groups anew each epoch; `none` keeps the order of time.
+        prefetch: batches that a background thread reads ahead.
+
+    Raises:
+        UserError: while iterating, when a shard cannot be read; names the file and the row group.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        schema: Schema,
+        *,
+        split: str,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        shuffle: Literal["chunks", "none"],
+        seed: int,
+        prefetch: int,
+        with_truth: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        assert batch_size % world_size == 0, f"{batch_size} rows over {world_size} ranks"
+        self._share = batch_size // world_size
+        self._rank = rank
+        self._shuffle, self._seed, self._prefetch = shuffle, seed, prefetch
+        self._assemble = BatchAssembler(schema, rows=self._share, with_truth=with_truth, pin_memory=pin_memory)
+        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, self._assemble.columns())
+        self.batch_size = batch_size
+        self.rows = manifest.rows(split)
+        self.steps_per_epoch = -(-self.rows // batch_size)
+
+    def epoch(self, position: Position) -> Iterator[tuple[Batch, Position]]:
+        """The rest of an epoch from `position`: each batch with the position after it."""
+        stop = threading.Event()
+        ready: queue.Queue[tuple[Batch, Position] | BaseException | None] = queue.Queue(self._prefetch)
+
+        def put(item: tuple[Batch, Position] | BaseException | None) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def read_ahead() -> None:
+            try:
+                for item in self._read(position):
+                    if not put(item):
+                        return
+                put(None)
+            except BaseException as error:  # handed to the consumer, which raises it
+                put(error)
+
+        reader = threading.Thread(target=read_ahead, name="loader", daemon=True)
+        reader.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            reader.join()
+
+    def _read(self, position: Position) -> Iterator[tuple[Batch, Position]]:
+        order = _Order.of(self._chunks.rows, shuffle=self._shuffle, seed=self._seed, epoch=position.epoch)
+        for first in range(position.row, self.rows, self.batch_size):
+            stop = min(first + self.batch_size, self.rows)
+            start = first + self._rank * self._share
+            tables = [self._chunks.read(*piece) for piece in order.pieces(start, min(start + self._share, stop))]
+            yield self._assemble(tables, global_weight=stop - first), Position(position.epoch, stop)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The stream of an epoch: chunk `chunks[i]` begins at row `starts[i]`; `starts` has one more, the end."""
+
+    chunks: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, *, shuffle: str, seed: int, epoch: int) -> "_Order":
+        chunks = np.arange(len(rows))
+        if shuffle == "chunks":
+            chunks = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(chunks)
+        return cls(chunks, np.concatenate([[0], np.cumsum(rows[chunks])]))
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(chunk, first row in it, rows) that make up rows [start, stop) of the stream."""
+        place = int(np.searchsorted(self.starts, start, side="right")) - 1
+        while start < stop:
+            first, end = int(self.starts[place]), int(self.starts[place + 1])
+            rows = min(stop, end) - start
+            yield int(self.chunks[place]), start - first, rows
+            start += rows
+            place += 1
+
+
+class _Chunks:
+    """The row groups of a split, numbered in the order of time; the last few read are kept for the next slice."""
+
+    def __init__(self, folder: Path, shards: list[Shard], row_group_rows: int, columns: list[str]) -> None:
+        self._paths = [folder / shard.path for shard in shards]
+        sizes, places = [], []
+        for index, shard in enumerate(shards):
+            for group in range(shard.row_groups):
+                sizes.append(min(row_group_rows, shard.rows - group * row_group_rows))
+                places.append((index, group))
+        self.rows = np.array(sizes, dtype=np.int64)
+        self._places = places
+        self._columns = columns
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def read(self, chunk: int, first: int, rows: int) -> pa.Table:
+        table = self._cache.get(chunk)
+        if table is None:
+            table = self._load(chunk)
+            self._cache[chunk] = table
+            if len(self._cache) > _CACHED_CHUNKS:
+                self._cache.popitem(last=False)
+        return table.slice(first, rows)
+
+    def _load(self, chunk: int) -> pa.Table:
+        shard, group = self._places[chunk]
+        try:
+            if shard not in self._files:
+                self._files[shard] = pq.ParquetFile(self._paths[shard], memory_map=True)
+                if len(self._files) > _CACHED_FILES:
+                    self._files.popitem(last=False)[1].close()
+            table = self._files[shard].read_row_group(group, columns=self._columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self._paths[shard]}: row group {group} cannot be read: {error}") from error
+        if table.num_rows != self.rows[chunk]:
+            raise UserError(
+                f"{self._paths[shard]}: row group {group} has {table.num_rows} rows, the manifest says {self.rows[chunk]}"
+            )
+        return table

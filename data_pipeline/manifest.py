@@ -1,0 +1,163 @@
+"""The manifest of prepared data: which rows lie where, and proof that they are the ones that were written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import PositiveInt, ValidationError
+
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.schema import (
+    LABEL_PREFIX,
+    ROW_ID,
+    TIMESTAMP,
+    TRUTH_PREFIX,
+    USER_ID,
+    IdFeature,
+    NumericFeature,
+    Schema,
+    Strict,
+)
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class Shard(Strict):
+    """A Parquet file of rows in time order, cut into row groups of `Manifest.row_group_rows`, the last one shorter."""
+
+    path: str
+    rows: PositiveInt
+    row_groups: PositiveInt
+    first_timestamp: int
+    last_timestamp: int
+    positives: dict[str, int]
+    checksum: str
+
+
+class NumericStatistics(Strict):
+    """Mean and standard deviation of a numeric feature's present values in the first split; `count` of them.
+
+    The values are those of the prepared column, after its transform. A constant has `std` 0; of no value, all are 0.
+    """
+
+    count: int
+    mean: float
+    std: float
+
+
+class Manifest(Strict):
+    """Everything a reader needs to know before it opens a shard.
+
+    `raw_rows` = rows of all splits + rows set aside by reason. `prepared_from` is the part of the config, and the
+    fingerprint of the raw files, that decide the shards' bytes.
+    """
+
+    format_version: int = FORMAT_VERSION
+    source: str
+    schema_hash: str
+    columns: dict[str, str]
+    row_group_rows: PositiveInt
+    splits: dict[str, list[Shard]]
+    numerics: dict[str, NumericStatistics]
+    raw_rows: int
+    set_aside: dict[str, int]
+    notes: list[str] = []
+    has_truth: bool = False
+    prepared_from: dict[str, Any] = {}
+
+    def rows(self, split: str) -> int:
+        """Rows of a split over all its shards."""
+        return sum(shard.rows for shard in self.splits[split])
+
+    def base_rate(self, split: str, task: str) -> float:
+        """Share of a split's rows whose label is 1."""
+        return sum(shard.positives[task] for shard in self.splits[split]) / max(1, self.rows(split))
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json`, complete or not at all."""
+        aside = folder / (MANIFEST_NAME + ".partial")
+        aside.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+        os.replace(aside, folder / MANIFEST_NAME)
+
+
+def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
+    """Columns and types of a prepared row, in file order: ids int64, bags and sequences list<int64>, numerics float32."""
+    fields = [pa.field(name, pa.int64(), nullable=False) for name in (ROW_ID, USER_ID, TIMESTAMP)]
+    fields += [pa.field(LABEL_PREFIX + task, pa.float32(), nullable=False) for task in schema.tasks]
+    if has_truth:
+        fields += [pa.field(TRUTH_PREFIX + task, pa.float32(), nullable=False) for task in schema.tasks]
+    for name, feature in schema.features.items():
+        if isinstance(feature, NumericFeature):
+            fields.append(pa.field(name, pa.float32(), nullable=False))  # NaN is a missing value
+        elif isinstance(feature, IdFeature):
+            fields.append(pa.field(name, pa.int64(), nullable=False))
+        else:
+            item = pa.field("item", pa.int64(), nullable=False)
+            fields.append(pa.field(name, pa.list_(item), nullable=False))
+    return pa.schema(fields)
+
+
+def schema_hash(schema: Schema) -> str:
+    """Identity of what the prepared ids and values mean: tables, features and tasks, task weights and groups left out."""
+    content = schema.model_dump(mode="json")
+    content.pop("groups")
+    for feature in content["features"].values():
+        feature.pop("group")
+        feature.pop("query", None)
+        feature.pop("pooling", None)
+    for table in content["tables"].values():
+        table.pop("dim")
+    for task in content["tasks"].values():
+        task.pop("weight")
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def file_checksum(path: Path) -> str:
+    """BLAKE2b of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def read_manifest(folder: Path, schema: Schema) -> Manifest:
+    """The manifest of `folder`, refused when it was prepared for another schema.
+
+    Raises:
+        UserError: there is none, it cannot be read, or its schema hash is another one's.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run launch/preprocess.py with this config first") from error
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise UserError(f"{path}: not a manifest of this version ({problem}); prepare the data again") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format version {manifest.format_version}, this is {FORMAT_VERSION}; prepare the data again"
+        )
+    if manifest.schema_hash != schema_hash(schema):
+        raise UserError(
+            f"{path}: prepared for another schema ({manifest.schema_hash}, the config's is {schema_hash(schema)}); "
+            "run launch/preprocess.py again or set data.prepared to another folder"
+        )
+    return manifest
+
+
+def verify_checksums(folder: Path, shards: Iterable[Shard]) -> None:
+    """Compares every shard's bytes with its checksum.
+
+    Raises:
+        UserError: a shard is missing or its bytes have changed.
+    """
+    for shard in shards:
+        path = folder / shard.path
+        if not path.is_file():
+            raise UserError(f"{path}: the manifest names it, but there is no such file; prepare the data again")
+        if file_checksum(path) != shard.checksum:
+            raise UserError(f"{path}: its checksum is not the manifest's; the file changed, prepare the data again")

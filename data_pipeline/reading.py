@@ -1,0 +1,47 @@
+"""Opens prepared data for a run: manifest checked, bytes verified, a loader a split."""
+
+from collections.abc import Sequence
+
+from data_pipeline.loader import Loader
+from data_pipeline.manifest import Manifest, Shard, read_manifest, verify_checksums
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.errors import UserError
+
+
+def open_prepared(config: RunConfig, splits: Sequence[str], *, rank: int, world_size: int) -> Manifest:
+    """The manifest of a run's data, after this rank has verified its share of the shards of `splits`.
+
+    Raises:
+        UserError: the data is missing, was prepared for another schema, lacks a split or rows in it, or has changed.
+    """
+    folder = config.data.prepared
+    manifest = read_manifest(folder, config.features)
+    shards: list[Shard] = []
+    for split in splits:
+        if not manifest.splits.get(split):
+            raise UserError(f"{folder}: holds no rows of split {split!r}; look at data.splits and prepare it again")
+        shards += manifest.splits[split]
+    if config.data.verify_checksums:
+        verify_checksums(folder, shards[rank::world_size])
+    return manifest
+
+
+def open_split(
+    config: RunConfig, manifest: Manifest, split: str, *, rank: int, world_size: int, batch_size: int, training: bool,
+    pin_memory: bool,
+) -> Loader:  # fmt: skip
+    """A rank's loader of a split: shuffled as the config says for training, in the order of time for evaluation."""
+    return Loader(
+        config.data.prepared,
+        manifest,
+        config.features,
+        split=split,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        shuffle=config.loader.shuffle if training else "none",
+        seed=config.seed,
+        prefetch=config.loader.prefetch,
+        with_truth=manifest.has_truth and not training,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,57 @@
+"""A batch of prepared rows as torch tensors, the same on every device and under every sharding."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class JaggedIds:
+    """Ids of several features over the same rows, feature-major: all rows of the first feature, then of the next.
+
+    `values`: int64 [sum of lengths]; `lengths_FB`: int32 [F, B], ids of feature f in row b.
+    """
+
+    features: tuple[str, ...]
+    values: Tensor
+    lengths_FB: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Every share has the same number of rows B; a tail that does not fill it ends in padding rows of weight 0 that have
+    no ids, so that every rank takes every step with the same shapes.
+
+    `global_weight` is the summed weight of all ranks' rows, known ahead of time from the manifest.
+    """
+
+    row_id_B: Tensor
+    user_id_B: Tensor
+    timestamp_B: Tensor
+    weight_B: Tensor
+    labels_BK: Tensor
+    numerics_BN: Tensor
+    ids: JaggedIds
+    global_weight: float
+    truth_BK: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that are not padding."""
+        return int(self.weight_B.count_nonzero())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`; copies from pinned memory overlap with what runs there."""
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, JaggedIds):
+                return JaggedIds(value.features, move(value.values), move(value.lengths_FB))  # type: ignore[arg-type]
+            return value
+
+        return Batch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})

@@ -1,0 +1,300 @@
+"""A run, as one YAML file: strict, typed and immutable. Importing it needs no torch."""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import AwareDatetime, BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import model_validator
+
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.schema import Schema, Strict
+
+
+class SyntheticSource(Strict):
+    """A seeded short-video feed whose true probabilities are known."""
+
+    kind: Literal["synthetic"]
+    path: Path = Field(description="folder for the raw log files; written when it does not exist yet")
+    seed: int = 1
+    rows: PositiveInt = 300_000
+    users: PositiveInt = 2_000
+    videos: PositiveInt = 1_000
+    days: PositiveInt = 7
+    files_per_day: PositiveInt = 2
+
+
+class KuaiRandSource(Strict):
+    """KuaiRand-Pure: every `log_*.parquet` of a folder, with its user and video side files."""
+
+    kind: Literal["kuairand"]
+    path: Path = Field(description="folder with the KuaiRand-Pure files")
+
+
+Source = Annotated[SyntheticSource | KuaiRandSource, Field(discriminator="kind")]
+
+
+class TimeRange(Strict):
+    """Rows with start <= time < end."""
+
+    start: AwareDatetime
+    end: AwareDatetime
+
+    @model_validator(mode="after")
+    def _check(self) -> "TimeRange":
+        if self.start >= self.end:
+            raise ValueError(f"start {self.start} is not before end {self.end}")
+        return self
+
+    def to_ms(self) -> tuple[int, int]:
+        """[start, end) in Unix milliseconds."""
+        return round(self.start.timestamp() * 1000), round(self.end.timestamp() * 1000)
+
+
+class DataConfig(Strict):
+    """Where the prepared data lies and how it is made."""
+
+    prepared: Path = Field(description="folder of the Parquet shards and manifest.json")
+    splits: dict[str, TimeRange] = Field(description="split name -> time range; the first one gives the statistics")
+    row_group_rows: PositiveInt = Field(default=1024, description="rows of a chunk, the unit of reading and shuffling")
+    shard_rows: PositiveInt = Field(default=65_536, description="rows of a Parquet file, whole row groups")
+    on_bad_row: Literal["fail", "set_aside"] = "fail"
+    on_unreadable_file: Literal["fail", "skip"] = "fail"
+    job: Literal["ray", "serial"] = "ray"
+    verify_checksums: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.shard_rows % self.row_group_rows:
+            raise ValueError(
+                f"shard_rows {self.shard_rows} is not a multiple of row_group_rows {self.row_group_rows}"
+            )
+        if not self.splits:
+            raise ValueError("splits is empty; declare at least one time range")
+        ranges = sorted((split.to_ms(), name) for name, split in self.splits.items())
+        for ((_, end), name), ((start, _), other) in zip(ranges, ranges[1:], strict=False):
+            if start < end:
+                raise ValueError(f"splits {name!r} and {other!r} overlap in time")
+        return self
+
+
+class LoaderConfig(Strict):
+    """How batches are cut from the prepared rows."""
+
+    batch_size: PositiveInt = Field(default=2048, description="rows of a global batch, shared evenly by the ranks")
+    shuffle: Literal["chunks", "none"] = "chunks"
+    prefetch: PositiveInt = Field(default=4, description="batches read ahead in the background")
+
+
+class ModelConfig(Strict):
+    """The dense model; T, the number of tokens, is the sum over the semantic groups."""
+
+    backbone: Literal["rankmixer"] = "rankmixer"
+    token_dim: PositiveInt = Field(default=64, description="D")
+    num_blocks: PositiveInt = Field(default=2, description="L")
+    hidden_ratio: PositiveFloat = Field(default=2, description="k: the per-token FFN's hidden width is k * D")
+    norm: Literal["post", "pre"] = "post"
+    attention_hidden: tuple[PositiveInt, ...] = Field(default=(32, 16), description="target attention's MLP widths")
+    attention_softmax: bool = False
+
+
+class Schedule(Strict):
+    """Learning rate over steps: linear warm-up, then a decay down to `final_ratio` of the peak."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["none", "linear", "cosine"] = "none"
+    final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class SparseConfig(Strict):
+    """The embedding tables. Their optimizer runs inside backward, so dense clipping does not reach them."""
+
+    optimizer: Literal["rowwise_adagrad"] = "rowwise_adagrad"
+    lr: PositiveFloat = 0.05
+    eps: PositiveFloat = 1e-8
+    init_scale: PositiveFloat = Field(default=0.01, description="weights start uniform in [-init_scale, init_scale]")
+    schedule: Schedule = Schedule()
+    sharding: dict[str, Literal["table_wise", "row_wise"]] = Field(
+        default={}, description="table -> fixed sharding type; tables not named are the planner's choice"
+    )
+
+
+class DenseConfig(Strict):
+    """Engine and optimizer of the dense model."""
+
+    engine: Literal["deepspeed", "plain"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="fp16 is refused: its loss scale would leak into the tables' fused updates"
+    )
+    optimizer: Literal["adam", "adagrad", "rmsprop"] = "adam"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = Field(default=None, description="clips the dense gradient's global norm")
+    schedule: Schedule = Schedule()
+
+
+class TrainConfig(Strict):
+    """Length of a run and what it leaves behind."""
+
+    split: str = "train"
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = Field(default=None, description="stop after this many steps, epochs or not")
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt | None = Field(default=None, description="steps; the end of a run always saves")
+    keep_checkpoints: PositiveInt = 2
+
+
+class EvalConfig(Strict):
+    """What evaluate.py scores."""
+
+    split: str = "test"
+    batch_size: PositiveInt = 4096
+
+
+class RunConfig(Strict):
+    """Everything a run needs to be repeated."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
+    runs: Path = Path("runs")
+    seed: int = 1
+    features: Schema = Field(description="the schema, or the path of its YAML file, relative to this one")
+    source: Source
+    data: DataConfig
+    loader: LoaderConfig = LoaderConfig()
+    model: ModelConfig = ModelConfig()
+    sparse: SparseConfig = SparseConfig()
+    dense: DenseConfig = DenseConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        num_tokens, token_dim = self.features.num_tokens, self.model.token_dim
+        if token_dim % num_tokens:
+            raise ValueError(
+                f"model.token_dim {token_dim} is not divisible by the {num_tokens} tokens of the semantic groups; "
+                f"try {max(1, round(token_dim / num_tokens)) * num_tokens}"
+            )
+        for key, split in (("train.split", self.train.split), ("eval.split", self.eval.split)):
+            if split not in self.data.splits:
+                raise ValueError(f"{key} {split!r} is not one of data.splits: {', '.join(self.data.splits)}")
+        for table in self.sparse.sharding:
+            if table not in self.features.tables:
+                known = nearest(table, self.features.tables)
+                raise ValueError(f"sparse.sharding names {table!r}, which is not a table{known}")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory."""
+        return self.runs / self.name
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML text that `load_config` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
+    """Reads `path`, applies dotted `section.key=value` overrides and checks the whole.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown (the nearest known one is named), a value does
+            not fit, or an environment variable that it refers to is not set.
+    """
+    path = Path(path)
+    merged = _read_yaml(path)
+    try:
+        # A `features=PATH` override names the file that the other overrides then reach into.
+        for override in sorted(overrides, key=lambda text: not text.startswith("features=")):
+            key, equals, _ = override.partition("=")
+            if not equals or not key:
+                raise UserError(f"override {override!r} is not of the form section.key=value")
+            if key != "features":
+                _include_features(merged, path)
+            merged.merge_with(OmegaConf.from_dotlist([override]))
+        _include_features(merged, path)
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_describe(error)}") from error
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known word closest to `word`, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _include_features(config: DictConfig, path: Path) -> None:
+    if isinstance(config.get("features"), str):
+        config.features = _read_yaml(path.parent / config.features)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if isinstance(loaded, ListConfig) or not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: not a mapping of keys to values")
+    return loaded
+
+
+def _describe(error: ValidationError) -> str:
+    """The first problem in one line, with the nearest known key for an unknown one, and how many more there are."""
+    problems = error.errors()
+    # An unknown key often also leaves a required one missing; the typo is the cause, so it is told first.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    models, location = _walk(problem["loc"])
+    where = ".".join(location) or "config"
+    if problem["type"] == "extra_forbidden":
+        text = f"unknown key {where}{nearest(location[-1], {key for model in models for key in model.model_fields})}"
+    else:
+        text = f"{where}: {problem['msg'].removeprefix('Value error, ')}".removeprefix("config: ")
+        if problem["type"] not in ("value_error", "missing"):
+            text += f" (got {problem['input']!r})"
+    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _walk(location: tuple[int | str, ...]) -> tuple[list[type[BaseModel]], list[str]]:
+    """The models that could hold the last key of `location`, and the location without the tags of unions."""
+    annotations: list[Any] = [RunConfig]
+    models: list[type[BaseModel]] = []
+    keys: list[str] = []
+    for part in location:
+        models = _models(annotations)
+        tagged = [m for m in models if "kind" in m.model_fields and part in _tag(m)]
+        if tagged:
+            annotations = list(tagged)
+            continue
+        keys.append(str(part))
+        held = [m.model_fields[str(part)].annotation for m in models if part in m.model_fields]
+        annotations = held or annotations  # a key of a dict: what it holds stays as it is
+    return models, keys
+
+
+def _tag(model: type[BaseModel]) -> tuple[Any, ...]:
+    return typing.get_args(model.model_fields["kind"].annotation)
+
+
+def _models(annotations: typing.Iterable[Any]) -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        elif typing.get_origin(annotation) is dict:
+            found += _models(typing.get_args(annotation)[1:])
+        elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
+            found += _models(typing.get_args(annotation))
+    return found

@@ -1,0 +1,115 @@
+"""Where this process stands among the ranks, under python, torchrun, deepspeed or srun alike."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rankmixer_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A rank, the ranks it works with, and its device."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that speaks and writes for all."""
+        return self.rank == 0
+
+    def share_of(self, batch_size: int) -> int:
+        """Rows a rank gets of a global batch.
+
+        Raises:
+            UserError: the ranks cannot share `batch_size` evenly.
+        """
+        share, rest = divmod(batch_size, self.world_size)
+        if rest:
+            below, above = share * self.world_size, (share + 1) * self.world_size
+            usable = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"batch size {batch_size} cannot be shared evenly by {self.world_size} ranks; use {usable}, say"
+            )
+        return share
+
+
+@contextmanager
+def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
+    """Joins the default process group for the length of a `with` block; a single process gets a group of its own.
+
+    NCCL carries CUDA tensors and gloo everything else. The block ends with a barrier, so that no rank tears down a
+    connection that another still reads; when it ends with an error, the launcher takes the other ranks down.
+    """
+    env = os.environ
+    if "SLURM_PROCID" in env and "RANK" not in env:  # srun without torchrun in between
+        env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"] = (
+            env[key] for key in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        )
+        env.setdefault("LOCAL_WORLD_SIZE", env.get("SLURM_NTASKS_PER_NODE", "1"))
+    rank, world_size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+    local_rank = int(env.get("LOCAL_RANK", 0))
+    local_world_size = int(env.get("LOCAL_WORLD_SIZE", env.get("LOCAL_SIZE", world_size)))
+    if world_size > 1 and "MASTER_ADDR" not in env:
+        raise UserError("WORLD_SIZE is set but MASTER_ADDR is not; start with torchrun, deepspeed or set both")
+
+    if torch.cuda.is_available():
+        device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+    kwargs: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
+    env.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    if "RANK" not in env:
+        kwargs.update(store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, **kwargs)
+    try:
+        yield Topology(rank, world_size, local_rank, local_world_size, device)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def gather_objects(value: Any) -> list[Any] | None:
+    """`value` of every rank in rank order, on rank 0; None elsewhere."""
+    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    holder = [value]
+    dist.broadcast_object_list(holder)
+    return holder[0]
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum of a small tensor over the ranks."""
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Waits until every rank is here."""
+    dist.barrier()
+
+
+def raise_together(error: UserError | None) -> None:
+    """Ends all ranks with the first rank's error when any of them has one, rather than leaving the others waiting."""
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, None if error is None else str(error))
+    for message in errors:
+        if message is not None:
+            raise UserError(message)

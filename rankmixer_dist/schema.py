@@ -1,0 +1,182 @@
+"""What a row holds: tables, features, semantic groups and tasks, each declared once in `configs/features/<dataset>.yaml`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+MISSING_ID = 0
+"""Row of every table that a missing or unknown id is mapped to; real ids start at 1."""
+
+ROW_ID, USER_ID, TIMESTAMP = "row_id", "user_id", "timestamp"
+"""Columns that every prepared row carries beside its features and labels."""
+
+LABEL_PREFIX, TRUTH_PREFIX = "label_", "truth_"
+"""Prepared columns `label_<task>`, and `truth_<task>` where a source knows the true probability."""
+
+
+class Strict(BaseModel):
+    """Base of all declarations: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Table(Strict):
+    """An embedding table. Features that name the same table share its rows and its id mapping."""
+
+    rows: PositiveInt = Field(description="rows, the missing-id row 0 included")
+    dim: PositiveInt = Field(description="embedding width")
+    ids: Literal["hash", "identity"] = Field(
+        default="hash",
+        description="hash: any integer or string, hashed into [1, rows); identity: integers 0..rows-2, kept in order",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Table":
+        if self.rows < 2:
+            raise ValueError("a table needs at least 2 rows: row 0 stands for a missing id")
+        if self.dim % 4:
+            raise ValueError(f"dim {self.dim} is not a multiple of 4, which the fused kernels need")
+        return self
+
+
+F = TypeVar("F", bound=Strict)
+
+
+class _Feature(Strict):
+    column: str | None = Field(default=None, description="raw column; the feature's own name by default")
+    group: str = Field(description="semantic group that it belongs to")
+
+
+class IdFeature(_Feature):
+    """One id a row; with `boundaries`, a number cut into buckets."""
+
+    kind: Literal["id"] = "id"
+    table: str
+    boundaries: tuple[float, ...] | None = Field(
+        default=None, description="ascending cut points: a number becomes the index of its bucket"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "IdFeature":
+        if self.boundaries is not None and sorted(set(self.boundaries)) != list(self.boundaries):
+            raise ValueError("boundaries must ascend strictly")
+        return self
+
+
+class MultiIdFeature(_Feature):
+    """A bag of ids a row, pooled inside the table lookup."""
+
+    kind: Literal["multi_id"] = "multi_id"
+    table: str
+    pooling: Literal["sum", "mean"] = "mean"
+    separator: str | None = Field(default=None, description="set when the raw column is one joined string")
+
+
+class SequenceFeature(_Feature):
+    """An ordered behaviour sequence, oldest first; the newest `max_length` ids are kept."""
+
+    kind: Literal["sequence"] = "sequence"
+    table: str
+    max_length: PositiveInt = 50
+    pooling: Literal["target_attention", "mean"] = "target_attention"
+    query: str | None = Field(default=None, description="id feature that attends to the sequence (target attention)")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SequenceFeature":
+        if (self.pooling == "target_attention") != (self.query is not None):
+            raise ValueError("target_attention needs `query`, the id feature that attends; mean takes none")
+        return self
+
+
+class NumericFeature(_Feature):
+    """A float a row; standardised with the training split's statistics, missing values kept as such."""
+
+    kind: Literal["numeric"] = "numeric"
+    transform: Literal["none", "log1p"] = "none"
+
+
+Feature = Annotated[IdFeature | MultiIdFeature | SequenceFeature | NumericFeature, Field(discriminator="kind")]
+
+
+class Task(Strict):
+    """A binary label to predict."""
+
+    column: str | None = Field(default=None, description="raw label column; the task's own name by default")
+    weight: float = Field(default=1.0, gt=0, description="weight of the task's loss in the total")
+
+
+class Schema(Strict):
+    """All that a dataset's rows hold; the content of a `configs/features/*.yaml` file."""
+
+    tables: dict[str, Table]
+    groups: dict[str, PositiveInt] = Field(description="semantic group -> number of tokens, in token order")
+    features: dict[str, Feature]
+    tasks: dict[str, Task]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Schema":
+        for name, feature in self.features.items():
+            if name in (ROW_ID, USER_ID, TIMESTAMP) or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)):
+                raise ValueError(f"feature {name}: the name is taken by prepared data; choose another and set `column`")
+            if feature.group not in self.groups:
+                raise ValueError(f"feature {name}: group {feature.group!r} is not declared under `groups`")
+            table = getattr(feature, "table", None)
+            if table is not None and table not in self.tables:
+                raise ValueError(f"feature {name}: table {table!r} is not declared under `tables`")
+            if isinstance(feature, IdFeature) and feature.boundaries is not None:
+                needed = len(feature.boundaries) + 2
+                if self.tables[feature.table].rows < needed:
+                    raise ValueError(
+                        f"feature {name}: {len(feature.boundaries)} boundaries need a table of {needed} rows"
+                    )
+            if isinstance(feature, SequenceFeature) and feature.query is not None:
+                query = self.features.get(feature.query)
+                if not isinstance(query, IdFeature):
+                    raise ValueError(f"feature {name}: query {feature.query!r} is not an id feature")
+                if self.tables[query.table].dim != self.tables[feature.table].dim:
+                    raise ValueError(f"feature {name}: its table and its query's table differ in dim")
+        for group in self.groups:
+            if not any(feature.group == group for feature in self.features.values()):
+                raise ValueError(f"group {group!r} has no feature; remove it or assign one")
+        for table in self.tables:
+            if not any(getattr(feature, "table", None) == table for feature in self.features.values()):
+                raise ValueError(f"table {table!r} is used by no feature; remove it or use it")
+        if not self.tasks:
+            raise ValueError("declare at least one task")
+        return self
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the tokens of all groups."""
+        return sum(self.groups.values())
+
+    def of_kind(self, kind: type[F]) -> Mapping[str, F]:
+        """Features of one kind, in declared order."""
+        return {name: feature for name, feature in self.features.items() if isinstance(feature, kind)}
+
+    def raw_columns(self) -> dict[str, str]:
+        """Feature name -> raw column it is made from."""
+        return {name: feature.column or name for name, feature in self.features.items()}
+
+    def label_columns(self) -> dict[str, str]:
+        """Task name -> raw label column."""
+        return {name: task.column or name for name, task in self.tasks.items()}
+
+    def unpooled_tables(self) -> frozenset[str]:
+        """Tables whose rows are looked up one by one, because a sequence uses them; all others are pooled bags."""
+        return frozenset(feature.table for feature in self.of_kind(SequenceFeature).values())
+
+    def bag_features(self) -> tuple[str, ...]:
+        """Features that are looked up pooled, in declared order."""
+        unpooled = self.unpooled_tables()
+        return tuple(n for n, f in self.features.items() if getattr(f, "table", None) not in (None, *unpooled))
+
+    def unpooled_features(self) -> tuple[str, ...]:
+        """Features that are looked up one row an id, in declared order."""
+        unpooled = self.unpooled_tables()
+        return tuple(n for n, f in self.features.items() if getattr(f, "table", None) in unpooled)
+
+    def id_features(self) -> tuple[str, ...]:
+        """All features with ids, in the order of `Batch.ids`: bags first, so that either half is one slice."""
+        return self.bag_features() + self.unpooled_features()

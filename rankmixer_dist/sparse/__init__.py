@@ -1,0 +1,1 @@
+"""Embedding tables and their placement over ranks; the only door to torchrec."""

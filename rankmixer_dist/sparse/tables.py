@@ -1,0 +1,97 @@
+"""Embedding tables as one torch module: ids in, a vector a field and a padded matrix a sequence out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    JaggedTensor,
+    KeyedJaggedTensor,
+    PoolingType,
+)
+
+from rankmixer_dist.batch import JaggedIds
+from rankmixer_dist.schema import IdFeature, MultiIdFeature, Schema, SequenceFeature
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the dense model is fed, by feature name.
+
+    `fields`: [B, dim] each; `sequences`: [B, L, dim] each, oldest first, zeros after the last; `lengths`: [B] each.
+    """
+
+    fields: dict[str, Tensor]
+    sequences: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+
+
+class EmbeddingTables(nn.Module):
+    """All tables of a schema. Tables used by a sequence are looked up id by id, the others pooled in the lookup.
+
+    TorchRec keeps pooled and unpooled lookups in two modules that cannot share weights; so an id or a bag on a
+    sequence's table goes the unpooled way too, which is how a candidate and its user's history share a table.
+    """
+
+    bags: EmbeddingBagCollection | None
+    sequences: EmbeddingCollection | None
+
+    def __init__(self, schema: Schema, *, device: torch.device) -> None:
+        super().__init__()
+        self.schema = schema
+        unpooled = schema.unpooled_tables()
+        bags, rows = [], []
+        for name, table in schema.tables.items():
+            users = [n for n, f in schema.features.items() if getattr(f, "table", None) == name]
+            shape = {"name": name, "num_embeddings": table.rows, "embedding_dim": table.dim}
+            if name in unpooled:
+                rows.append(EmbeddingConfig(**shape, feature_names=users))
+                continue
+            # The pooling belongs to a TorchRec table; features that pool differently share it through sum and a
+            # division by the bag's length, which `forward` does.
+            bags.append(EmbeddingBagConfig(**shape, feature_names=users, pooling=PoolingType.SUM))
+        self.bags = EmbeddingBagCollection(tables=bags, device=device) if bags else None
+        self.sequences = EmbeddingCollection(tables=rows, device=device) if rows else None
+
+    def forward(self, ids: JaggedIds) -> Embeddings:
+        """Looks up a batch.
+
+        Args:
+            ids: all id features of the schema in the order of `Schema.id_features`.
+        """
+        keyed = KeyedJaggedTensor(
+            keys=list(ids.features), values=ids.values, lengths=ids.lengths_FB.reshape(-1), stride=ids.lengths_FB.shape[1]
+        )
+        num_bags = len(self.schema.bag_features())
+        bags, unpooled = keyed.split([num_bags, len(ids.features) - num_bags])
+        lengths = dict(zip(ids.features, ids.lengths_FB, strict=True))
+        # Both lookups start before either is read, so that their exchanges between ranks overlap.
+        rows = self.sequences(unpooled) if self.sequences is not None else {}
+        pooled = self.bags(bags).to_dict() if self.bags is not None else {}
+
+        found = Embeddings(fields={}, sequences={}, lengths={})
+        for name, feature in self.schema.features.items():
+            if name in pooled:
+                found.fields[name] = self._pool(feature, pooled[name], lengths[name])
+            elif isinstance(feature, SequenceFeature):
+                found.sequences[name] = rows[name].to_padded_dense(feature.max_length)
+                found.lengths[name] = lengths[name]
+            elif isinstance(feature, IdFeature):
+                found.fields[name] = rows[name].to_padded_dense(1).squeeze(1)
+            elif isinstance(feature, MultiIdFeature):
+                found.fields[name] = self._pool(feature, _segment_sum(rows[name]), lengths[name])
+        return found
+
+    @staticmethod
+    def _pool(feature: object, summed_BD: Tensor, lengths_B: Tensor) -> Tensor:
+        if isinstance(feature, MultiIdFeature) and feature.pooling == "mean":
+            return summed_BD / lengths_B.clamp(min=1).to(summed_BD.dtype).unsqueeze(1)
+        return summed_BD
+
+
+def _segment_sum(rows: JaggedTensor) -> Tensor:
+    return torch.segment_reduce(rows.values(), "sum", lengths=rows.lengths(), axis=0, initial=0.0)

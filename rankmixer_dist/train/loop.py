@@ -1,0 +1,174 @@
+"""The training loop: epochs of batches, a log line an interval, a checkpoint now and then."""
+
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rankmixer_dist.batch import Batch
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.topology import Topology, sum_over_ranks
+from rankmixer_dist.train.schedule import LearningRate
+from rankmixer_dist.train.stopwatch import Stopwatch
+
+
+class DataPosition(Protocol):
+    """Where reading goes on: `row` rows of epoch `epoch` are done."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def row(self) -> int: ...
+
+
+class Epochs(Protocol):
+    """The rest of an epoch from a position, each batch with the position after it."""
+
+    def epoch(self, position: Any) -> Iterator[tuple[Batch, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, what its learning rates are and how it is measured.
+
+    `flops_per_row`: of a training step's dense part; `peak_flops`: of one rank's device, None if unknown.
+    """
+
+    epochs: int
+    total_steps: int
+    log_every: int
+    checkpoint_every: int | None
+    lr: LearningRate
+    sparse_lr: LearningRate
+    tasks: tuple[str, ...]
+    task_weights: tuple[float, ...]
+    flops_per_row: int
+    peak_flops: float | None
+
+
+@dataclass
+class Progress:
+    """What a run has done: steps taken, rows seen, and the data position that follows."""
+
+    step: int
+    rows: int
+    position: Any
+
+
+def run_loop(
+    batches: Epochs,
+    step: Callable[..., Tensor],
+    plan: Plan,
+    *,
+    progress: Progress,
+    start_of_epoch: Callable[[int], Any],
+    topology: Topology,
+    stopwatch: Stopwatch,
+    on_step: Callable[[], None],
+    on_log: Callable[[dict[str, Any]], None],
+    on_checkpoint: Callable[[Progress], None],
+) -> Progress:
+    """Trains from `progress` to the end of the plan; saves every `checkpoint_every` steps and at the end.
+
+    Raises:
+        UserError: the loss is no longer finite; names the step.
+    """
+    interval = _Interval(plan, topology, stopwatch)
+    saved = progress.step
+    while progress.step < plan.total_steps and progress.position.epoch < plan.epochs:
+        reading = batches.epoch(progress.position)
+        for batch, position in interval.timed(reading):
+            rates = {"lr": plan.lr.at(progress.step), "sparse_lr": plan.sparse_lr.at(progress.step)}
+            interval.add(step(batch.to(topology.device), **rates), batch)
+            progress.step += 1
+            progress.rows += int(batch.global_weight)
+            progress.position = position
+            on_step()
+            last = progress.step == plan.total_steps
+            if last or progress.step % plan.log_every == 0:
+                on_log(interval.close(progress, **rates))
+            if plan.checkpoint_every is not None and progress.step % plan.checkpoint_every == 0 and not last:
+                on_checkpoint(progress)
+                saved = progress.step
+            if last:
+                break
+        else:
+            progress.position = start_of_epoch(progress.position.epoch + 1)
+        reading.close()  # type: ignore[attr-defined]
+    if saved != progress.step:
+        on_checkpoint(progress)
+    return progress
+
+
+class _Interval:
+    """Sums what happened since the last log line."""
+
+    def __init__(self, plan: Plan, topology: Topology, stopwatch: Stopwatch) -> None:
+        self._plan, self._topology, self._stopwatch = plan, topology, stopwatch
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses = torch.zeros(len(self._plan.tasks), device=self._topology.device)
+        self._rows, self._steps, self._wait_s = 0.0, 0, 0.0
+        self._start = time.perf_counter()
+
+    def timed(self, reading: Iterator[tuple[Batch, Any]]) -> Iterator[tuple[Batch, Any]]:
+        """The same items; the time spent waiting for them is data wait."""
+        while True:
+            start = time.perf_counter()
+            item = next(reading, None)
+            self._wait_s += time.perf_counter() - start
+            if item is None:
+                return
+            yield item
+
+    def add(self, losses_K: Tensor, batch: Batch) -> None:
+        # A batch's loss is a mean over its own weight; the interval's is the mean over all its rows.
+        self._losses += losses_K * batch.global_weight
+        self._rows += batch.global_weight
+        self._steps += 1
+
+    def close(self, progress: Progress, *, lr: float, sparse_lr: float) -> dict[str, Any]:
+        plan = self._plan
+        parts = self._stopwatch.totals()
+        losses = (sum_over_ranks(self._losses) / self._rows).tolist()
+        seconds = time.perf_counter() - self._start
+        loss = math.fsum(weight * value for weight, value in zip(plan.task_weights, losses, strict=True))
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is not finite at step {progress.step}; lower dense.lr or sparse.lr, add warm-up, or set "
+                "dense.clip_norm"
+            )
+        rate = self._rows / seconds
+        peak = plan.peak_flops and plan.peak_flops * self._topology.world_size
+        line = {
+            "step": progress.step,
+            "epoch": progress.position.epoch,
+            "rows": progress.rows,
+            "loss": loss,
+            "loss_per_task": dict(zip(plan.tasks, losses, strict=True)),
+            "lr": lr,
+            "sparse_lr": sparse_lr,
+            "samples_per_s": rate,
+            "mfu": rate * plan.flops_per_row / peak if peak else None,
+            "step_s": seconds / self._steps,
+            "data_wait_s": self._wait_s / self._steps,
+            "data_wait_share": self._wait_s / seconds,
+            "sparse_s": parts.get("sparse", 0.0) / self._steps,
+            "dense_s": parts.get("dense", 0.0) / self._steps,
+            "mem_gb": _memory_gb(self._topology.device),
+        }
+        self._reset()
+        return line
+
+
+def _memory_gb(device: torch.device) -> float:
+    """Peak memory of this rank: the GPU's where there is one, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,68 @@
+"""What a run leaves for later eyes: `metrics.jsonl`, a line a log interval, and the same for TensorBoard."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """Appends to a run's `metrics.jsonl` and `tensorboard/`.
+
+    Args:
+        resume_step: lines of later steps, left by a run that died after its last checkpoint, are removed.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        kept = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
+        aside = self._path.with_suffix(".partial")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(aside, self._path)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Writes one interval; NaN and infinity become null, which JSON has."""
+        self._file.write(json.dumps(_finite(line)) + "\n")
+        self._file.flush()
+        for key, value in _flat(line):
+            if isinstance(value, int | float) and key != "step":
+                self._board.add_scalar(key, value, line["step"])
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that was cut off is left out, a missing file has none."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(line: dict[str, Any]) -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in line.items():
+        if isinstance(value, dict):
+            pairs += [(f"{key}/{name}", item) for name, item in value.items()]
+        else:
+            pairs.append((key, value))
+    return pairs

@@ -1,0 +1,54 @@
+"""The live line that a person watches: a bar on a terminal, a plain line an interval elsewhere."""
+
+import sys
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class TrainProgress:
+    """Shows loss, samples/s, MFU and the share of time spent waiting for data; silent on all ranks but one."""
+
+    def __init__(self, *, total_steps: int, done_steps: int, enabled: bool) -> None:
+        self._enabled = enabled
+        self._total = total_steps
+        self._bar: Progress | None = None
+        if enabled and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("[bold]train"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("train", total=total_steps, completed=done_steps, figures="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self) -> None:
+        """One more step."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def show(self, line: dict[str, Any]) -> None:
+        """The figures of a log interval."""
+        if not self._enabled:
+            return
+        mfu = "" if line["mfu"] is None else f"  MFU {line['mfu']:.1%}"
+        figures = (
+            f"loss {line['loss']:.4f}  {line['samples_per_s']:,.0f} rows/s{mfu}  data wait {line['data_wait_share']:.0%}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, figures=figures)
+        else:
+            print(f"step {line['step']}/{self._total}  {figures}", file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+"""The run directory: it belongs to one config, and says so."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.errors import UserError
+
+CHANGEABLE = frozenset(
+    {
+        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "train.epochs", "train.max_steps",
+        "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "eval.split", "eval.batch_size",
+    }
+)  # fmt: skip
+"""Keys that may differ between two starts of one run: they change how long it is or how it is watched, not what it is."""
+
+
+def claim_run_dir(config: RunConfig) -> Path:
+    """Makes the run directory and writes `config.yaml` into it; called by one rank.
+
+    Raises:
+        UserError: the directory holds another config; names the first key that differs.
+    """
+    run_dir = config.run_dir
+    path = run_dir / "config.yaml"
+    if path.exists():
+        difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
+        if difference is not None:
+            key, old, new = difference
+            raise UserError(
+                f"{run_dir} already holds another config: {key} was {old!r} and is now {new!r}; choose another `name` "
+                "or remove the directory"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(path, config.to_yaml())
+    return run_dir
+
+
+def require_run(config: RunConfig) -> Path:
+    """The directory of a run that has been trained with this config.
+
+    Raises:
+        UserError: there is none, or it holds another config.
+    """
+    path = config.run_dir / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{config.run_dir}: no run here; train it with launch/train.py first")
+    difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
+    if difference is not None:
+        key, old, new = difference
+        raise UserError(f"{config.run_dir} was trained with {key} {old!r}, not {new!r}; give the config it was trained with")
+    return config.run_dir
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file, complete or not at all."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, complete or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    if key in CHANGEABLE or old == new:
+        return None
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            inner = f"{key}.{name}" if key else name
+            found = _first_difference(old.get(name), new.get(name), inner)
+            if found is not None:
+                return found
+        return None
+    return key, old, new

@@ -1,0 +1,64 @@
+"""One training step over both halves: lookup, dense forward, one backward through both, two updates."""
+
+from torch import Tensor
+
+from rankmixer_dist.batch import Batch
+from rankmixer_dist.losses import multi_task_loss
+from rankmixer_dist.parallel.engine import DenseEngine
+from rankmixer_dist.sparse.shard import Tables
+from rankmixer_dist.train.stopwatch import Stopwatch
+
+
+class TrainStep:
+    """Trains tables and dense model on a batch; the gradient convention stands in `parallel.engine`.
+
+    Args:
+        task_weights_K: weight of each task's loss in the total.
+        stopwatch: told how long lookup (`sparse`) and dense model (`dense`) took, backward included.
+    """
+
+    def __init__(
+        self, tables: Tables, engine: DenseEngine, *, task_weights_K: Tensor, world_size: int, stopwatch: Stopwatch
+    ) -> None:
+        self._tables, self._engine = tables, engine
+        self._task_weights_K = task_weights_K
+        self._world_size = world_size
+        self._stopwatch = stopwatch
+
+    def __call__(self, batch: Batch, *, lr: float, sparse_lr: float) -> Tensor:
+        """Takes the step.
+
+        Returns:
+            [K] this rank's part of the global batch's loss per task, detached; the sum over ranks is the loss.
+        """
+        watch = self._stopwatch
+        watch.start()
+        self._tables.set_lr(sparse_lr)  # before backward, which is where the tables update
+        embeddings = self._tables(batch.ids)
+        watch.lap("sparse")
+        logits_BK = self._engine(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN)
+        loss, per_task_K = multi_task_loss(
+            logits_BK, batch.labels_BK, batch.weight_B, self._task_weights_K, batch.global_weight
+        )
+        # Autograd reaches the lookup's outputs only after the whole dense model; the first of them to get its
+        # gradient marks where the backward of the dense half ends.
+        crossing = _FirstGradient([*embeddings.fields.values(), *embeddings.sequences.values()], watch)
+        self._engine.backward(loss * self._world_size)
+        watch.lap("sparse" if crossing.passed else "dense")
+        self._engine.step(lr)
+        watch.lap("dense")
+        return per_task_K.detach()
+
+
+class _FirstGradient:
+    def __init__(self, tensors: list[Tensor], watch: Stopwatch) -> None:
+        self.passed = False
+        self._watch = watch
+        for tensor in tensors:
+            if tensor.requires_grad:
+                tensor.register_hook(self._mark)
+
+    def _mark(self, gradient: Tensor) -> None:
+        if not self.passed:
+            self.passed = True
+            self._watch.lap("dense")
