@@ -20,20 +20,12 @@ import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
 from data_pipeline.manifest import Manifest, Shard
-from rankmixer_dist.batch import Batch
+from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema
 
 _CACHED_CHUNKS = 4
 _CACHED_FILES = 16
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far training has read: `row` rows of the stream of epoch `epoch` (from 0) are done."""
-
-    epoch: int
-    row: int
 
 
 class Loader:

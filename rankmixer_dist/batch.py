@@ -20,6 +20,17 @@ class JaggedIds:
 
 
 @dataclass(frozen=True)
+class Position:
+    """How far training has read: `row` rows of the shuffled stream of epoch `epoch` (from 0) are done.
+
+    It counts rows in an order that all world sizes share, so a run can go on with another number of ranks.
+    """
+
+    epoch: int
+    row: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """One rank's share of a global batch.
 

@@ -119,6 +119,9 @@ class SparseConfig(Strict):
     eps: PositiveFloat = 1e-8
     init_scale: PositiveFloat = Field(default=0.01, description="weights start uniform in [-init_scale, init_scale]")
     schedule: Schedule = Schedule()
+    placement: Literal["sharded", "local"] = Field(
+        default="sharded", description="local: unsharded and one process, the reference that sharding is tested against"
+    )
     sharding: dict[str, Literal["table_wise", "row_wise"]] = Field(
         default={}, description="table -> fixed sharding type; tables not named are the planner's choice"
     )
@@ -127,7 +130,9 @@ class SparseConfig(Strict):
 class DenseConfig(Strict):
     """Engine and optimizer of the dense model."""
 
-    engine: Literal["deepspeed", "plain"] = "deepspeed"
+    engine: Literal["deepspeed", "plain"] = Field(
+        default="deepspeed", description="plain: one process, fp32, the reference that DeepSpeed is tested against"
+    )
     zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="fp16 is refused: its loss scale would leak into the tables' fused updates"
@@ -184,6 +189,8 @@ class RunConfig(Strict):
         for key, split in (("train.split", self.train.split), ("eval.split", self.eval.split)):
             if split not in self.data.splits:
                 raise ValueError(f"{key} {split!r} is not one of data.splits: {', '.join(self.data.splits)}")
+        if self.dense.engine == "plain" and self.dense.precision != "fp32":
+            raise ValueError("dense.engine plain trains in fp32 only; use deepspeed for bf16")
         for table in self.sparse.sharding:
             if table not in self.features.tables:
                 known = nearest(table, self.features.tables)

@@ -106,10 +106,16 @@ def barrier() -> None:
     dist.barrier()
 
 
-def raise_together(error: UserError | None) -> None:
-    """Ends all ranks with the first rank's error when any of them has one, rather than leaving the others waiting."""
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """When the block ends with a `UserError` on any rank, all ranks raise the first rank's, so that none waits for it."""
+    mine: str | None = None
+    try:
+        yield
+    except UserError as error:
+        mine = str(error)
     errors: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, None if error is None else str(error))
+    dist.all_gather_object(errors, mine)
     for message in errors:
         if message is not None:
             raise UserError(message)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.engine import DenseEngine, DenseState
@@ -72,15 +73,29 @@ def load_checkpoint(path: Path, tables: Tables, engine: DenseEngine) -> dict[str
     Raises:
         UserError: a file of the checkpoint is missing or does not fit the model.
     """
+    about, saved = _read(path, engine.module)
+    load_tables(tables, path / "tables")
+    engine.load_state(DenseState(**saved))
+    return about
+
+
+def load_for_scoring(path: Path, tables: Tables, module: nn.Module) -> None:
+    """Takes up the weights alone; raises as `load_checkpoint` does."""
+    _, saved = _read(path, module)
+    load_tables(tables, path / "tables")
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(saved["weights"][name])
+
+
+def _read(path: Path, module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         about = json.loads((path / "progress.json").read_text())
         saved = torch.load(path / "dense.pt", weights_only=True, map_location="cpu")
     except (OSError, json.JSONDecodeError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable checkpoint: {error}") from error
-    names = {name for name, _ in engine.module.named_parameters()}
+    names = {name for name, _ in module.named_parameters()}
     if names != saved["weights"].keys():
         missing = sorted(names ^ saved["weights"].keys())[0]
         raise UserError(f"{path}: saved from another model; parameter {missing!r} is in only one of the two")
-    load_tables(tables, path / "tables")
-    engine.load_state(DenseState(**saved))
-    return about
+    return about, saved

@@ -10,26 +10,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rankmixer_dist.batch import Batch
+from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology, sum_over_ranks
 from rankmixer_dist.train.schedule import LearningRate
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 
-class DataPosition(Protocol):
-    """Where reading goes on: `row` rows of epoch `epoch` are done."""
-
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def row(self) -> int: ...
-
-
 class Epochs(Protocol):
     """The rest of an epoch from a position, each batch with the position after it."""
 
-    def epoch(self, position: Any) -> Iterator[tuple[Batch, Any]]: ...
+    def epoch(self, position: Position) -> Iterator[tuple[Batch, Position]]: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Progress:
 
     step: int
     rows: int
-    position: Any
+    position: Position
 
 
 def run_loop(
@@ -66,7 +57,6 @@ def run_loop(
     plan: Plan,
     *,
     progress: Progress,
-    start_of_epoch: Callable[[int], Any],
     topology: Topology,
     stopwatch: Stopwatch,
     on_step: Callable[[], None],
@@ -98,7 +88,7 @@ def run_loop(
             if last:
                 break
         else:
-            progress.position = start_of_epoch(progress.position.epoch + 1)
+            progress.position = Position(progress.position.epoch + 1, 0)
         reading.close()  # type: ignore[attr-defined]
     if saved != progress.step:
         on_checkpoint(progress)
@@ -117,7 +107,7 @@ class _Interval:
         self._rows, self._steps, self._wait_s = 0.0, 0, 0.0
         self._start = time.perf_counter()
 
-    def timed(self, reading: Iterator[tuple[Batch, Any]]) -> Iterator[tuple[Batch, Any]]:
+    def timed(self, reading: Iterator[tuple[Batch, Position]]) -> Iterator[tuple[Batch, Position]]:
         """The same items; the time spent waiting for them is data wait."""
         while True:
             start = time.perf_counter()

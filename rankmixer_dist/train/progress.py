@@ -1,4 +1,4 @@
-"""The live line that a person watches: a bar on a terminal, a plain line an interval elsewhere."""
+"""What a person watches while rows go by: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
 from typing import Any, Self
@@ -52,3 +52,28 @@ class TrainProgress:
             self._bar.update(self._task, figures=figures)
         else:
             print(f"step {line['step']}/{self._total}  {figures}", file=sys.stderr, flush=True)
+
+
+class EvaluateProgress:
+    """Rows scored so far; on a terminal only, since scoring is short beside training."""
+
+    def __init__(self, *, rows: int, enabled: bool) -> None:
+        self._bar: Progress | None = None
+        if enabled and sys.stderr.isatty():
+            columns = (TextColumn("[bold]score"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("score", total=rows)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, rows: int) -> None:
+        """That many rows more, over all ranks."""
+        if self._bar is not None:
+            self._bar.advance(self._task, rows)

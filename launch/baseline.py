@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Fits scikit-learn's logistic regression on a run's prepared rows and scores the same split: the floor to beat."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+from data_pipeline.reading import open_prepared
+from rankmixer_dist.config import RunConfig, load_config
+from rankmixer_dist.errors import run_verb
+from rankmixer_dist.metrics import TaskMetrics
+from rankmixer_dist.schema import LABEL_PREFIX, USER_ID, IdFeature, NumericFeature
+from rankmixer_dist.train.run_dir import write_json
+
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+HELD_OUT = 0.25
+
+USAGE = """\
+python launch/baseline.py configs/kuairand_pure.yaml --cross user:author_id --cross user:duration_bucket
+
+Every id is a one-hot column, every bag and sequence a multi-hot one scaled to length one, numerics are standardised, and
+each --cross adds the products of two id features. The penalty of each task is chosen on the last quarter of the training
+rows, then the model is fitted on all of them. Prints the figures and writes baseline.json into the run directory.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line, fits and scores."""
+    parser = argparse.ArgumentParser(
+        prog="baseline.py", description=__doc__, epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
+    parser.add_argument("--cross", action="append", default=[], metavar="A:B", help="cross of two id features")
+    parsed = parser.parse_args(arguments)
+    config = load_config(parsed.config, parsed.overrides)
+    manifest = open_prepared(config, [config.train.split, config.eval.split], rank=0, world_size=1)
+    train, test = (
+        pa.concat_tables(pq.read_table(config.data.prepared / shard.path) for shard in manifest.splits[split])
+        for split in (config.train.split, config.eval.split)
+    )
+    crosses = [tuple(cross.split(":")) for cross in parsed.cross]
+    columns = list(_columns(config, train, test, manifest.numerics, crosses))
+    x_train, x_test = (sparse.hstack(side, format="csr") for side in zip(*columns, strict=True))
+    print(f"{x_train.shape[0]:,} rows to fit, {x_test.shape[0]:,} to score, {x_train.shape[1]:,} columns")
+    result: dict[str, Any] = {"rows": test.num_rows, "split": config.eval.split, "tasks": {}}
+    for task in config.features.tasks:
+        label = LABEL_PREFIX + task
+        penalty, scores = _fit(x_train, train[label].to_numpy(), x_test)
+        metrics = TaskMetrics()
+        metrics.update(scores, test[label].to_numpy(), test[USER_ID].to_numpy())
+        result["tasks"][task] = {**metrics.compute(), "C": penalty}
+        figures = result["tasks"][task]
+        print(f"{task:12} C {penalty:<5g} AUC {figures['auc']:.4f}  UAUC {figures['uauc']:.4f}  NE {figures['ne']:.4f}")
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(config.run_dir / "baseline.json", result)
+
+
+def _columns(
+    config: RunConfig, train: pa.Table, test: pa.Table, numerics: Any, crosses: list[tuple[str, ...]]
+) -> Iterator[tuple[sparse.csr_matrix, sparse.csr_matrix]]:
+    schema = config.features
+    for name, feature in schema.features.items():
+        if isinstance(feature, NumericFeature):
+            statistics = numerics[name]
+            yield tuple(_numeric(table[name].to_numpy(), statistics.mean, statistics.std) for table in (train, test))
+        elif isinstance(feature, IdFeature):
+            rows = schema.tables[feature.table].rows
+            yield tuple(_one_hot(table[name].to_numpy(), rows) for table in (train, test))
+        else:
+            rows = schema.tables[feature.table].rows
+            yield tuple(_multi_hot(table[name].combine_chunks(), rows) for table in (train, test))
+    for left, right in crosses:
+        keys = [_cross(table[left].to_numpy(), table[right].to_numpy()) for table in (train, test)]
+        known, places = np.unique(keys[0], return_inverse=True)
+        found = np.searchsorted(known, keys[1]).clip(max=len(known) - 1)
+        unseen = known[found] != keys[1]
+        yield _one_hot(places, len(known)), _one_hot(np.where(unseen, -1, found), len(known))
+
+
+def _numeric(values: np.ndarray, mean: float, std: float) -> sparse.csr_matrix:
+    missing = np.isnan(values)
+    scaled = np.where(missing, 0.0, (values - mean) / (std or 1.0))
+    return sparse.csr_matrix(np.stack([scaled, missing], axis=1))
+
+
+def _one_hot(ids: np.ndarray, count: int) -> sparse.csr_matrix:
+    """One column an id; a negative id has none."""
+    rows = np.flatnonzero(ids >= 0)
+    return sparse.csr_matrix((np.ones(len(rows)), (rows, ids[rows])), shape=(len(ids), count))
+
+
+def _multi_hot(lists: pa.ListArray, count: int) -> sparse.csr_matrix:
+    """Counts of each id, each row scaled to length one."""
+    offsets = lists.offsets.to_numpy()
+    values = lists.values.to_numpy()[offsets[0] : offsets[-1]]
+    matrix = sparse.csr_matrix((np.ones(len(values)), values, offsets - offsets[0]), shape=(len(lists), count))
+    matrix.sum_duplicates()
+    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    return sparse.diags(1 / np.maximum(norms, 1e-12)) @ matrix
+
+
+def _cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return left.astype(np.int64) << 32 | right.astype(np.int64)
+
+
+def _fit(x_train: sparse.csr_matrix, labels: np.ndarray, x_test: sparse.csr_matrix) -> tuple[float, np.ndarray]:
+    """The penalty that is best on the last rows in time, and the test scores of a fit on all rows with it."""
+    cut = int(len(labels) * (1 - HELD_OUT))
+
+    def fit(penalty: float, rows: slice) -> LogisticRegression:
+        return LogisticRegression(C=penalty, solver="lbfgs", max_iter=300).fit(x_train[rows], labels[rows])
+
+    def held_out(penalty: float) -> float:
+        scores = fit(penalty, slice(0, cut)).predict_proba(x_train[cut:])[:, 1]
+        metrics = TaskMetrics()
+        metrics.update(scores, labels[cut:], np.zeros(len(scores), dtype=np.int64))
+        return metrics.compute()["auc"] or 0.0
+
+    best = max(PENALTIES, key=held_out)
+    return best, fit(best, slice(None)).predict_proba(x_test)[:, 1]
+
+
+if __name__ == "__main__":
+    run_verb(main)

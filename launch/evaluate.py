@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Scores a split with a run's newest checkpoint: AUC, UAUC and calibration of every task, and the report."""
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rankmixer_dist.config import RunConfig, load_config
+from rankmixer_dist.errors import run_verb
+
+USAGE = """\
+python launch/evaluate.py configs/quickstart.yaml
+torchrun --standalone --nproc_per_node 2 launch/evaluate.py configs/quickstart.yaml eval.split=test
+
+Writes eval.json, predictions/*.parquet and report.html into the run directory.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line and evaluates."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=__doc__, epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from the deepspeed launcher, which sets LOCAL_RANK too
+    parsed = parser.parse_args(arguments)
+    run(load_config(parsed.config, parsed.overrides))
+
+
+def run(config: RunConfig) -> None:
+    """Joins the ranks, opens the data, scores it and renders the report."""
+    # Imported after the config is known to be good: torch and its kin take seconds.
+    from data_pipeline.reading import open_prepared, open_split
+    from rankmixer_dist.parallel.topology import failing_together, process_group
+    from rankmixer_dist.report import render_report
+    from rankmixer_dist.train.evaluate import evaluate
+
+    with process_group() as topology:
+        ranks = {"rank": topology.rank, "world_size": topology.world_size}
+        topology.share_of(config.eval.batch_size)
+        with failing_together():
+            manifest = open_prepared(config, [config.eval.split], **ranks)
+        rows = open_split(
+            config,
+            manifest,
+            config.eval.split,
+            **ranks,
+            batch_size=config.eval.batch_size,
+            training=False,
+            pin_memory=topology.device.type == "cuda",
+        )
+        base_rates = [manifest.base_rate(config.train.split, task) for task in config.features.tasks]
+        result = evaluate(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
+        if result is not None:
+            show(result)
+            print(f"report: {render_report(config.run_dir)}")
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the figures of every task, beside the best reachable ones where they are known."""
+    table = Table(title=f"{result['split']}: {result['rows']:,} rows, {result['checkpoint']}")
+    for column in ("task", "AUC", "best reachable", "gap", "UAUC", "best UAUC", "logloss", "NE", "calibration"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, figures in result["tasks"].items():
+        best = figures.get("reachable", {"auc": None, "uauc": None})
+        gap = None if None in (best["auc"], figures["auc"]) else best["auc"] - figures["auc"]
+        values = (figures["auc"], best["auc"], gap, figures["uauc"], best["uauc"])
+        values += (figures["logloss"], figures["ne"], figures["calibration"])
+        table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    run_verb(main)

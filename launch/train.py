@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Trains a run: tables over all ranks, the dense model under DeepSpeed, from prepared data."""
+
+import argparse
+
+from rankmixer_dist.config import RunConfig, load_config
+from rankmixer_dist.errors import run_verb
+
+USAGE = """\
+python launch/train.py configs/quickstart.yaml dense.lr=0.002
+torchrun --standalone --nproc_per_node 2 launch/train.py configs/quickstart.yaml
+DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.py configs/quickstart.yaml
+srun --ntasks-per-node 8 python launch/train.py configs/quickstart.yaml   (with MASTER_ADDR and MASTER_PORT set)
+
+The run directory runs/<name>/ gets config.yaml, plan.json, metrics.jsonl, tensorboard/ and checkpoints/. Started again
+with the same config, a run goes on from its newest checkpoint.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from the deepspeed launcher, which sets LOCAL_RANK too
+    parsed = parser.parse_args(arguments)
+    run(load_config(parsed.config, parsed.overrides))
+
+
+def run(config: RunConfig) -> None:
+    """Joins the ranks, opens the data and trains."""
+    # Imported after the config is known to be good: torch and its kin take seconds.
+    from data_pipeline.reading import open_prepared, open_split
+    from rankmixer_dist.parallel.topology import failing_together, process_group
+    from rankmixer_dist.train.run import train
+
+    with process_group() as topology:
+        topology.share_of(config.loader.batch_size)
+        ranks = {"rank": topology.rank, "world_size": topology.world_size}
+        with failing_together():
+            manifest = open_prepared(config, [config.train.split], **ranks)
+        rows = open_split(
+            config,
+            manifest,
+            config.train.split,
+            **ranks,
+            batch_size=config.loader.batch_size,
+            training=True,
+            pin_memory=topology.device.type == "cuda",
+        )
+        base_rates = [manifest.base_rate(config.train.split, task) for task in config.features.tasks]
+        train(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
+
+
+if __name__ == "__main__":
+    run_verb(main)

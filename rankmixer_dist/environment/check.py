@@ -1,0 +1,52 @@
+"""One line of the doctor's table, and the wrapper that turns whatever goes wrong inside a check into such a line."""
+
+# Nothing at the top of this package needs an installed package or Python 3.11: it has to run where both are missing.
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["ok", "warn", "bad"]
+
+REINSTALL = "run: bash launch/install.sh (if it says up to date, remove .venv first)"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, what was found, whether that is good enough and, if not, what to do about it."""
+
+    name: str
+    found: str
+    verdict: Verdict = "ok"
+    mend: str = ""
+
+
+def guarded(name: str, *, mend: str = REINSTALL) -> Callable[[Callable[[], Check]], Callable[[], Check]]:
+    """Makes a check that raises, such as on an import that fails, a bad line with `mend` instead of a traceback."""
+
+    def wrap(function: Callable[[], Check]) -> Callable[[], Check]:
+        @functools.wraps(function)
+        def check() -> Check:
+            try:
+                return function()
+            except Exception as error:
+                return Check(name, describe(error), "bad", mend)
+
+        return check
+
+    return wrap
+
+
+def describe(error: BaseException) -> str:
+    """An exception as one short line: its type and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def gibibytes(num_bytes: float) -> str:
+    """`12.3 GiB`, with fewer digits for large sizes and MiB for small ones."""
+    if num_bytes < 2**30:
+        return f"{num_bytes / 2**20:.0f} MiB"
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes < 100 * 2**30 else f"{num_bytes / 2**30:.0f} GiB"

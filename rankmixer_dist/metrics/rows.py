@@ -1,0 +1,133 @@
+"""Checked columns of scored rows: what every exact ranking metric has to keep."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+EMPTY_COLUMNS = {
+    "scores": np.empty(0, np.float32),
+    "labels": np.empty(0, np.bool_),
+    "user_ids": np.empty(0, np.int64),
+}
+
+
+def check_scores(scores: ArrayLike) -> NDArray[np.floating]:
+    """Scores [rows] as float32, or as float64 where they came as float64: never a lossy cast.
+
+    Raises:
+        ValueError: not one-dimensional, not floating point, or NaN or infinity among them.
+    """
+    column = _one_dimensional("scores", scores)
+    if column.dtype.kind != "f" or column.dtype.itemsize > 8:
+        raise ValueError(f"scores: expected float32 or float64, got {column.dtype}")
+    if column.dtype.itemsize < 4:
+        column = column.astype(np.float32)
+    _refuse("scores", column, ~np.isfinite(column), "not finite")
+    return column
+
+
+def check_probabilities(scores: ArrayLike) -> NDArray[np.floating]:
+    """As `check_scores`, and every score within [0, 1].
+
+    Raises:
+        ValueError: as `check_scores`, or a score outside [0, 1].
+    """
+    column = check_scores(scores)
+    _refuse("scores", column, (column < 0) | (column > 1), "outside [0, 1]")
+    return column
+
+
+def check_labels(labels: ArrayLike) -> NDArray[np.bool_]:
+    """Labels [rows] as bool; any dtype is taken as long as the values are 0 and 1.
+
+    Raises:
+        ValueError: not one-dimensional, or a value other than 0 and 1 (NaN included).
+    """
+    column = _one_dimensional("labels", labels)
+    if column.dtype == np.bool_:
+        return column
+    positive = column == 1
+    _refuse("labels", column, ~(positive | (column == 0)), "neither 0 nor 1")
+    return positive
+
+
+def check_user_ids(user_ids: ArrayLike) -> NDArray[np.int64]:
+    """User ids [rows] as int64.
+
+    Raises:
+        ValueError: not one-dimensional, or a dtype that int64 cannot hold in full (uint64, floats).
+    """
+    column = _one_dimensional("user_ids", user_ids)
+    if column.dtype.kind not in "iu" or not np.can_cast(column.dtype, np.int64):
+        raise ValueError(f"user_ids: expected int64, got {column.dtype}")
+    return column.astype(np.int64, copy=False)
+
+
+def check_same_length(**columns: NDArray) -> None:
+    """Refuse columns of different lengths.
+
+    Raises:
+        ValueError: naming the length of each column.
+    """
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
+        raise ValueError(f"columns differ in length: {lengths}")
+
+
+class RowBuffer:
+    """Checked columns of equal length, appended chunk by chunk and joined when first read."""
+
+    def __init__(self, *names: str) -> None:
+        self._chunks: dict[str, list[NDArray]] = {name: [EMPTY_COLUMNS[name]] for name in names}
+
+    def append(self, **columns: NDArray) -> None:
+        """Append one chunk, copied: callers reuse their batch buffers."""
+        assert columns.keys() == self._chunks.keys()
+        check_same_length(**columns)
+        for name, column in columns.items():
+            self._chunks[name].append(column.copy())
+
+    def merge(self, other: Self) -> None:
+        """Append the rows of another buffer with the same columns."""
+        assert other._chunks.keys() == self._chunks.keys()
+        for name, chunks in self._chunks.items():
+            chunks.extend(list(other._chunks[name]))
+
+    def column(self, name: str) -> NDArray:
+        """The whole column [rows]; not to be written to."""
+        chunks = self._chunks[name]
+        if len(chunks) > 1:
+            chunks[:] = [np.concatenate(chunks)]
+        return chunks[0]
+
+    def to_arrays(self) -> dict[str, NDArray]:
+        """Every column by name, as `from_arrays` of the metrics takes them."""
+        return {name: self.column(name) for name in self._chunks}
+
+
+def check_array_names(arrays: Mapping[str, NDArray], expected: set[str]) -> None:
+    """Refuse a mapping that is not the `to_arrays` of the state that reads it.
+
+    Raises:
+        ValueError: naming what was found and what was expected.
+    """
+    if arrays.keys() != expected:
+        raise ValueError(f"metric state: expected arrays {sorted(expected)}, got {sorted(arrays)}")
+
+
+def _one_dimensional(name: str, values: ArrayLike) -> NDArray:
+    column = np.asarray(values)
+    if column.ndim != 1:
+        raise ValueError(f"{name}: expected one dimension, got shape {column.shape}")
+    return column
+
+
+def _refuse(name: str, column: NDArray, bad: NDArray[np.bool_], what: str) -> None:
+    count = int(np.count_nonzero(bad))
+    if count:
+        first = int(np.argmax(bad))
+        raise ValueError(
+            f"{name}: {count} of {len(column)} values are {what}, first at index {first} ({column[first]})"
+        )

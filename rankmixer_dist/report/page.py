@@ -1,0 +1,226 @@
+"""Puts a run's figures and pictures into the HTML template."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from rankmixer_dist.report import formats, prediction_plots, training_plots
+from rankmixer_dist.report.curves import prediction_curves
+from rankmixer_dist.report.inputs import Predictions, RunInputs, TaskEvaluation, read_run
+from rankmixer_dist.report.plan_plot import sharding_plot
+from rankmixer_dist.report.svg import Plot
+from rankmixer_dist.report.training_log import TrainingLog
+
+TEMPLATE = "report.html.jinja"
+AUC_BAR_STEP = 0.05
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline figure."""
+
+    label: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class BarScale:
+    """The range of AUC that the small bars of the results table span."""
+
+    low: float
+    high: float
+
+    def position(self, auc: float) -> float:
+        """Where an AUC lies, 0 to 100."""
+        return 100 * (auc - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class AUCBar:
+    """Positions on a scale of 0 to 100 for the small AUC picture of a table row; None where unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+    reachable: float | None
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One row of the results table."""
+
+    figures: TaskEvaluation
+    bar: AUCBar | None
+    auc_gap: float | None
+    uauc_gap: float | None
+
+
+@dataclass(frozen=True)
+class PredictionCard:
+    """ROC and calibration of one task; no plots where its predictions hold a single class."""
+
+    task: str
+    plots: list[Plot]
+    rows: int
+    positives: int
+
+
+def render_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory from what lies there; a missing input leaves out its section.
+
+    Reads config.yaml, metrics.jsonl, plan.json, eval.json and predictions/*.parquet. The page needs no other file and
+    no network.
+
+    Returns:
+        The path of the page, which is the old one or the new one at any time, never half of one.
+
+    Raises:
+        UserError: no such directory, or an input that does not hold what its contract says.
+    """
+    inputs = read_run(run_dir)
+    evaluated_tasks = inputs.evaluation.tasks if inputs.evaluation else []
+    bar_scale = _bar_scale(evaluated_tasks)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("metric", "gap", "percent", "count", "scaled", "size", "flops", "rank_ranges"):
+        environment.filters[name] = getattr(formats, name)
+    page = environment.get_template(TEMPLATE).render(
+        title=(inputs.config and inputs.config.name) or inputs.directory_name,
+        subtitle=_subtitle(inputs),
+        tiles=_tiles(inputs),
+        evaluation=inputs.evaluation,
+        bar_scale=bar_scale,
+        task_rows=[_task_row(task, bar_scale) for task in evaluated_tasks],
+        training_plots=_training_plots(inputs.log),
+        task_loss_plots=training_plots.task_loss_plots(inputs.log) if inputs.log else [],
+        log=inputs.log,
+        prediction_cards=_prediction_cards(inputs.predictions),
+        predictions=inputs.predictions,
+        plan=inputs.plan,
+        sharding_plot=sharding_plot(inputs.plan) if inputs.plan and inputs.plan.tables else None,
+        config=inputs.config,
+    )
+    path = run_dir / "report.html"
+    partial = run_dir / "report.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _subtitle(inputs: RunInputs) -> list[str]:
+    parts = []
+    if inputs.config and inputs.config.seed is not None:
+        parts.append(f"seed {inputs.config.seed}")
+    if inputs.evaluation and inputs.evaluation.split:
+        parts.append(f"evaluated on {inputs.evaluation.split}")
+    if inputs.evaluation and inputs.evaluation.checkpoint:
+        parts.append(f"checkpoint {Path(inputs.evaluation.checkpoint).name}")
+    return parts
+
+
+def _tiles(inputs: RunInputs) -> list[Tile]:
+    log, plan, evaluation = inputs.log, inputs.plan, inputs.evaluation
+    tasks = evaluation.tasks if evaluation else []
+    aucs = [task.auc for task in tasks if task.auc is not None]
+    uaucs = [task.uauc for task in tasks if task.uauc is not None]
+    trained_rows = int(log.columns["rows"][-1]) if log and math.isfinite(log.columns["rows"][-1]) else None
+    speed, mfu = (log.median("samples_per_s"), log.median("mfu")) if log else (None, None)
+    return [
+        Tile(
+            "Mean AUC",
+            formats.metric(fmean(aucs) if aucs else None),
+            f"mean UAUC {formats.metric(fmean(uaucs))}" if uaucs else "",
+        ),
+        Tile(
+            "Rows trained",
+            formats.scaled(trained_rows),
+            f"{formats.scaled(evaluation.rows)} evaluated" if evaluation else "",
+        ),
+        Tile("Samples / s", formats.scaled(speed), "median of the run" if speed is not None else ""),
+        Tile("MFU", formats.percent(mfu), "median of the run" if mfu is not None else ""),
+        Tile(
+            "World size",
+            formats.count(plan.world_size) if plan else formats.MISSING,
+            f"{formats.size(sum(plan.bytes_per_rank))} of tables" if plan else "",
+        ),
+        Tile(
+            "Dense parameters",
+            formats.scaled(plan.dense.parameters) if plan else formats.MISSING,
+            f"{formats.flops(plan.dense.flops_per_row_train)} / row" if plan else "",
+        ),
+    ]
+
+
+def _bar_scale(tasks: list[TaskEvaluation]) -> BarScale:
+    """From 0.5, or the multiple of 0.05 below the lowest AUC, to the one above the highest figure shown."""
+    drawn = [
+        value
+        for task in tasks
+        for value in (task.auc, task.auc_low, task.auc_high, task.reachable_auc)
+        if value is not None
+    ]
+    low = min([0.5, *(math.floor(value / AUC_BAR_STEP) * AUC_BAR_STEP for value in drawn)])
+    high = max([0.55, *(math.ceil(value / AUC_BAR_STEP) * AUC_BAR_STEP for value in drawn)])
+    return BarScale(low, high)
+
+
+def _task_row(task: TaskEvaluation, scale: BarScale) -> TaskRow:
+    bar = None
+    if task.auc is not None:
+        bar = AUCBar(
+            value=scale.position(task.auc),
+            low=None if task.auc_low is None else scale.position(task.auc_low),
+            high=None if task.auc_high is None else scale.position(task.auc_high),
+            reachable=None if task.reachable_auc is None else scale.position(task.reachable_auc),
+        )
+    return TaskRow(
+        figures=task,
+        bar=bar,
+        auc_gap=_difference(task.auc, task.reachable_auc),
+        uauc_gap=_difference(task.uauc, task.reachable_uauc),
+    )
+
+
+def _difference(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or reference is None else value - reference
+
+
+def _training_plots(log: TrainingLog | None) -> list[Plot]:
+    if log is None:
+        return []
+    return [
+        plot(log)
+        for plot, shown in (
+            (training_plots.loss_plot, log.has("loss")),
+            (training_plots.learning_rate_plot, log.has("lr") or log.has("sparse_lr")),
+            (training_plots.throughput_plot, log.has("samples_per_s") or log.has("mfu")),
+            (training_plots.step_time_plot, any(log.has(name) for name in training_plots.TIME_PARTS)),
+        )
+        if shown
+    ]
+
+
+def _prediction_cards(predictions: Predictions | None) -> list[PredictionCard]:
+    if predictions is None:
+        return []
+    cards = []
+    for index, task in enumerate(predictions.tasks):
+        curves = prediction_curves(predictions.batches(task))
+        shown = []
+        if curves.roc is not None and curves.reliability is not None:
+            shown = [
+                prediction_plots.roc_plot(curves.roc, task=task, auc=curves.auc, color_index=index),
+                prediction_plots.reliability_plot(curves.reliability, task=task, color_index=index),
+            ]
+        cards.append(PredictionCard(task=task, plots=shown, rows=curves.rows, positives=curves.positives))
+    return cards

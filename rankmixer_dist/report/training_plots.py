@@ -1,0 +1,202 @@
+"""Loss, learning rate, throughput and step time, drawn from the training log."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from rankmixer_dist.report import formats
+from rankmixer_dist.report.curves import smoothed, thinned
+from rankmixer_dist.report.svg import MUTED, NUM_SERIES, SERIES, SURFACE, LegendEntry, Plot, css_color, render
+from rankmixer_dist.report.training_log import TrainingLog
+
+MAX_LINE_POINTS = 500
+
+
+@dataclass(frozen=True)
+class TimePart:
+    """A part of the step time and its colour."""
+
+    name: str
+    color: str
+
+
+TIME_PARTS = {
+    "dense_s": TimePart("dense", SERIES[0]),
+    "sparse_s": TimePart("sparse", SERIES[2]),
+    "comm_s": TimePart("communication", SERIES[3]),
+    "data_wait_s": TimePart("data wait", SERIES[1]),
+}
+OTHER_TIME = TimePart("other", MUTED)
+
+
+def loss_plot(log: TrainingLog) -> Plot:
+    """Training loss, each log line faint and their moving average strong."""
+
+    def draw(axes: Axes) -> None:
+        _draw_line(axes, log, log.columns["loss"], SERIES[0])
+        _limit_to_bulk(axes, log.columns["loss"])
+        _finish_step_axes([axes], log)
+
+    return Plot(
+        title="Training loss",
+        svg=render(draw, width=570, height=250, label="training loss by step", prefix="loss"),
+        legend=(
+            LegendEntry(css_color(SERIES[0]), "all tasks", formats.metric(_last_average(log, log.columns["loss"]))),
+        ),
+    )
+
+
+def task_loss_plots(log: TrainingLog) -> list[Plot]:
+    """Training loss of every task, each on its own scale: a rare task's loss is a tenth of the others'."""
+    plots = []
+    for index, (task, losses) in enumerate(log.loss_per_task.items()):
+        color = SERIES[index % NUM_SERIES]
+
+        def draw(axes: Axes, losses: NDArray[np.float64] = losses, color: str = color) -> None:
+            _draw_line(axes, log, losses, color)
+            _limit_to_bulk(axes, losses)
+            _finish_step_axes([axes], log, max_ticks=3)
+
+        plots.append(
+            Plot(
+                title=task,
+                svg=render(
+                    draw, width=220, height=160, label=f"training loss of {task} by step", prefix=f"task-loss-{index}"
+                ),
+                legend=(LegendEntry(css_color(color), "loss", formats.metric(_last_average(log, losses))),),
+            )
+        )
+    return plots
+
+
+def learning_rate_plot(log: TrainingLog) -> Plot:
+    """Learning rates of the dense part and of the tables, which are often a power of ten apart."""
+    shown = [
+        (name, text, color)
+        for name, text, color in (("lr", "dense", SERIES[0]), ("sparse_lr", "tables", SERIES[2]))
+        if log.has(name)
+    ]
+
+    def draw(*rows: Axes) -> None:
+        kept = thinned(len(log.columns["step"]), MAX_LINE_POINTS)
+        for axes, (name, _, color) in zip(rows, shown, strict=True):
+            axes.plot(log.columns["step"][kept], log.columns[name][kept], color=color)
+            axes.set_ylim(0, 1.12 * np.nanmax(log.columns[name]) or 1)
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        _finish_step_axes(rows, log)
+
+    return Plot(
+        title="Learning rate",
+        svg=render(draw, width=570, height=250, label="learning rates by step", num_rows=len(shown), prefix="lr"),
+        legend=tuple(
+            LegendEntry(css_color(color), text, f"now {log.columns[name][np.isfinite(log.columns[name])][-1]:.3g}")
+            for name, text, color in shown
+        ),
+    )
+
+
+def throughput_plot(log: TrainingLog) -> Plot:
+    """Samples a second and, where it was measured, MFU below it."""
+    shown = [(name, color) for name, color in (("samples_per_s", SERIES[0]), ("mfu", SERIES[4])) if log.has(name)]
+
+    def draw(*rows: Axes) -> None:
+        for axes, (name, color) in zip(rows, shown, strict=True):
+            _draw_line(axes, log, log.columns[name], color)
+            axes.set_ylim(0, 1.15 * np.nanpercentile(log.columns[name], 99.5))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        if "mfu" in dict(shown):
+            rows[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+        if "samples_per_s" in dict(shown):
+            rows[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.scaled(value)))
+        _finish_step_axes(rows, log)
+
+    entries = {
+        "samples_per_s": LegendEntry(
+            css_color(SERIES[0]), "samples / s", f"median {formats.scaled(log.median('samples_per_s'))}"
+        ),
+        "mfu": LegendEntry(css_color(SERIES[4]), "MFU", f"median {formats.percent(log.median('mfu'))}"),
+    }
+    return Plot(
+        title="Throughput",
+        svg=render(draw, width=570, height=290, label="throughput by step", num_rows=len(shown), prefix="throughput"),
+        legend=tuple(entries[name] for name, _ in shown),
+    )
+
+
+def step_time_plot(log: TrainingLog) -> Plot:
+    """Stacked area of the parts of the step time; where the whole step was timed, what no part explains is "other"."""
+    parts = {TIME_PARTS[name]: np.nan_to_num(log.columns[name]) for name in TIME_PARTS if log.has(name)}
+    if log.has("step_s"):
+        parts[OTHER_TIME] = np.maximum(0.0, np.nan_to_num(log.columns["step_s"]) - sum(parts.values()))
+    total = sum(seconds.mean() for seconds in parts.values())
+
+    def draw(axes: Axes) -> None:
+        averages = np.stack([smoothed(seconds, _half_life(log)) for seconds in parts.values()])
+        kept = thinned(averages.shape[1], MAX_LINE_POINTS)
+        axes.stackplot(
+            log.columns["step"][kept],
+            averages[:, kept],
+            colors=[part.color for part in parts],
+            alpha=0.85,
+            edgecolor=SURFACE,
+            linewidth=0.8,
+        )
+        axes.set_ylim(0, 1.12 * averages.sum(axis=0).max() or 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.seconds(value) if value else "0"))
+        _finish_step_axes([axes], log)
+
+    return Plot(
+        title="Where the step time goes",
+        svg=render(draw, width=570, height=290, label="parts of the step time by step", prefix="step-time"),
+        legend=tuple(
+            LegendEntry(
+                css_color(part.color),
+                part.name,
+                f"{100 * seconds.mean() / total:.0f} % · {formats.seconds(seconds.mean())}" if total else "",
+            )
+            for part, seconds in reversed(parts.items())
+        ),
+    )
+
+
+def _draw_line(axes: Axes, log: TrainingLog, values: NDArray[np.float64], color: str) -> None:
+    steps = log.columns["step"]
+    kept = thinned(len(steps), MAX_LINE_POINTS)
+    axes.plot(steps[kept], values[kept], color=color, alpha=0.25, linewidth=1)
+    axes.plot(steps[kept], smoothed(values, _half_life(log))[kept], color=color)
+
+
+def _half_life(log: TrainingLog) -> float:
+    return max(1.0, 0.01 * len(log.columns["step"]))
+
+
+def _last_average(log: TrainingLog, values: NDArray[np.float64]) -> float | None:
+    last = float(smoothed(values, _half_life(log))[-1])
+    return last if np.isfinite(last) else None
+
+
+def _limit_to_bulk(axes: Axes, values: NDArray[np.float64]) -> None:
+    """The few first or stray losses may leave the picture, so that they do not flatten the rest."""
+    if np.isfinite(values).any():
+        low, high = np.nanpercentile(values, [0.2, 99])
+        margin = 0.06 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def _finish_step_axes(rows: Sequence[Axes], log: TrainingLog, *, max_ticks: int = 6) -> None:
+    steps, epochs = log.columns["step"], log.columns["epoch"]
+    for axes in rows:
+        axes.grid(visible=False, axis="x")
+        for boundary in steps[1:][np.diff(np.floor(epochs)) > 0]:
+            axes.axvline(boundary, color=MUTED, linewidth=1, linestyle=(0, (1, 3)))
+    bottom = rows[-1]
+    bottom.set_xlabel("step")
+    bottom.set_xlim(steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1)
+    bottom.xaxis.set_major_locator(MaxNLocator(max_ticks, integer=True))
+    bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.scaled(value)))

@@ -1,0 +1,137 @@
+"""From a config to the parts of a run: tables, dense model, engine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from rankmixer_dist.config import RunConfig, Schedule
+from rankmixer_dist.models.features import FieldSpec, GroupSpec, NumericSpec, SequenceSpec
+from rankmixer_dist.models.ranker import Ranker, build_ranker
+from rankmixer_dist.parallel.engine import DeepSpeedEngine, DenseEngine, OptimizerSettings, PlainEngine
+from rankmixer_dist.parallel.topology import Topology
+from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, Schema, SequenceFeature
+from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, Tables, init_tables, shard_tables
+from rankmixer_dist.sparse.tables import EmbeddingTables
+from rankmixer_dist.train.schedule import LearningRate
+
+_MEMORY_SHARE = 0.6
+"""Share of a device's memory that the planner may fill with tables."""
+
+
+class Statistics(Protocol):
+    """Mean and standard deviation of a numeric feature."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def std(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains, and `plan`, where each table went and why (on rank 0)."""
+
+    tables: Tables
+    engine: DenseEngine
+    plan: list[dict[str, Any]]
+
+
+def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_rates: Sequence[float]) -> Ranker:
+    """The dense model, the same weights from the same seed on every rank.
+
+    Args:
+        numerics: statistics by feature, for standardisation.
+        base_rates: share of positives of each task, where its logit starts.
+    """
+    schema, model = config.features, config.model
+    torch.manual_seed(config.seed)
+    ids = {**schema.of_kind(IdFeature), **schema.of_kind(MultiIdFeature)}
+    return build_ranker(
+        fields=[FieldSpec(name=name, dim=schema.tables[feature.table].dim) for name, feature in ids.items()],
+        sequences=[
+            SequenceSpec(
+                name=name,
+                dim=schema.tables[feature.table].dim,
+                max_length=feature.max_length,
+                query=feature.query,
+                pooling=feature.pooling,
+                attention_hidden=model.attention_hidden,
+                softmax=model.attention_softmax,
+            )
+            for name, feature in schema.of_kind(SequenceFeature).items()
+        ],
+        numerics=[
+            NumericSpec(name=name, mean=numerics[name].mean, std=numerics[name].std)
+            for name in schema.of_kind(NumericFeature)
+        ],
+        groups=_groups(schema),
+        token_dim=model.token_dim,
+        num_blocks=model.num_blocks,
+        hidden_dim=round(model.hidden_ratio * model.token_dim),
+        norm=model.norm,
+        base_rates=base_rates,
+    )
+
+
+def _groups(schema: Schema) -> list[GroupSpec]:
+    return [
+        GroupSpec(name=group, tokens=tokens, members=tuple(n for n, f in schema.features.items() if f.group == group))
+        for group, tokens in schema.groups.items()
+    ]
+
+
+def build_tables(config: RunConfig, topology: Topology, *, rows_per_rank: int) -> tuple[Tables, list[dict[str, Any]]]:
+    """The tables with their starting weights, and the plan as plan.json tells it (on rank 0)."""
+    sparse = config.sparse
+    settings = RowWiseAdagradSettings(lr=sparse.lr, eps=sparse.eps)
+    plan: list[dict[str, Any]] = []
+    tables: Tables
+    if sparse.placement == "local":
+        tables = LocalTables(EmbeddingTables(config.features, device=topology.device), settings=settings)
+    else:
+        tables, plan = shard_tables(
+            EmbeddingTables(config.features, device=torch.device("meta")),
+            device=topology.device,
+            settings=settings,
+            fixed=sparse.sharding,
+            rows_per_rank=rows_per_rank,
+            memory_bytes=int(_MEMORY_SHARE * _memory_bytes(topology)),
+            local_world_size=topology.local_world_size,
+        )
+    init_tables(tables, scale=sparse.init_scale, seed=config.seed)
+    return tables, plan
+
+
+def build_engine(config: RunConfig, model: Ranker, topology: Topology, *, rows_per_rank: int) -> DenseEngine:
+    """The dense model with what trains it."""
+    dense = config.dense
+    settings = OptimizerSettings(
+        kind=dense.optimizer, lr=dense.lr, weight_decay=dense.weight_decay, clip_norm=dense.clip_norm
+    )
+    model = model.to(topology.device)
+    if dense.engine == "plain":
+        return PlainEngine(model, settings)
+    return DeepSpeedEngine(
+        model, settings, zero_stage=dense.zero_stage, precision=dense.precision, rows_per_rank=rows_per_rank
+    )
+
+
+def learning_rate(peak: float, schedule: Schedule, *, total_steps: int) -> LearningRate:
+    """The rate of every step of a run."""
+    return LearningRate(
+        peak=peak,
+        total_steps=total_steps,
+        warmup_steps=schedule.warmup_steps,
+        decay=schedule.decay,
+        final_ratio=schedule.final_ratio,
+    )
+
+
+def _memory_bytes(topology: Topology) -> int:
+    """Memory of a rank: its GPU's, or its share of the host's."""
+    if topology.device.type == "cuda":
+        return torch.cuda.get_device_properties(topology.device).total_memory
+    return psutil.virtual_memory().total // topology.local_world_size

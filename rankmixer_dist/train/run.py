@@ -1,0 +1,142 @@
+"""A training run from start or resume to its last checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from rankmixer_dist.batch import Position
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.topology import Topology, barrier, failing_together
+from rankmixer_dist.train.build import Statistics, build_engine, build_model, build_tables, learning_rate
+from rankmixer_dist.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
+from rankmixer_dist.train.metrics_log import MetricsLog
+from rankmixer_dist.train.peak import peak_flops
+from rankmixer_dist.train.progress import TrainProgress
+from rankmixer_dist.train.run_dir import claim_run_dir, write_json
+from rankmixer_dist.train.step import TrainStep
+from rankmixer_dist.train.stopwatch import Stopwatch
+
+
+class TrainingRows(Epochs, Protocol):
+    """One rank's batches of the training split, and how many steps an epoch of them is."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+
+def train(
+    config: RunConfig,
+    topology: Topology,
+    rows: TrainingRows,
+    *,
+    numerics: Mapping[str, Statistics],
+    base_rates: Sequence[float],
+) -> None:
+    """Trains `config`'s run over all ranks and leaves its directory complete.
+
+    Raises:
+        UserError: the config cannot be run on these ranks, the run directory holds another config, or the loss is no
+            longer finite.
+    """
+    if topology.world_size > 1 and (config.sparse.placement == "local" or config.dense.engine == "plain"):
+        raise UserError("sparse.placement local and dense.engine plain are for one process; use the defaults")
+    share = topology.share_of(config.loader.batch_size)
+    with failing_together():
+        if topology.is_first:
+            claim_run_dir(config)
+    model = build_model(config, numerics=numerics, base_rates=base_rates)
+    cost = model.cost()
+    tables, placed = build_tables(config, topology, rows_per_rank=share)
+    engine = build_engine(config, model, topology, rows_per_rank=share)
+    plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train)
+    if topology.is_first:
+        _report_plan(config, topology, placed, cost)
+
+    progress = Progress(step=0, rows=0, position=Position(0, 0))
+    saved = checkpoints(config.run_dir)
+    if saved:
+        about = load_checkpoint(saved[-1], tables, engine)
+        progress = Progress(step=about["step"], rows=about["rows"], position=Position(**about["position"]))
+        if topology.is_first:
+            print(f"goes on from {saved[-1]}", flush=True)
+    if progress.step >= plan.total_steps:
+        if topology.is_first:
+            print(f"{config.run_dir}: finished at step {progress.step}; nothing to do", flush=True)
+        return
+
+    stopwatch = Stopwatch(topology.device)
+    step = TrainStep(
+        tables,
+        engine,
+        task_weights_K=torch.tensor(plan.task_weights, device=topology.device),
+        world_size=topology.world_size,
+        stopwatch=stopwatch,
+    )
+    log = MetricsLog(config.run_dir, resume_step=progress.step) if topology.is_first else None
+    with TrainProgress(total_steps=plan.total_steps, done_steps=progress.step, enabled=topology.is_first) as shown:
+
+        def on_log(line: dict[str, Any]) -> None:
+            if log is not None:
+                log.write(line)
+            shown.show(line)
+
+        def on_checkpoint(done: Progress) -> None:
+            keep = config.train.keep_checkpoints
+            save_checkpoint(config.run_dir, done, tables, engine, topology=topology, keep=keep)
+
+        run_loop(
+            rows,
+            step,
+            plan,
+            progress=progress,
+            topology=topology,
+            stopwatch=stopwatch,
+            on_step=shown.advance,
+            on_log=on_log,
+            on_checkpoint=on_checkpoint,
+        )
+    if log is not None:
+        log.close()
+
+
+def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per_row: int) -> Plan:
+    steps = config.train.epochs * steps_per_epoch
+    if config.train.max_steps is not None:
+        steps = min(steps, config.train.max_steps)
+    barrier()  # all ranks measure their peak at once, as they will train at once
+    dtype = torch.bfloat16 if config.dense.precision == "bf16" else torch.float32
+    return Plan(
+        epochs=config.train.epochs,
+        total_steps=steps,
+        log_every=config.train.log_every,
+        checkpoint_every=config.train.checkpoint_every,
+        lr=learning_rate(config.dense.lr, config.dense.schedule, total_steps=steps),
+        sparse_lr=learning_rate(config.sparse.lr, config.sparse.schedule, total_steps=steps),
+        tasks=tuple(config.features.tasks),
+        task_weights=tuple(task.weight for task in config.features.tasks.values()),
+        flops_per_row=flops_per_row,
+        peak_flops=peak_flops(topology.device, dtype),
+    )
+
+
+def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, Any]], cost: Any) -> None:
+    per_rank = [sum(table["bytes_per_rank"][rank] for table in placed) for rank in range(topology.world_size)]
+    dense = {
+        "parameters": cost.parameters,
+        "flops_per_row_forward": cost.flops_per_row_forward,
+        "flops_per_row_train": cost.flops_per_row_train,
+    }
+    plan = {"world_size": topology.world_size, "tables": placed, "bytes_per_rank": per_rank, "dense": dense}
+    write_json(config.run_dir / "plan.json", plan)
+    rows = sum(table.rows for table in config.features.tables.values())
+    print(
+        f"{config.name}: {topology.world_size} ranks on {topology.device.type}, {config.features.num_tokens} tokens; "
+        f"dense {cost.parameters:,} parameters, {cost.flops_per_row_train:,} training FLOPs a row; "
+        f"{len(config.features.tables)} tables, {rows:,} rows",
+        flush=True,
+    )
+
+

@@ -1,0 +1,214 @@
+"""The loader's promises: order, coverage, values, and errors that name the file."""
+
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data_pipeline.loader import Loader
+from data_pipeline.manifest import (
+    Manifest,
+    NumericStatistics,
+    Shard,
+    file_checksum,
+    prepared_columns,
+    read_manifest,
+    schema_hash,
+    verify_checksums,
+)
+from rankmixer_dist.batch import Position
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.schema import Schema
+
+GROUP_ROWS, SHARD_ROWS, ROWS = 8, 40, 107
+
+SCHEMA = Schema.model_validate(
+    {
+        "tables": {"video": {"rows": 50, "dim": 4}, "user": {"rows": 50, "dim": 4}, "tag": {"rows": 9, "dim": 4}},
+        "groups": {"all": 1},
+        "features": {
+            "watched": {"kind": "sequence", "table": "video", "query": "video", "group": "all", "max_length": 5},
+            "video": {"kind": "id", "table": "video", "group": "all"},
+            "age": {"kind": "numeric", "group": "all"},
+            "user": {"kind": "id", "table": "user", "group": "all"},
+            "tags": {"kind": "multi_id", "table": "tag", "group": "all"},
+        },
+        "tasks": {"finish": {}, "like": {}},
+    }
+)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A folder of prepared rows and the same rows as one Arrow table."""
+    random = np.random.default_rng(5)
+
+    def lists(most, rows):
+        return [random.integers(1, rows, random.integers(0, most + 1)).tolist() for _ in range(ROWS)]
+
+    columns = {
+        "row_id": np.arange(ROWS) * 7,
+        "user_id": random.integers(0, 9, ROWS),
+        "timestamp": np.sort(random.integers(0, 10**12, ROWS)),
+        "label_finish": random.integers(0, 2, ROWS).astype(np.float32),
+        "label_like": random.integers(0, 2, ROWS).astype(np.float32),
+        "truth_finish": random.random(ROWS).astype(np.float32),
+        "truth_like": random.random(ROWS).astype(np.float32),
+        "watched": lists(5, 50),
+        "video": random.integers(1, 50, ROWS),
+        "age": np.where(random.random(ROWS) < 0.2, np.nan, random.random(ROWS)).astype(np.float32),
+        "user": random.integers(1, 50, ROWS),
+        "tags": lists(3, 9),
+    }
+    table = pa.table(columns, schema=prepared_columns(SCHEMA, has_truth=True))
+    shards = []
+    for index, start in enumerate(range(0, ROWS, SHARD_ROWS)):
+        part = table.slice(start, SHARD_ROWS)
+        name = f"train-{index:05d}.parquet"
+        pq.write_table(part, tmp_path / name, row_group_size=GROUP_ROWS)
+        shards.append(
+            Shard(
+                path=name,
+                rows=part.num_rows,
+                row_groups=-(-part.num_rows // GROUP_ROWS),
+                first_timestamp=part["timestamp"][0].as_py(),
+                last_timestamp=part["timestamp"][-1].as_py(),
+                positives={"finish": 1, "like": 1},
+                checksum=file_checksum(tmp_path / name),
+            )
+        )
+    manifest = Manifest.model_validate(
+        {
+            "source": "test",
+            "schema_hash": schema_hash(SCHEMA),
+            "columns": {field.name: str(field.type) for field in table.schema},
+            "row_group_rows": GROUP_ROWS,
+            "splits": {"train": [shard.model_dump() for shard in shards]},
+            "numerics": {"age": NumericStatistics(count=1, mean=0, std=1).model_dump()},
+            "raw_rows": ROWS,
+            "set_aside": {},
+            "prepared_from": {},
+            "has_truth": True,
+        }
+    )
+    manifest.write(tmp_path)
+    return tmp_path, manifest, table
+
+
+def make(prepared, *, rank=0, world_size=1, batch_size=24, shuffle="chunks", seed=3, with_truth=False):
+    folder, manifest, _ = prepared
+    return Loader(
+        folder, manifest, SCHEMA, split="train", batch_size=batch_size, rank=rank, world_size=world_size,
+        shuffle=shuffle, seed=seed, prefetch=2, with_truth=with_truth,
+    )  # fmt: skip
+
+
+def row_ids(batch):
+    return batch.row_id_B[batch.weight_B > 0].tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("batch_size", [24, 48, 120])
+def test_every_rank_count_sees_the_same_global_batches_and_each_row_once(prepared, world_size, batch_size):
+    expected = [row_ids(batch) for batch, _ in make(prepared, batch_size=batch_size).epoch(Position(1, 0))]
+    shares = [
+        [batch for batch, _ in make(prepared, rank=rank, world_size=world_size, batch_size=batch_size).epoch(Position(1, 0))]
+        for rank in range(world_size)
+    ]
+    assert {len(batches) for batches in shares} == {-(-ROWS // batch_size)}
+    together = [[row for share in step for row in row_ids(share)] for step in zip(*shares, strict=True)]
+    assert together == expected
+    assert sorted(row for step in together for row in step) == [7 * row for row in range(ROWS)]
+    for step, batches in enumerate(zip(*shares, strict=True)):
+        assert {len(batch.weight_B) for batch in batches} == {batch_size // world_size}
+        assert {batch.global_weight for batch in batches} == {len(expected[step])}
+
+
+def test_epochs_and_seeds_shuffle_differently_and_repeat(prepared):
+    def order(seed, epoch):
+        return [row for batch, _ in make(prepared, seed=seed).epoch(Position(epoch, 0)) for row in row_ids(batch)]
+
+    assert order(3, 0) == order(3, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (3, 4) for epoch in (0, 1)}) == 4
+
+
+def test_no_shuffle_keeps_time_order(prepared):
+    rows = [row for batch, _ in make(prepared, shuffle="none").epoch(Position(0, 0)) for row in row_ids(batch)]
+    assert rows == [7 * row for row in range(ROWS)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_position_continues_where_it_was_taken_whatever_the_ranks(prepared, world_size):
+    whole = list(make(prepared).epoch(Position(2, 0)))
+    position = whole[1][1]
+    shares = [
+        [row_ids(batch) for batch, _ in make(prepared, rank=rank, world_size=world_size).epoch(position)]
+        for rank in range(world_size)
+    ]
+    rest = [[row for share in step for row in share] for step in zip(*shares, strict=True)]
+    assert rest == [row_ids(batch) for batch, _ in whole[2:]]
+
+
+def test_values_are_those_of_the_rows(prepared):
+    table = prepared[2].to_pandas().set_index("row_id")
+    for rank in range(2):
+        for batch, _ in make(prepared, rank=rank, world_size=2, batch_size=48, with_truth=True).epoch(Position(0, 0)):
+            rows = table.loc[row_ids(batch)]
+            real = len(rows)
+            assert batch.user_id_B[:real].tolist() == rows["user_id"].tolist()
+            assert batch.timestamp_B[:real].tolist() == rows["timestamp"].tolist()
+            np.testing.assert_array_equal(batch.labels_BK[:real], rows[["label_finish", "label_like"]])
+            np.testing.assert_array_equal(batch.truth_BK[:real], rows[["truth_finish", "truth_like"]])
+            np.testing.assert_array_equal(batch.numerics_BN[:real], rows[["age"]])
+            assert batch.ids.features == ("user", "tags", "watched", "video")
+            values = batch.ids.values.split(batch.ids.lengths_FB.flatten().tolist())
+            for place, feature in enumerate(batch.ids.features):
+                found = [value.tolist() for value in values[place * 24 : place * 24 + 24]]
+                wanted = [row if isinstance(row, int) else list(row) for row in rows[feature].tolist()]
+                wanted = [[row] if isinstance(row, int) else row for row in wanted]
+                assert found == wanted + [[]] * (24 - real)
+
+
+def test_padding_rows_are_marked(prepared):
+    *_, (last, _) = make(prepared).epoch(Position(0, 0))
+    padding = last.weight_B == 0
+    assert padding.sum() == 24 - ROWS % 24
+    assert (last.row_id_B[padding] == -1).all()
+    assert (last.labels_BK[padding] == 0).all()
+    assert torch.equal(last.ids.lengths_FB[:, padding].sum(), torch.tensor(0))
+
+
+def test_leaving_an_epoch_early_stops_the_reader(prepared):
+    import threading
+
+    reading = make(prepared).epoch(Position(0, 0))
+    next(reading)
+    reading.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+def test_a_broken_row_group_is_named(prepared):
+    folder, manifest, _ = prepared
+    path = folder / manifest.splits["train"][1].path
+    data = bytearray(path.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"train-00001.parquet: row group 0 cannot be read"):
+        list(make(prepared, shuffle="none").epoch(Position(0, 0)))
+    with pytest.raises(UserError, match=r"train-00001.parquet: its checksum is not the manifest's"):
+        verify_checksums(folder, manifest.splits["train"])
+
+
+def test_a_manifest_of_another_schema_is_refused(prepared):
+    folder, manifest, _ = prepared
+    assert read_manifest(folder, SCHEMA) == manifest
+    other = SCHEMA.model_copy(update={"tables": SCHEMA.tables | {"tag": SCHEMA.tables["user"]}})
+    with pytest.raises(UserError, match="prepared for another schema"):
+        read_manifest(folder, other)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no such file; run launch/preprocess.py"):
+        read_manifest(folder, SCHEMA)
+
+
