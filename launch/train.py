@@ -2,9 +2,13 @@
 """Trains a run: tables over all ranks, the dense model under DeepSpeed, from prepared data."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import run_verb
+
+if TYPE_CHECKING:
+    from rankmixer_dist.parallel.topology import Topology
 
 USAGE = """\
 python launch/train.py configs/quickstart.yaml dense.lr=0.002
@@ -30,28 +34,35 @@ def main(arguments: list[str]) -> None:
 
 
 def run(config: RunConfig) -> None:
-    """Joins the ranks, opens the data and trains."""
+    """Joins the ranks and trains."""
     # Imported after the config is known to be good: torch and its kin take seconds.
-    from data_pipeline.reading import open_prepared, open_split
-    from rankmixer_dist.parallel.topology import failing_together, process_group
-    from rankmixer_dist.train.run import train
+    from rankmixer_dist.parallel.topology import process_group
 
     with process_group() as topology:
-        topology.share_of(config.loader.batch_size)
-        ranks = {"rank": topology.rank, "world_size": topology.world_size}
-        with failing_together():
-            manifest = open_prepared(config, [config.train.split], **ranks)
-        rows = open_split(
-            config,
-            manifest,
-            config.train.split,
-            **ranks,
-            batch_size=config.loader.batch_size,
-            training=True,
-            pin_memory=topology.device.type == "cuda",
-        )
-        base_rates = [manifest.base_rate(config.train.split, task) for task in config.features.tasks]
-        train(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
+        run_on(config, topology)
+
+
+def run_on(config: RunConfig, topology: "Topology") -> None:
+    """Opens this rank's share of the data and trains."""
+    from data_pipeline.reading import open_prepared, open_split
+    from rankmixer_dist.parallel.topology import failing_together
+    from rankmixer_dist.train.run import train
+
+    topology.share_of(config.loader.batch_size)
+    ranks = {"rank": topology.rank, "world_size": topology.world_size}
+    with failing_together():
+        manifest = open_prepared(config, [config.train.split], **ranks)
+    rows = open_split(
+        config,
+        manifest,
+        config.train.split,
+        **ranks,
+        batch_size=config.loader.batch_size,
+        training=True,
+        pin_memory=topology.device.type == "cuda",
+    )
+    base_rates = [manifest.base_rate(config.train.split, task) for task in config.features.tasks]
+    train(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
 
 
 if __name__ == "__main__":

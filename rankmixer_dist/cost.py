@@ -1,9 +1,9 @@
 """Size and arithmetic of the dense part in closed form, and the peak rates that it is compared with.
 
-Convention: 2 FLOPs per multiply-add of every matrix product, forward; three times that in training (the gradients of
-both factors). Counted are all products with weights, biases not, and the one product without weights, attention
-weights times keys. Left out: activations, norms, token mixing, element-wise work, the optimizer and the tables; that is
-below 1 % at every size worth measuring. Sequences count at the length they are padded to, as they are computed.
+Convention: 2 FLOPs per multiply-add of every matrix product, forward; three times that in training, for the gradients
+of both factors: 2 and 6 per weight and row where a row uses a weight once. Counted are all products with weights, and
+the one without, pooling weights times keys. Left out: biases, activations, norms, token mixing and all else that is
+element-wise, the optimizer and the tables. Sequences count at the length they are padded to, as they are computed.
 """
 
 import re
@@ -15,11 +15,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the dense model: its name, parameters and forward FLOPs per row."""
+    """One part of the dense model: its name, parameters, and FLOPs per row without and with the backward pass."""
 
     name: str
     parameters: int
     flops_per_row_forward: int
+    flops_per_row_train: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class DenseCost:
     @property
     def flops_per_row_train(self) -> int:
         """FLOPs of one row's forward and backward pass."""
-        return 3 * self.flops_per_row_forward
+        return sum(part.flops_per_row_train for part in self.parts)
 
     def breakdown(self) -> dict[str, dict[str, int]]:
         """Part name -> its `parameters`, `flops_per_row_forward` and `flops_per_row_train`."""
@@ -49,7 +50,7 @@ class DenseCost:
             part.name: {
                 "parameters": part.parameters,
                 "flops_per_row_forward": part.flops_per_row_forward,
-                "flops_per_row_train": 3 * part.flops_per_row_forward,
+                "flops_per_row_train": part.flops_per_row_train,
             }
             for part in self.parts
         }
@@ -60,10 +61,16 @@ def total(parts: Iterable[Part]) -> DenseCost:
     return DenseCost(tuple(parts))
 
 
+def _part(name: str, *, parameters: int, products: int) -> Part:
+    """A part that does `products` multiply-adds a row, both of whose factors get gradients."""
+    return Part(name, parameters, 2 * products, 6 * products)
+
+
 def tokenizer_part(*, group_dims: Sequence[int], group_tokens: Sequence[int], token_dim: int) -> Part:
     """Semantic-group tokenizer: sum over tokens of (w_g + 1) D parameters and 2 w_g D FLOPs."""
     width = sum(dim * tokens for dim, tokens in zip(group_dims, group_tokens, strict=True))
-    return Part("tokenizer", (width + sum(group_tokens)) * token_dim, 2 * width * token_dim)
+    parameters = (width + sum(group_tokens)) * token_dim
+    return _part("tokenizer", parameters=parameters, products=width * token_dim)
 
 
 def rankmixer_part(
@@ -73,28 +80,28 @@ def rankmixer_part(
     weights = 2 * token_dim * hidden_dim
     block = num_tokens * (weights + hidden_dim + token_dim) + 4 * token_dim
     final = 2 * token_dim if norm == "pre" else 0
-    return Part("backbone", num_blocks * block + final, 2 * num_blocks * num_tokens * weights)
+    return _part("backbone", parameters=num_blocks * block + final, products=num_blocks * num_tokens * weights)
 
 
 def target_attention_part(name: str, *, dim: int, length: int, hidden_dims: Sequence[int]) -> Part:
-    """DIN pooling of `length` keys. With its first layer folded, D F FLOP pairs a key and D F a row are computed."""
+    """DIN pooling of `length` keys; its first layer, folded, does D F multiply-adds a key and D F a row."""
     dims = (*hidden_dims, 1)
     later = sum(i * o for i, o in pairwise(dims))
     parameters = 4 * dim * dims[0] + later + sum(dims)
     products = dim * dims[0] + length * (dim * dims[0] + later + dim)
-    return Part(name, parameters, 2 * products)
+    return _part(name, parameters=parameters, products=products)
 
 
 def mean_pooling_part(name: str, *, dim: int, length: int) -> Part:
-    """Mean pooling of `length` keys."""
-    return Part(name, 0, 2 * length * dim)
+    """Mean pooling of `length` keys; its weights are constants, so that only the keys get gradients."""
+    return Part(name, 0, 2 * length * dim, 4 * length * dim)
 
 
 def heads_part(*, token_dim: int, num_tasks: int, hidden_dims: Sequence[int] = ()) -> Part:
     """Task heads, each with its own layers."""
     pairs = list(pairwise((token_dim, *hidden_dims, 1)))
     weights = num_tasks * sum(i * o for i, o in pairs)
-    return Part("heads", weights + num_tasks * sum(o for _, o in pairs), 2 * weights)
+    return _part("heads", parameters=weights + num_tasks * sum(o for _, o in pairs), products=weights)
 
 
 _PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (

@@ -1,5 +1,6 @@
 """Standardisation of numeric features, with missing values kept visible."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,20 +29,18 @@ class NumericNormalizer(nn.Module):
         super().__init__()
         if len(mean) != len(std):
             raise ValueError(f"{len(mean)} means but {len(std)} standard deviations")
-        mean_N, std_N = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
-        bad = ~(mean_N.isfinite() & std_N.isfinite() & (std_N >= 0))
-        if bad.any():
-            i = int(bad.nonzero()[0])
-            raise ValueError(f"numeric {i}: mean {mean[i]}, std {std[i]}; both must be finite and std at least 0")
+        for i, (m, s) in enumerate(zip(mean, std, strict=True)):
+            if not (math.isfinite(m) and math.isfinite(s) and s >= 0):
+                raise ValueError(f"numeric {i}: mean {m}, std {s}; both must be finite and std at least 0")
         if not bound > 0:
             raise ValueError(f"bound {bound} must be above 0")
         self.bound = bound
-        self.register_buffer("mean", mean_N)
-        self.register_buffer("std", torch.where(std_N == 0, 1.0, std_N))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor([s or 1.0 for s in std], dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NumericNormalizer":
         # Follow `fn` to another device, but never to another dtype.
-        return super()._apply(lambda t: fn(t) if (moved := fn(t)).dtype == t.dtype else t.to(moved.device), recurse)
+        return super()._apply(lambda t: moved if (moved := fn(t)).dtype == t.dtype else t.to(moved.device), recurse)
 
     def forward(self, x_BN: Tensor) -> Tensor:
         """[B, N], NaN = missing -> [B, 2N]; numeric i occupies columns 2i (value) and 2i + 1 (missing)."""

@@ -1,5 +1,6 @@
 """Places the tables on the ranks: a plan with its reasons, the sharded module, its fused optimizer and its shards."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +24,10 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.sparse.init import fill_uniform_
 from rankmixer_dist.sparse.tables import Embeddings, EmbeddingTables
+
+# The planner warns of choices that are made on purpose here, and fx of a flag that TorchRec still reads.
+logging.getLogger("torchrec").setLevel(logging.ERROR)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 SHARDING_TYPES = (ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value)
 

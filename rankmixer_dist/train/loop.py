@@ -4,6 +4,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +13,14 @@ from torch import Tensor
 
 from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.comm_time import CommTimer
 from rankmixer_dist.parallel.topology import Topology, sum_over_ranks
 from rankmixer_dist.train.schedule import LearningRate
 from rankmixer_dist.train.stopwatch import Stopwatch
+
+_COMM_EVERY_INTERVALS = 5
+_COMM_STEP = 3
+"""Which step's collectives are timed: not one of the first, which still allocate."""
 
 
 class Epochs(Protocol):
@@ -74,7 +80,9 @@ def run_loop(
         reading = batches.epoch(progress.position)
         for batch, position in interval.timed(reading):
             rates = {"lr": plan.lr.at(progress.step), "sparse_lr": plan.sparse_lr.at(progress.step)}
-            interval.add(step(batch.to(topology.device), **rates), batch)
+            with interval.maybe_timed_exchange(progress.step):
+                losses_K = step(batch.to(topology.device), **rates)
+            interval.add(losses_K, batch)
             progress.step += 1
             progress.rows += int(batch.global_weight)
             progress.position = position
@@ -100,6 +108,7 @@ class _Interval:
 
     def __init__(self, plan: Plan, topology: Topology, stopwatch: Stopwatch) -> None:
         self._plan, self._topology, self._stopwatch = plan, topology, stopwatch
+        self._comm_s: float | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -116,6 +125,16 @@ class _Interval:
             if item is None:
                 return
             yield item
+
+    @contextmanager
+    def maybe_timed_exchange(self, step: int) -> Iterator[None]:
+        """Measures the collectives of one step in every few intervals; the lines between repeat its figure."""
+        if step % (_COMM_EVERY_INTERVALS * self._plan.log_every) != _COMM_STEP % self._plan.log_every:
+            yield
+            return
+        with CommTimer(self._topology.device) as timer:
+            yield
+        self._comm_s = timer.seconds
 
     def add(self, losses_K: Tensor, batch: Batch) -> None:
         # A batch's loss is a mean over its own weight; the interval's is the mean over all its rows.
@@ -151,6 +170,7 @@ class _Interval:
             "data_wait_share": self._wait_s / seconds,
             "sparse_s": parts.get("sparse", 0.0) / self._steps,
             "dense_s": parts.get("dense", 0.0) / self._steps,
+            "comm_s": self._comm_s,
             "mem_gb": _memory_gb(self._topology.device),
         }
         self._reset()

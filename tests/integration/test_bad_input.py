@@ -1,0 +1,122 @@
+"""Wrong input ends a verb with exit code 2 and one line that says what to change; nothing is left half-written."""
+
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from rankmixer_dist.config import load_config
+
+
+def refuse(process, *words):
+    """The one line of the refusal, which holds all `words`."""
+    assert process.returncode == 2, (process.returncode, process.stderr[-2000:])
+    *progress, last = [line for line in process.stderr.splitlines() if line.strip()]
+    assert last.startswith("error: ")
+    assert all(line.startswith(("read: ", "order: ")) for line in progress), process.stderr
+    for word in words:
+        assert word in last, (word, last)
+
+
+@pytest.fixture
+def copied(small_config, tmp_path):
+    """A copy of the small run's config, raw log and prepared data, to break."""
+    config = yaml.safe_load(small_config.read_text())
+    for section, key in (("source", "path"), ("data", "prepared")):
+        shutil.copytree(config[section][key], tmp_path / key)
+        config[section][key] = str(tmp_path / key)
+    config["runs"] = str(tmp_path / "runs")
+    path = tmp_path / "copied.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_an_unknown_key(launch, copied):
+    for verb in ("preprocess", "train", "evaluate"):
+        process = launch.python(f"launch/{verb}.py", str(copied), "model.token_dims=64")
+        refuse(process, "unknown key model.token_dims", "did you mean 'token_dim'")
+    assert not load_config(copied).runs.exists()
+
+
+def test_a_batch_that_the_ranks_cannot_share(launch, copied):
+    process = launch.torchrun("launch/train.py", str(copied), "loader.batch_size=127", ranks=2)
+    assert process.returncode != 0
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: batch size 127 cannot be shared evenly by 2 ranks; use 126 or 128, say"]
+    assert not load_config(copied).runs.exists()
+
+
+def test_a_shard_that_changed(launch, copied):
+    shard = sorted(load_config(copied).data.prepared.rglob("*.parquet"))[-1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    split = "train" if "train" in str(shard) else "test"
+    verb, key = ("train", "train.split") if split == "train" else ("evaluate", "eval.split")
+    refuse(launch.python(f"launch/{verb}.py", str(copied), f"{key}={split}"), shard.name, "checksum")
+    assert not load_config(copied).runs.exists()
+
+
+def test_a_missing_column(launch, copied):
+    prepared = load_config(copied).data.prepared
+    shutil.rmtree(prepared)
+    override = "features.features.activity.column=activty"
+    refuse(launch.python("launch/preprocess.py", str(copied), override), "activty", "activity")
+    assert not list(prepared.parent.glob("prepared*"))
+
+
+def break_first_log(config, change):
+    path = sorted(config.source.path.glob("log_*.parquet"))[0]
+    pq.write_table(change(pq.read_table(path)), path)
+    return path
+
+
+def test_a_label_that_is_not_0_or_1(launch, copied):
+    config = load_config(copied)
+    shutil.rmtree(config.data.prepared)
+
+    def with_a_two(table):
+        labels = table["finish"].to_pylist()
+        labels[3] = 2
+        place = table.column_names.index("finish")
+        return table.set_column(place, "finish", pa.array(labels, table["finish"].type))
+
+    path = break_first_log(config, with_a_two)
+    refuse(launch.python("launch/preprocess.py", str(copied)), path.name, "finish", "set_aside")
+    assert not list(config.data.prepared.parent.glob("prepared*"))
+    kept = launch.python("launch/preprocess.py", str(copied), "data.on_bad_row=set_aside")
+    assert kept.returncode == 0, kept.stderr
+    aside = (config.data.prepared / "set_aside").rglob("*.parquet")
+    assert sum(pq.read_metadata(file).num_rows for file in aside) == 1
+
+
+def test_an_unreadable_log_among_good_ones(launch, copied):
+    config = load_config(copied)
+    shutil.rmtree(config.data.prepared)
+    broken = sorted(config.source.path.glob("log_*.parquet"))[1]
+    broken.write_bytes(b"not parquet")
+    refuse(launch.python("launch/preprocess.py", str(copied)), broken.name, "skip")
+    assert not list(config.data.prepared.parent.glob("prepared*"))
+    rest = launch.python("launch/preprocess.py", str(copied), "data.on_unreadable_file=skip")
+    assert rest.returncode == 0, rest.stderr
+    assert broken.name in rest.stderr
+
+
+def test_a_run_directory_of_another_config(launch, copied):
+    process = launch.python("launch/train.py", str(copied), "train.max_steps=2")
+    assert process.returncode == 0, process.stderr[-2000:]
+    before = sorted((path, path.stat().st_mtime_ns) for path in load_config(copied).run_dir.rglob("*"))
+    other = launch.python("launch/train.py", str(copied), "dense.lr=0.5")
+    refuse(other, "already holds another config", "dense.lr", "0.5")
+    assert sorted((path, path.stat().st_mtime_ns) for path in load_config(copied).run_dir.rglob("*")) == before
+    refuse(launch.python("launch/evaluate.py", str(copied), "dense.lr=0.5"), "dense.lr")
+
+
+def test_no_data_and_no_run(launch, copied):
+    config = load_config(copied)
+    refuse(launch.python("launch/evaluate.py", str(copied)), "no run here", "launch/train.py")
+    shutil.rmtree(config.data.prepared)
+    refuse(launch.python("launch/train.py", str(copied)), "launch/preprocess.py")
+    refuse(launch.python("launch/train.py", str(copied.with_name("none.yaml"))), "none.yaml", "no such file")

@@ -1,0 +1,75 @@
+"""A run goes on where it stopped; every launcher makes the same run; every rank count the same evaluation."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rankmixer_dist.config import load_config
+
+
+def losses(small_config, name):
+    path = load_config(small_config, [f"name={name}"]).run_dir / "metrics.jsonl"
+    return [(line["step"], line["loss"]) for line in map(json.loads, path.read_text().splitlines())]
+
+
+def succeed(process):
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole(launch, small_config):
+    """A run of 50 steps on one rank: over 2 epochs, tail batches included."""
+    succeed(launch.python("launch/train.py", str(small_config), "name=whole"))
+    return losses(small_config, "whole")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stopped_run_goes_on_exactly(launch, small_config, whole, ranks):
+    name = f"name=stopped{ranks}"
+    succeed(launch.python("launch/train.py", str(small_config), name, "train.max_steps=29"))
+    again = succeed(launch.torchrun("launch/train.py", str(small_config), name, ranks=ranks))
+    assert "goes on from" in again.stdout
+    found = losses(small_config, f"stopped{ranks}")
+    assert [step for step, _ in found] == [step for step, _ in whole]
+    if ranks == 1:
+        assert found == whole
+    else:  # the sum over two ranks rounds differently; 1e-7 seen
+        np.testing.assert_allclose([loss for _, loss in found], [loss for _, loss in whole], rtol=1e-6)
+    finished = succeed(launch.python("launch/train.py", str(small_config), name))
+    assert "nothing to do" in finished.stdout
+
+
+def test_torchrun_and_deepspeed_make_the_same_run(launch, small_config):
+    succeed(launch.torchrun("launch/train.py", str(small_config), "name=by_torchrun", "train.max_steps=10", ranks=2))
+    succeed(launch.deepspeed("launch/train.py", str(small_config), "name=by_deepspeed", "train.max_steps=10", ranks=2))
+    found = losses(small_config, "by_deepspeed")
+    assert len(found) == 10
+    assert found == losses(small_config, "by_torchrun")
+
+
+def test_evaluation_does_not_depend_on_the_ranks(launch, small_config, whole):
+    def evaluated(ranks):
+        succeed(launch.torchrun("launch/evaluate.py", str(small_config), "name=whole", ranks=ranks))
+        run_dir = load_config(small_config, ["name=whole"]).run_dir
+        rows = pq.read_table(run_dir / "predictions").sort_by("row_id").to_pandas()
+        return json.loads((run_dir / "eval.json").read_text()), rows, run_dir
+
+    one, rows_of_one, _ = evaluated(1)
+    two, rows_of_two, run_dir = evaluated(2)
+    assert one["rows"] == two["rows"] == len(rows_of_one) > 0
+    assert rows_of_one["row_id"].is_unique
+    for column in rows_of_one.columns:  # 1.2e-7 seen
+        np.testing.assert_allclose(rows_of_two[column], rows_of_one[column], rtol=0, atol=1e-6)
+    for task, figures in one["tasks"].items():
+        assert two["tasks"][task]["reachable"] == figures["reachable"]
+        for figure in ("auc", "uauc", "logloss"):
+            assert two["tasks"][task][figure] == pytest.approx(figures[figure], abs=1e-4)
+    assert "whole" in (run_dir / "report.html").read_text()
+
+
+def test_a_run_learns(launch, small_config, whole):
+    first, last = (np.mean([loss for _, loss in part]) for part in (whole[:5], whole[-5:]))
+    assert last < first - 0.02
