@@ -1,0 +1,60 @@
+"""Run by torchrun: saves the state of each kind of engine and goes on from it in every other kind."""
+
+import json
+
+import torch
+from torch import nn
+
+from rankmixer_dist.errors import run_verb
+from rankmixer_dist.parallel.engine import DeepSpeedEngine, OptimizerSettings
+from rankmixer_dist.parallel.topology import process_group, sum_over_ranks
+
+ROWS, BEFORE, AFTER = 24, 5, 6
+
+
+def main(arguments: list[str]) -> None:
+    """Takes precision and optimizer; prints a JSON object per (stage saved from, stage loaded into)."""
+    precision, kind = arguments
+    settings = OptimizerSettings(kind=kind, lr=0.01, weight_decay=0.01, clip_norm=0.3)
+    with process_group() as topology:
+        share = ROWS // topology.world_size
+        mine = slice(topology.rank * share, (topology.rank + 1) * share)
+
+        def engine(stage: int, seed: int) -> DeepSpeedEngine:
+            torch.manual_seed(seed)
+            module = nn.Sequential(nn.Linear(5, 33), nn.GELU(), nn.LayerNorm(33), nn.Linear(33, 3))
+            return DeepSpeedEngine(module, settings, zero_stage=stage, precision=precision, rows_per_rank=share)
+
+        def losses(trained: DeepSpeedEngine, steps: range) -> list[float]:
+            found = []
+            for step in steps:
+                random = torch.Generator().manual_seed(step)
+                x, y = torch.randn(ROWS, 5, generator=random)[mine], torch.randn(ROWS, 3, generator=random)[mine]
+                logits = trained(x.to(next(trained.module.parameters()).dtype))
+                loss = ((logits.float() - y) ** 2).sum() / ROWS
+                trained.backward(loss * topology.world_size)
+                trained.step(0.01 / (1 + step))
+                found.append(float(sum_over_ranks(loss)))
+            return found
+
+        for source in (0, 1, 2):
+            saved_from = engine(source, seed=0)
+            start = losses(saved_from, range(BEFORE))
+            state = saved_from.state()
+            expected = losses(saved_from, range(BEFORE, BEFORE + AFTER))
+            for target in (0, 1, 2):
+                loaded_into = engine(target, seed=1)
+                loaded_into.load_state(state)
+                again = loaded_into.state()
+                same = again.updates == state.updates == BEFORE
+                for name, weight in state.weights.items():
+                    same &= torch.equal(again.weights[name], weight) and len(state.moments[name]) > 0
+                    same &= all(torch.equal(again.moments[name][k], v) for k, v in state.moments[name].items())
+                found = losses(loaded_into, range(BEFORE, BEFORE + AFTER))
+                if topology.is_first:
+                    line = {"source": source, "target": target, "same_state": same, "start": start}
+                    print(json.dumps(line | {"expected": expected, "found": found}), flush=True)
+
+
+if __name__ == "__main__":
+    run_verb(main)

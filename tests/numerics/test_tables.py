@@ -1,0 +1,125 @@
+"""Table lookups against a loop over rows and ids, gradients included; starting weights under any split."""
+
+import pytest
+import torch
+
+from rankmixer_dist.batch import JaggedIds
+from rankmixer_dist.schema import Schema
+from rankmixer_dist.sparse.init import fill_uniform_
+from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings
+from rankmixer_dist.sparse.tables import EmbeddingTables
+
+SCHEMA = Schema.model_validate(
+    {
+        "tables": {"video": {"rows": 23, "dim": 4}, "tag": {"rows": 11, "dim": 8}},
+        "groups": {"all": 1},
+        "features": {
+            "video": {"kind": "id", "table": "video", "group": "all"},
+            "watched": {"kind": "sequence", "table": "video", "query": "video", "max_length": 5, "group": "all"},
+            "shared": {"kind": "multi_id", "table": "video", "pooling": "mean", "group": "all"},
+            "summed": {"kind": "multi_id", "table": "video", "pooling": "sum", "group": "all"},
+            "tag": {"kind": "id", "table": "tag", "group": "all"},
+            "tags": {"kind": "multi_id", "table": "tag", "pooling": "mean", "group": "all"},
+            "all_tags": {"kind": "multi_id", "table": "tag", "pooling": "sum", "group": "all"},
+        },
+        "tasks": {"finish": {}},
+    }
+)
+
+
+def random_ids(rows, seed):
+    """Ids by feature and row; the last row is padding and has none, the one before has no bags."""
+    random = torch.Generator().manual_seed(seed)
+    by_feature = {}
+    for name in SCHEMA.id_features():
+        feature = SCHEMA.features[name]
+        most = SCHEMA.tables[feature.table].rows
+        counts = [1] * rows if feature.kind == "id" else torch.randint(0, 6, (rows,), generator=random).tolist()
+        counts[-1] = 0
+        if feature.kind != "id":
+            counts[-2] = 0
+        by_feature[name] = [torch.randint(0, most, (count,), generator=random) for count in counts]
+    lengths = torch.tensor([[len(ids) for ids in each] for each in by_feature.values()], dtype=torch.int32)
+    values = torch.cat([ids for each in by_feature.values() for ids in each])
+    return JaggedIds(SCHEMA.id_features(), values, lengths), by_feature
+
+
+def weights(tables):
+    return {name.split(".")[-2]: parameter for name, parameter in tables.named_parameters()}
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+def test_lookups_match_a_loop(rows):
+    tables = EmbeddingTables(SCHEMA, device=torch.device("cpu"))
+    table = weights(tables)
+    ids, by_feature = random_ids(rows, seed=rows)
+    found = tables(ids)
+    expected = {}
+    for name, feature in SCHEMA.features.items():
+        vectors = [table[feature.table][each] for each in by_feature[name]]
+        if feature.kind == "sequence":
+            padding = [torch.zeros(feature.max_length - len(v), v.shape[1]) for v in vectors]
+            expected[name] = torch.stack([torch.cat(pair) for pair in zip(vectors, padding, strict=True)])
+            assert found.lengths[name].tolist() == [len(v) for v in vectors]
+        elif getattr(feature, "pooling", "sum") == "mean":
+            expected[name] = torch.stack([v.sum(0) / max(1, len(v)) for v in vectors])
+        else:
+            expected[name] = torch.stack([v.sum(0) for v in vectors])
+    outputs = found.fields | found.sequences
+    assert outputs.keys() == expected.keys()
+
+    def gradients(tensors):
+        total = sum(((place + 1) * tensors[name].sin()).sum() for place, name in enumerate(sorted(tensors)))
+        return torch.autograd.grad(total, list(table.values()), retain_graph=True)
+
+    for name in expected:  # exact up to the order of sums: 2e-8 seen
+        torch.testing.assert_close(outputs[name], expected[name], rtol=0, atol=2e-7)
+    for mine, reference in zip(gradients(outputs), gradients(expected), strict=True):  # 1e-6 seen
+        torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5)
+
+
+def test_the_null_twin_updates_inside_backward_at_the_rate_it_was_given():
+    tables = LocalTables(
+        EmbeddingTables(SCHEMA, device=torch.device("cpu")), settings=RowWiseAdagradSettings(lr=9.0, eps=1e-8)
+    )
+    before = {shard.table: shard.weight.clone() for shard in tables.local_shards()}
+    ids, _ = random_ids(5, seed=1)
+    tables.set_lr(0.5)
+    tables(ids).fields["tag"].sum().backward()
+    shards = {shard.table: shard for shard in tables.local_shards()}
+    tag_ids = ids.values[: int(ids.lengths_FB[: ids.features.index("tag") + 1].sum())]
+    for row in range(SCHEMA.tables["tag"].rows):
+        times = int((tag_ids == row).sum())  # the gradient of a row that was looked up n times is n everywhere
+        step = 0.5 if times else 0.0
+        torch.testing.assert_close(before["tag"][row] - shards["tag"].weight[row], torch.full((8,), step))
+        assert float(shards["tag"].sum[row]) == times**2
+    torch.testing.assert_close(shards["video"].weight, before["video"])
+
+
+def test_starting_weights_do_not_depend_on_the_split():
+    whole = torch.full((1000, 12), torch.nan)
+    fill_uniform_(whole, scale=0.25, seed=3, table="user")
+    parts = [torch.full((rows, 12), torch.nan) for rows in (1, 333, 666)]
+    first = 0
+    for part in parts:
+        fill_uniform_(part, scale=0.25, seed=3, table="user", first_row=first)
+        first += len(part)
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_starting_weights_are_uniform_and_differ_by_seed_and_table():
+    def filled(seed, table):
+        weight = torch.empty(20_000, 16)
+        fill_uniform_(weight, scale=0.5, seed=seed, table=table)
+        return weight
+
+    weight = filled(1, "user")
+    assert -0.5 <= weight.min() < -0.499
+    assert 0.499 < weight.max() < 0.5
+    # Four standard errors of the mean, and of the variance, of 320,000 uniform values.
+    assert abs(weight.mean()) < 4 * 0.5 / 3**0.5 / 320_000**0.5
+    assert abs(weight.var() - 0.25 / 3) < 4 * (4 / 45) ** 0.5 * 0.25 / 320_000**0.5
+    neighbours = torch.corrcoef(torch.stack([weight[:-1].flatten(), weight[1:].flatten()]))[0, 1]
+    assert abs(neighbours) < 4 / 320_000**0.5
+    for other in (filled(2, "user"), filled(1, "video")):
+        assert abs(torch.corrcoef(torch.stack([weight.flatten(), other.flatten()]))[0, 1]) < 4 / 320_000**0.5
