@@ -24,9 +24,10 @@ HELD_OUT = 0.25
 USAGE = """\
 python launch/baseline.py configs/kuairand_pure.yaml --cross user:author_id --cross user:duration_bucket
 
-Every id is a one-hot column, every bag and sequence a multi-hot one scaled to length one, numerics are standardised, and
-each --cross adds the products of two id features. The penalty of each task is chosen on the last quarter of the training
-rows, then the model is fitted on all of them. Prints the figures and writes baseline.json into the run directory.
+Every id is a one-hot column, every bag and sequence a multi-hot one scaled to length one, numerics are standardised,
+and each --cross adds the products of two id features. The penalty of each task is chosen on the last quarter of the
+training rows, then the model is fitted on all of them. Prints the figures and writes baseline.json into the run
+directory.
 """
 
 

@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # from the deepspeed launcher, which sets LOCAL_RANK too
+    parser.add_argument(
+        "--local_rank", help=argparse.SUPPRESS
+    )  # from the deepspeed launcher, which sets LOCAL_RANK too
     parsed = parser.parse_args(arguments)
     run(load_config(parsed.config, parsed.overrides))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,11 +59,11 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; copies from pinned memory overlap with what runs there."""
 
-        def move(value: object) -> object:
+        def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             if isinstance(value, JaggedIds):
-                return JaggedIds(value.features, move(value.values), move(value.lengths_FB))  # type: ignore[arg-type]
+                return JaggedIds(value.features, move(value.values), move(value.lengths_FB))
             return value
 
         return Batch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})

@@ -1,6 +1,7 @@
 """A run, as one YAML file: strict, typed and immutable. Importing it needs no torch."""
 
 import difflib
+import itertools
 import types
 import typing
 from pathlib import Path
@@ -9,8 +10,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AwareDatetime, BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema, Strict
@@ -71,13 +80,11 @@ class DataConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.shard_rows % self.row_group_rows:
-            raise ValueError(
-                f"shard_rows {self.shard_rows} is not a multiple of row_group_rows {self.row_group_rows}"
-            )
+            raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of row_group_rows {self.row_group_rows}")
         if not self.splits:
             raise ValueError("splits is empty; declare at least one time range")
         ranges = sorted((split.to_ms(), name) for name, split in self.splits.items())
-        for ((_, end), name), ((start, _), other) in zip(ranges, ranges[1:], strict=False):
+        for ((_, end), name), ((start, _), other) in itertools.pairwise(ranges):
             if start < end:
                 raise ValueError(f"splits {name!r} and {other!r} overlap in time")
         return self

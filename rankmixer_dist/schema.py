@@ -1,4 +1,4 @@
-"""What a row holds: tables, features, semantic groups and tasks, each declared once in `configs/features/<dataset>.yaml`."""
+"""What a row holds: tables, features, semantic groups and tasks, declared once in `configs/features/<dataset>.yaml`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
@@ -130,6 +130,7 @@ class Schema(Strict):
                     raise ValueError(
                         f"feature {name}: {len(feature.boundaries)} boundaries need a table of {needed} rows"
                     )
+        for name, feature in self.features.items():
             if isinstance(feature, SequenceFeature) and feature.query is not None:
                 query = self.features.get(feature.query)
                 if not isinstance(query, IdFeature):

@@ -6,8 +6,8 @@ from typing import Self
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else each measurement prints two lines
 
-import torch  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 class CommTimer:
@@ -32,6 +32,8 @@ class CommTimer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._profile.stop()
+        assert self._profile.profiler is not None
         results = self._profile.profiler.kineto_results  # the raw events: aggregating them costs more than the step
-        events = results.events() if results is not None else []
+        assert results is not None
+        events = results.events()
         self.seconds = sum(event.duration_ns() for event in events if event.name().startswith(self._prefix)) / 1e9

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed  # noqa: E402  (it reads the accelerator when it is imported)
-from deepspeed.utils import (  # noqa: E402
+import deepspeed
+from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
@@ -27,7 +27,7 @@ from deepspeed.utils import (  # noqa: E402
 )
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-# On CPU DeepSpeed would compile a C++ extension at the first start, for an inference all-reduce that nothing here calls.
+# On CPU DeepSpeed would compile a C++ extension at the first start, for an inference all-reduce that nobody calls here.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
@@ -79,12 +79,11 @@ class DenseEngine(Protocol):
 
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """The torch optimizer that `settings` names."""
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.kind == "adam":
-        return torch.optim.AdamW(parameters, **common)
+        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     if settings.kind == "adagrad":
-        return torch.optim.Adagrad(parameters, **common)
-    return torch.optim.RMSprop(parameters, **common)
+        return torch.optim.Adagrad(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.RMSprop(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 class PlainEngine:

@@ -108,7 +108,7 @@ def barrier() -> None:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """When the block ends with a `UserError` on any rank, all ranks raise the first rank's, so that none waits for it."""
+    """When the block ends in a `UserError` on any rank, all ranks raise the first one, so that none waits for it."""
     mine: str | None = None
     try:
         yield

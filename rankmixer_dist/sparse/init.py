@@ -13,8 +13,8 @@ _BLOCK_ROWS = 1 << 20
 def fill_uniform_(weight_RD: Tensor, *, scale: float, seed: int, table: str, first_row: int = 0) -> None:
     """Fills a block of a table's rows with uniform values in [-scale, scale).
 
-    A counter-based generator (SplitMix64 of the element's place in the whole table, Steele et al. 2014), so a row starts
-    with the same values on whichever rank it lies, and a row added later needs no stream to be replayed.
+    A counter-based generator (SplitMix64 of the element's place in the whole table, Steele et al. 2014), so a row
+    starts with the same values on whichever rank it lies, and a row added later needs no stream to be replayed.
 
     Args:
         weight_RD: float [rows, dim], rows `first_row`.. of table `table`.

@@ -43,7 +43,10 @@ class RowWiseAdagradSettings:
 class Tables(Protocol):
     """The seam between the dense model and wherever the tables lie."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """The torch module that holds the tables."""
+        ...
 
     def __call__(self, ids: JaggedIds) -> Embeddings: ...
 

@@ -1,4 +1,4 @@
-"""Tables and their optimizer state on disk, by torch.distributed.checkpoint: any sharding reads what any other wrote."""
+"""Tables and their optimizer state on disk, by torch.distributed.checkpoint: any sharding reads what another wrote."""
 
 from pathlib import Path
 from typing import Any

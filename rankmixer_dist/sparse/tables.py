@@ -64,7 +64,10 @@ class EmbeddingTables(nn.Module):
             ids: all id features of the schema in the order of `Schema.id_features`.
         """
         keyed = KeyedJaggedTensor(
-            keys=list(ids.features), values=ids.values, lengths=ids.lengths_FB.reshape(-1), stride=ids.lengths_FB.shape[1]
+            keys=list(ids.features),
+            values=ids.values,
+            lengths=ids.lengths_FB.reshape(-1),
+            stride=ids.lengths_FB.shape[1],
         )
         num_bags = len(self.schema.bag_features())
         bags, unpooled = keyed.split([num_bags, len(ids.features) - num_bags])

@@ -1,7 +1,6 @@
 """From a config to the parts of a run: tables, dense model, engine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psutil
@@ -19,6 +18,7 @@ from rankmixer_dist.train.schedule import LearningRate
 
 _MEMORY_SHARE = 0.6
 """Share of a device's memory that the planner may fill with tables."""
+_RAREST = 1e-6
 
 
 class Statistics(Protocol):
@@ -30,15 +30,6 @@ class Statistics(Protocol):
     def std(self) -> float: ...
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run trains, and `plan`, where each table went and why (on rank 0)."""
-
-    tables: Tables
-    engine: DenseEngine
-    plan: list[dict[str, Any]]
-
-
 def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_rates: Sequence[float]) -> Ranker:
     """The dense model, the same weights from the same seed on every rank.
 
@@ -48,9 +39,12 @@ def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_r
     """
     schema, model = config.features, config.model
     torch.manual_seed(config.seed)
-    ids = {**schema.of_kind(IdFeature), **schema.of_kind(MultiIdFeature)}
     return build_ranker(
-        fields=[FieldSpec(name=name, dim=schema.tables[feature.table].dim) for name, feature in ids.items()],
+        fields=[
+            FieldSpec(name=name, dim=schema.tables[feature.table].dim)
+            for name, feature in schema.features.items()
+            if isinstance(feature, IdFeature | MultiIdFeature)
+        ],
         sequences=[
             SequenceSpec(
                 name=name,
@@ -72,7 +66,8 @@ def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_r
         num_blocks=model.num_blocks,
         hidden_dim=round(model.hidden_ratio * model.token_dim),
         norm=model.norm,
-        base_rates=base_rates,
+        # A task without a single positive, or negative, row still has to start somewhere.
+        base_rates=[min(max(rate, _RAREST), 1 - _RAREST) for rate in base_rates],
     )
 
 

@@ -1,9 +1,9 @@
 """Checkpoints that are complete or absent: written aside by all ranks, then renamed by one.
 
-    checkpoints/step-00000120/
-      progress.json     step, rows, data position, seed, versions
-      dense.pt          whole dense weights and optimizer moments, fp32 (read with weights_only)
-      tables/           every table and its optimizer state, by torch.distributed.checkpoint, whatever the sharding
+checkpoints/step-00000120/
+  progress.json     step, rows, data position, seed, versions
+  dense.pt          whole dense weights and optimizer moments, fp32 (read with weights_only)
+  tables/           every table and its optimizer state, by torch.distributed.checkpoint, whatever the sharding
 """
 
 import json
@@ -35,7 +35,7 @@ def checkpoints(run_dir: Path) -> list[Path]:
 def save_checkpoint(
     run_dir: Path, progress: Progress, tables: Tables, engine: DenseEngine, *, topology: Topology, keep: int
 ) -> Path:
-    """Saves a run's state; all ranks call it. The oldest ones beyond `keep` are removed once the new one is complete."""
+    """Saves a run's state; all ranks call it. The oldest beyond `keep` are removed once the new one is complete."""
     final = run_dir / "checkpoints" / f"{_PREFIX}{progress.step:08d}"
     aside = final.with_name(final.name + ".partial")
     if topology.is_first:

@@ -45,9 +45,8 @@ class TrainProgress:
         if not self._enabled:
             return
         mfu = "" if line["mfu"] is None else f"  MFU {line['mfu']:.1%}"
-        figures = (
-            f"loss {line['loss']:.4f}  {line['samples_per_s']:,.0f} rows/s{mfu}  data wait {line['data_wait_share']:.0%}"
-        )
+        rate, wait = f"{line['samples_per_s']:,.0f} rows/s{mfu}", f"data wait {line['data_wait_share']:.0%}"
+        figures = f"loss {line['loss']:.4f}  {rate}  {wait}"
         if self._bar is not None:
             self._bar.update(self._task, figures=figures)
         else:
@@ -60,7 +59,12 @@ class EvaluateProgress:
     def __init__(self, *, rows: int, enabled: bool) -> None:
         self._bar: Progress | None = None
         if enabled and sys.stderr.isatty():
-            columns = (TextColumn("[bold]score"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("[bold]score"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task("score", total=rows)
 

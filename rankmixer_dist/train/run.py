@@ -138,5 +138,3 @@ def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, A
         f"{len(config.features.tables)} tables, {rows:,} rows",
         flush=True,
     )
-
-

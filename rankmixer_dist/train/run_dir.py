@@ -16,7 +16,7 @@ CHANGEABLE = frozenset(
         "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "eval.split", "eval.batch_size",
     }
 )  # fmt: skip
-"""Keys that may differ between two starts of one run: they change how long it is or how it is watched, not what it is."""
+"""Keys that may differ between two starts of a run: they change how long it is or how it is watched, not what it is."""
 
 
 def claim_run_dir(config: RunConfig) -> Path:
@@ -52,7 +52,9 @@ def require_run(config: RunConfig) -> Path:
     difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
     if difference is not None:
         key, old, new = difference
-        raise UserError(f"{config.run_dir} was trained with {key} {old!r}, not {new!r}; give the config it was trained with")
+        raise UserError(
+            f"{config.run_dir} was trained with {key} {old!r}, not {new!r}; give the config it was trained with"
+        )
     return config.run_dir
 
 

@@ -76,8 +76,9 @@ def score_split(
         final = run_dir / "predictions"
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
-    parts = gather_objects({name: {t: m.to_arrays() for t, m in states.items()} for name, states in
-                            (("scored", scored), ("truth", truth))})
+    parts = gather_objects(
+        {name: {t: m.to_arrays() for t, m in states.items()} for name, states in (("scored", scored), ("truth", truth))}
+    )
     if parts is None:
         return None
     figures: dict[str, Any] = {task: _merged(parts, "scored", task).compute() for task in tasks}

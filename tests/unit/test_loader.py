@@ -1,6 +1,5 @@
 """The loader's promises: order, coverage, values, and errors that name the file."""
 
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,7 +113,12 @@ def row_ids(batch):
 def test_every_rank_count_sees_the_same_global_batches_and_each_row_once(prepared, world_size, batch_size):
     expected = [row_ids(batch) for batch, _ in make(prepared, batch_size=batch_size).epoch(Position(1, 0))]
     shares = [
-        [batch for batch, _ in make(prepared, rank=rank, world_size=world_size, batch_size=batch_size).epoch(Position(1, 0))]
+        [
+            batch
+            for batch, _ in make(prepared, rank=rank, world_size=world_size, batch_size=batch_size).epoch(
+                Position(1, 0)
+            )
+        ]
         for rank in range(world_size)
     ]
     assert {len(batches) for batches in shares} == {-(-ROWS // batch_size)}
@@ -210,5 +214,3 @@ def test_a_manifest_of_another_schema_is_refused(prepared):
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"no such file; run launch/preprocess.py"):
         read_manifest(folder, SCHEMA)
-
-

@@ -1,0 +1,154 @@
+import math
+
+import pytest
+import torch
+
+from rankmixer_dist.layers import reference
+from rankmixer_dist.models.features import Features, FieldSpec, GroupSpec, NumericSpec, SequenceSpec
+from rankmixer_dist.models.ranker import Ranker, build_ranker
+
+TOLERANCE = {torch.float64: 8e-15, torch.float32: 3e-6}  # seen: 9.0e-16, 3.6e-7
+
+MEAN, STD = {"age": 30.0, "price": 2.0, "speed": 0.0}, {"age": 8.0, "price": 0.5, "speed": 1.0}
+SPECS = {
+    "fields": [FieldSpec("user", 5), FieldSpec("item", 4)],
+    "sequences": [
+        SequenceSpec("watched", 4, 3, query="item", attention_hidden=(6, 3)),
+        SequenceSpec("keys", 2, 4, pooling="mean"),  # a name that an nn.ModuleDict would refuse
+    ],
+    "numerics": [NumericSpec(name, MEAN[name], STD[name]) for name in MEAN],
+    "groups": [
+        GroupSpec("who", 2, ("user", "price", "speed")),
+        GroupSpec("history", 1, ("watched", "keys")),
+        GroupSpec("what", 1, ("age", "item")),
+    ],
+}
+SIZES = {"token_dim": 8, "num_blocks": 2, "hidden_dim": 6, "base_rates": (0.5, 0.1, 0.3)}
+LENGTHS = {"watched": [3, 0, 1], "keys": [0, 4, 2]}
+
+
+def build(**changes) -> Ranker:
+    torch.manual_seed(0)
+    return build_ranker(**{**SPECS, **SIZES, **changes})
+
+
+def batch(dtype):
+    torch.manual_seed(1)
+    fields = {"user": torch.randn(3, 5, dtype=dtype), "item": torch.randn(3, 4, dtype=dtype)}
+    sequences = {"watched": torch.randn(3, 3, 4, dtype=dtype), "keys": torch.randn(3, 4, 2, dtype=dtype)}
+    lengths = {name: torch.tensor(values, dtype=torch.int32) for name, values in LENGTHS.items()}
+    # Exact in binary, so that both dtypes see the same numbers.
+    numerics_BN = torch.tensor([[31.5, 2.25, math.nan], [math.nan, 1.5, -1.0], [12.0, 99.0, 0.5]], dtype=dtype)
+    return fields, sequences, lengths, numerics_BN
+
+
+def reference_ranker(fields, sequences, numerics_BN, w):
+    unit = [(w[f"poolings.0.{n}.weight"], w[f"poolings.0.{n}.bias"]) for n in ("first", "hidden.0", "score")]
+    watched = reference.target_attention(fields["item"], sequences["watched"], LENGTHS["watched"], unit)
+    keys = reference.mean_pooling(sequences["keys"], LENGTHS["keys"])
+    z = reference.normalize_numerics(numerics_BN, list(MEAN.values()), list(STD.values()), 5.0)
+    age, price, speed = z[:, 0:2], z[:, 2:4], z[:, 4:6]
+    x_BW = torch.cat([fields["user"], price, speed, watched, keys, age, fields["item"]], dim=1)
+    # Group widths 9, 6, 6: bucket 0 holds the tokens of the last two groups, bucket 1 those of the first.
+    narrow, wide = w["tokenizer.projections.0.weight"], w["tokenizer.projections.1.weight"]
+    biases = torch.cat([w["tokenizer.projections.1.bias"], w["tokenizer.projections.0.bias"]])
+    tokens_BTD = reference.tokenize(x_BW, (9, 6, 6), (2, 1, 1), [*wide, *narrow], biases)
+    backbone = {n.removeprefix("backbone."): p for n, p in w.items() if n.startswith("backbone.")}
+    pooled_BD = reference.rankmixer(tokens_BTD, backbone, 2, "post")
+    return reference.task_heads(pooled_BD, [(w["heads.layers.0.weight"], w["heads.layers.0.bias"])])
+
+
+class FlatInputs(torch.nn.Module):
+    """A ranker that takes its embeddings as keyword arguments, for `matches_reference`."""
+
+    def __init__(self, ranker, lengths, numerics_BN):
+        super().__init__()
+        self.ranker, self.lengths, self.numerics_BN = ranker, lengths, numerics_BN
+
+    def forward(self, user, item, watched, keys):
+        return self.ranker(
+            {"user": user, "item": item}, {"watched": watched, "keys": keys}, self.lengths, self.numerics_BN
+        )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_matches_reference(matches_reference, dtype):
+    fields, sequences, lengths, numerics_BN = batch(torch.float64)
+    matches_reference(
+        FlatInputs(build(), lengths, numerics_BN.to(dtype)),
+        lambda inputs, weights: reference_ranker(
+            inputs, inputs, numerics_BN, {name.removeprefix("ranker."): w for name, w in weights.items()}
+        ),
+        {**fields, **sequences},
+        dtype,
+        TOLERANCE[dtype],
+    )
+
+
+def test_bf16_parameters_take_fp32_embeddings_and_give_fp32_logits_and_gradients():
+    fields, sequences, lengths, numerics_BN = batch(torch.float32)
+    ranker = build()
+    exact = ranker(fields, sequences, lengths, numerics_BN)
+    fields["item"].requires_grad_()
+    logits_BK = ranker.bfloat16()(fields, sequences, lengths, numerics_BN)
+    assert logits_BK.dtype == torch.float32
+    # Seen: 0.0068.
+    torch.testing.assert_close(logits_BK, exact, rtol=0, atol=0.05)
+    assert torch.autograd.grad(logits_BK.sum(), fields["item"])[0].dtype == torch.float32
+
+
+def test_numerics_are_normalised_before_the_cast_to_bf16():
+    numerics = [NumericSpec("age", 1_000_000.0, 1.0), *SPECS["numerics"][1:]]
+    fields, sequences, lengths, numerics_BN = batch(torch.float32)
+    ranker = build(numerics=numerics).bfloat16()
+    logits = []
+    for age in (1_000_000.0, 1_000_001.0):
+        numerics_BN[:, 0] = age
+        logits.append(ranker(fields, sequences, lengths, numerics_BN))
+    assert (logits[0] - logits[1]).abs().min() > 1e-3
+
+
+def test_numerics_that_follow_one_another_in_both_orders_are_read_as_one_slice():
+    features = Features(
+        fields=[FieldSpec("user", 4)],
+        sequences=[],
+        numerics=SPECS["numerics"],
+        groups=[GroupSpec("a", 1, ("speed", "age")), GroupSpec("b", 1, ("price", "user"))],
+    )
+    assert features.columns() == [slice(4, 6), slice(0, 4), "user"]
+    assert features.group_dims() == [4, 6]
+
+
+def test_every_parameter_learns():
+    fields, sequences, lengths, numerics_BN = batch(torch.float32)
+    ranker = build(norm="pre", head_hidden=(5,))
+    ranker(fields, sequences, lengths, numerics_BN).square().sum().backward()
+    assert [name for name, p in ranker.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_the_same_seed_gives_the_same_model():
+    for a, b in zip(build().parameters(), build().parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fields": [*SPECS["fields"], FieldSpec("item", 4)]}, "'item' is declared twice"),
+        ({"fields": [*SPECS["fields"], FieldSpec("extra", 4)]}, "'extra' is in no group"),
+        (
+            {"groups": [*SPECS["groups"], GroupSpec("g", 4, ("itme",))]},
+            "'itme', which is no feature; known: user, item",
+        ),
+        ({"groups": [*SPECS["groups"], GroupSpec("g", 4, ("item",))]}, "'item' is a member of a group twice"),
+        ({"groups": [*SPECS["groups"], GroupSpec("g", 4, ())]}, "group 'g' has no members"),
+        ({"sequences": [SequenceSpec("watched", 4, 3, query="age"), SPECS["sequences"][1]]}, "'age' is not a field"),
+        ({"sequences": [SequenceSpec("watched", 4, 3, query="user"), SPECS["sequences"][1]]}, "width 4 but its query"),
+        ({"sequences": [SequenceSpec("watched", 4, 3), SPECS["sequences"][1]]}, "target_attention needs a `query`"),
+        ({"token_dim": 10}, "not a multiple of the 4 tokens"),
+        ({"base_rates": (0.5, 0.0)}, "between 0 and 1"),
+    ],
+)
+def test_mistakes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)

@@ -1,0 +1,47 @@
+import itertools
+
+import pytest
+import torch
+
+from rankmixer_dist.layers import reference
+from rankmixer_dist.layers.token_mixing import mix_tokens
+
+all_shapes = pytest.mark.parametrize(
+    "shape", list(itertools.product((1, 2, 3, 4, 7), (1, 3), (1, 2, 5)))
+)  # T, B, D / T
+
+
+@all_shapes
+def test_is_a_permutation_of_each_row_and_its_own_inverse(shape):
+    num_tokens, rows, width = shape
+    x_TBD = torch.arange(num_tokens * rows * num_tokens * width).view(num_tokens, rows, num_tokens * width)
+    mixed_TBD = mix_tokens(x_TBD)
+    assert mixed_TBD.shape == x_TBD.shape
+    for b in range(rows):
+        assert torch.equal(mixed_TBD[:, b].flatten().sort().values, x_TBD[:, b].flatten().sort().values)
+    assert torch.equal(mix_tokens(mixed_TBD), x_TBD)
+    if num_tokens > 1:
+        assert not torch.equal(mixed_TBD, x_TBD)
+
+
+@all_shapes
+def test_equals_the_paper_value_by_value_from_any_memory_layout(shape):
+    num_tokens, rows, width = shape
+    x_BTD = torch.randn(rows, num_tokens, num_tokens * width)
+    expected = torch.stack([reference.mix_tokens(x_TD) for x_TD in x_BTD])
+    mixed_TBD = mix_tokens(x_BTD.transpose(0, 1))
+    assert torch.equal(mixed_TBD.transpose(0, 1), expected)
+    assert mixed_TBD.is_contiguous()
+
+
+def test_its_gradient_is_the_mixing_of_the_gradient():
+    x_TBD = torch.randn(3, 2, 6, requires_grad=True)
+    cotangent = torch.randn(3, 2, 6)
+    (gradient,) = torch.autograd.grad(mix_tokens(x_TBD), x_TBD, cotangent)
+    assert torch.equal(gradient, mix_tokens(cotangent))
+
+
+@pytest.mark.parametrize(("token_dim", "use"), [(10, "use 9 or 12"), (2, "use 3")])
+def test_a_width_that_does_not_split_into_heads_is_refused(token_dim, use):
+    with pytest.raises(ValueError, match=use):
+        mix_tokens(torch.zeros(3, 2, token_dim))

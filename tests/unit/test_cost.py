@@ -1,0 +1,129 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankmixer_dist.cost import heads_part, peak_flops, rankmixer_part, target_attention_part, tokenizer_part, total
+from rankmixer_dist.layers.target_attention import TargetAttention
+from rankmixer_dist.layers.task_heads import TaskHeads
+from rankmixer_dist.layers.tokenizer import GroupTokenizer
+from rankmixer_dist.models.ranker import FieldSpec, GroupSpec, NumericSpec, SequenceSpec, build_ranker
+from rankmixer_dist.models.rankmixer import RankMixer
+
+ROWS = 6
+
+
+def assert_cost(part, module, *inputs):
+    """Parameters, and FLOPs of the forward and of both passes, are what a counter sees."""
+    assert part.parameters == sum(p.numel() for p in module.parameters())
+    with FlopCounterMode(display=False) as forward:
+        output = module(*inputs)
+    assert part.flops_per_row_forward * ROWS == forward.get_total_flops()
+    with FlopCounterMode(display=False) as backward:
+        output.sum().backward()
+    trained = forward.get_total_flops() + backward.get_total_flops()
+    assert total([part]).flops_per_row_train * ROWS == trained
+
+
+def leaf(*shape):
+    return torch.randn(shape, requires_grad=True)
+
+
+def test_tokenizer():
+    sizes = {"group_dims": (5, 9, 5), "group_tokens": (1, 2, 3), "token_dim": 7}
+    assert_cost(tokenizer_part(**sizes), GroupTokenizer(**sizes), leaf(ROWS, 19))
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_backbone(norm):
+    sizes = {"num_tokens": 3, "token_dim": 9, "num_blocks": 2, "hidden_dim": 14, "norm": norm}
+    assert_cost(rankmixer_part(**sizes), RankMixer(**sizes), leaf(ROWS, 3, 9))
+
+
+@pytest.mark.parametrize("hidden_dims", [(6,), (8, 5, 3)])
+def test_target_attention(hidden_dims):
+    part = target_attention_part("history", dim=7, length=11, hidden_dims=hidden_dims)
+    attention = TargetAttention(dim=7, hidden_dims=hidden_dims)
+    assert_cost(part, attention, leaf(ROWS, 7), leaf(ROWS, 11, 7), torch.full((ROWS,), 4))
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (6, 4)])
+def test_heads(hidden_dims):
+    sizes = {"token_dim": 9, "num_tasks": 3, "hidden_dims": hidden_dims}
+    assert_cost(heads_part(**sizes), TaskHeads(**sizes), leaf(ROWS, 9))
+
+
+def test_a_whole_ranker_reports_its_cost_by_part():
+    ranker = build_ranker(
+        fields=[FieldSpec("user", 8), FieldSpec("item", 6)],
+        sequences=[
+            SequenceSpec("watched", 6, 5, query="item", attention_hidden=(7, 3)),
+            SequenceSpec("liked", 6, 4, pooling="mean"),
+        ],
+        numerics=[NumericSpec("age", 0.0, 1.0)],
+        groups=[GroupSpec("a", 2, ("user", "watched")), GroupSpec("b", 1, ("item", "age", "liked"))],
+        token_dim=12,
+        num_blocks=2,
+        hidden_dim=20,
+        base_rates=(0.5, 0.5),
+        head_hidden=(4,),
+    )
+    cost = ranker.cost()
+    fields = {"user": leaf(ROWS, 8), "item": leaf(ROWS, 6)}
+    sequences = {"watched": leaf(ROWS, 5, 6), "liked": leaf(ROWS, 4, 6)}
+    lengths = {name: torch.full((ROWS,), 2) for name in sequences}
+    with FlopCounterMode(display=False) as counter:
+        ranker(fields, sequences, lengths, torch.zeros(ROWS, 1)).sum().backward()
+    assert cost.parameters == sum(p.numel() for p in ranker.parameters())
+    assert cost.flops_per_row_train * ROWS == counter.get_total_flops()
+    parts = cost.breakdown()
+    assert list(parts) == ["pooling.watched", "pooling.liked", "tokenizer", "backbone", "heads"]
+    assert sum(part["flops_per_row_train"] for part in parts.values()) == cost.flops_per_row_train
+    assert parts["tokenizer"]["parameters"] == sum(p.numel() for p in ranker.tokenizer.parameters())
+
+
+def test_the_papers_formula_is_the_leading_term():
+    part = rankmixer_part(num_tokens=16, token_dim=768, num_blocks=2, hidden_dim=3 * 768)
+    # Eq. 12 at k = 3: 2kLTD^2 parameters and twice that FLOPs, biases and norms apart.
+    assert part.parameters == pytest.approx(2 * 3 * 2 * 16 * 768**2, rel=0.002)
+    assert part.flops_per_row_forward == 4 * 3 * 2 * 16 * 768**2
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312),
+        ("NVIDIA A100 80GB PCIe", "fp32", 19.5),
+        ("NVIDIA A10", "bf16", 125),
+        ("NVIDIA A10G", "bf16", 70),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+        ("NVIDIA H100 PCIe", "bfloat16", 756),
+        ("NVIDIA H100 NVL", "float16", 835.5),
+        ("NVIDIA H200", "tf32", 494.7),
+        ("NVIDIA H20", "bf16", 148),
+        ("NVIDIA GH200 480GB", "bf16", 989.4),
+        ("NVIDIA B200", "float16", 2250),
+        ("NVIDIA GB200", "bf16", 2500),
+        ("NVIDIA L4", "bf16", 121),
+        ("NVIDIA L40S", "bf16", 362),
+        ("Tesla V100-SXM2-32GB", "float16", 125),
+        ("Tesla V100-PCIE-16GB", "float32", 14),
+    ],
+)
+def test_peak_of_known_gpus(device, dtype, tera):
+    assert peak_flops(device, dtype) == tera * 1e12
+
+
+def test_a_peak_that_is_not_known_is_none_and_a_dtype_that_is_not_is_refused():
+    assert peak_flops("NVIDIA GeForce GTX 1080", "float32") is None
+    assert peak_flops("NVIDIA RTX A4000", "bfloat16") is None  # not an A40
+    assert peak_flops("Tesla V100-SXM2-32GB", "bfloat16") is None
+    with pytest.raises(ValueError, match="dtype 'int8' is unknown"):
+        peak_flops("NVIDIA H200", "int8")
+
+
+def test_importing_it_needs_no_torch():
+    code = "import sys, rankmixer_dist.cost; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
