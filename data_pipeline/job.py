@@ -1,0 +1,173 @@
+"""Where the stages run: on Ray, or one call after the other in this process (the null twin, for tests and small data).
+
+A stage function returns `(*held, report)`. Held tables stay where they were made: the driver passes them on as handles
+and never looks inside; only the small reports come to it.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+
+from data_pipeline.sources import Unit
+from rankmixer_dist.errors import UserError
+
+Handle = Any
+"""A table held by the job: the table itself (serial) or an object reference (Ray)."""
+
+T = TypeVar("T")
+
+_MIN_ROWS_PER_TASK, _MAX_ROWS_PER_TASK, _TASKS_PER_CPU = 50_000, 1_000_000, 4
+_MAX_RUNNING = 1000
+_OBJECT_STORE_BYTES = 2 << 30  # a cap, not a reservation; what does not fit is spilled to disk
+
+
+class Job(Protocol):
+    """Runs stage functions over many arguments."""
+
+    def share(self, value: T) -> T | Handle:
+        """A handle of a value that many calls need, sent once to where they run."""
+        ...
+
+    def tasks(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
+        """Neighbouring units together, so that a task is worth its overhead."""
+        ...
+
+    def map(
+        self, function: Callable[..., tuple], calls: Sequence[tuple], *, held: int
+    ) -> Iterator[tuple[int, tuple[Handle, ...], Any]]:
+        """Calls `function(*call)` for each call; yields (its index, its held tables, its report) as each is done."""
+        ...
+
+    def sort(self, tables: list[Handle], key: str) -> list[Handle]:
+        """The rows of all (non-empty) tables as tables whose ranges of `key` ascend and at most touch."""
+        ...
+
+    def fetch(self, handle: Handle) -> pa.Table:
+        """A held table."""
+        ...
+
+
+class SerialJob:
+    """Everything in this process; all rows are in memory at once."""
+
+    def share(self, value: T) -> T:
+        return value
+
+    def tasks(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
+        return [(unit,) for unit in units]
+
+    def map(
+        self, function: Callable[..., tuple], calls: Sequence[tuple], *, held: int
+    ) -> Iterator[tuple[int, tuple[Handle, ...], Any]]:
+        for index, call in enumerate(calls):
+            *tables, report = function(*call)
+            yield index, tuple(tables), report
+
+    def sort(self, tables: list[Handle], key: str) -> list[Handle]:
+        return [pa.concat_tables(tables).sort_by(key)]
+
+    def fetch(self, handle: Handle) -> pa.Table:
+        return handle
+
+
+class RayJob:
+    """Ray tasks read and write, Ray Data sorts.
+
+    Joins the running Ray of this process, else the cluster at RAY_ADDRESS, else starts one on this machine. On a
+    cluster the package must be installed on every node, and the raw and prepared folders must be shared.
+
+    Args:
+        rows_per_task: Raw rows that a reading task takes at least; by default four tasks a CPU, within bounds.
+    """
+
+    def __init__(self, *, rows_per_task: int | None = None) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        if not ray.is_initialized():
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(**quiet)
+            else:
+                ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        self._ray = ray
+        self._rows_per_task = rows_per_task
+
+    def share(self, value: T) -> Handle:
+        return self._ray.put(value)
+
+    def tasks(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
+        rows = self._rows_per_task
+        if rows is None:
+            cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            even = sum(unit.rows for unit in units) // (cpus * _TASKS_PER_CPU)
+            rows = min(max(even, _MIN_ROWS_PER_TASK), _MAX_ROWS_PER_TASK)
+        return group_units(units, rows)
+
+    def map(
+        self, function: Callable[..., tuple], calls: Sequence[tuple], *, held: int
+    ) -> Iterator[tuple[int, tuple[Handle, ...], Any]]:
+        remote = self._ray.remote(function).options(num_returns=held + 1)
+        waiting = iter(enumerate(calls))
+        running: dict[Any, tuple[int, tuple[Handle, ...]]] = {}
+        try:
+            while True:
+                for index, call in itertools.islice(waiting, _MAX_RUNNING - len(running)):
+                    returned = remote.remote(*call)
+                    *tables, report = returned if held else (returned,)
+                    running[report] = (index, tuple(tables))
+                if not running:
+                    return
+                (done,), _ = self._ray.wait(list(running), num_returns=1)
+                index, tables = running.pop(done)
+                report = self._get(done)
+                yield index, tables, report if held else report[0]  # one return value is not taken apart by Ray
+        finally:
+            for report in running:
+                self._ray.cancel(report)
+
+    def sort(self, tables: list[Handle], key: str) -> list[Handle]:
+        import logging
+
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        if "RAY_DATA_DEFAULT_SHUFFLE_STRATEGY" not in os.environ:
+            # The default strategy of Ray 2.60 starts worker processes of its own, 5 s for a small sort instead of 1 s.
+            context.shuffle_strategy = "sort_shuffle_pull_based"
+        # Kept: Ray Data may free the blocks of a dataset that is gone.
+        self._sorted = ray.data.from_arrow_refs(tables).sort(key).materialize()
+        return self._sorted.to_arrow_refs()
+
+    def fetch(self, handle: Handle) -> pa.Table:
+        return self._get(handle)
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+
+
+def open_job(kind: str) -> Job:
+    """The job that `data.job` names."""
+    return SerialJob() if kind == "serial" else RayJob()
+
+
+def group_units(units: Sequence[Unit], rows: int) -> list[tuple[Unit, ...]]:
+    """Neighbouring units in groups of at least `rows` rows, the last one perhaps fewer."""
+    groups: list[tuple[Unit, ...]] = []
+    group: list[Unit] = []
+    for unit in units:
+        group.append(unit)
+        if sum(one.rows for one in group) >= rows:
+            groups.append(tuple(group))
+            group = []
+    return groups + [tuple(group)] if group else groups

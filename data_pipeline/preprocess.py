@@ -1,0 +1,235 @@
+"""From raw logs to prepared data: read and prepare, sort by time, drop duplicates, cut into shards."""
+
+import os
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_pipeline.checks import check_columns, check_names, standing_manifest
+from data_pipeline.job import Handle, Job, open_job
+from data_pipeline.manifest import Manifest, prepared_columns, read_manifest, schema_hash
+from data_pipeline.progress import Reporter
+from data_pipeline.set_aside import SET_ASIDE, SetAside
+from data_pipeline.shards import Moments, ShardPlan, ShardResult, ShardTarget, plan_shards, write_shard
+from data_pipeline.sources import Source, Unit, open_source
+from data_pipeline.sources.synthetic import write_synthetic_log
+from data_pipeline.stages import OrderReport, ReadReport, Recipe, block_range, order_rows, read_units
+from data_pipeline.transforms import BAD_ROW_REASONS, DETAIL, DUPLICATE, REASON
+from rankmixer_dist.config import RunConfig, SyntheticSource
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.schema import TIMESTAMP, NumericFeature
+
+
+def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = None) -> Manifest:
+    """Prepares `config.data.prepared`, complete or not at all, and returns its manifest.
+
+    The shards' bytes depend on the raw files and the config alone, not on the job or its parallelism. A folder that
+    was prepared from the same is left alone. A synthetic source is written first.
+
+    Args:
+        progress: Shows the stages on stderr; warnings are shown in any case.
+        job: Where the stages run; `config.data.job` by default.
+
+    Raises:
+        UserError: a column, file or folder is missing or does not fit, a feature would see the future, the prepared
+            folder holds something else, or, where the config says to fail on them, a file cannot be read or a row
+            cannot be prepared.
+    """
+    reporter = Reporter(shown=progress)
+    check_names(config)
+    if isinstance(config.source, SyntheticSource) and write_synthetic_log(config.source):
+        reporter.say(f"synthetic log: {config.source.rows:,} rows written to {config.source.path}")
+    source = open_source(config.source)
+    check_columns(config.features, source)
+    prepared_from = _prepared_from(config, source)
+    folder = config.data.prepared
+    standing = standing_manifest(folder, prepared_from, verify=config.data.verify_checksums)
+    if standing is not None:
+        reporter.say(f"{folder}: up to date")
+        return standing
+    units = source.units()
+    _fail_on_unreadable((unit.unreadable for unit in units if unit.unreadable), config)
+    aside = folder.with_name(f"{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        run = _Preparation(config, source, job or open_job(config.data.job), aside.resolve(), reporter)
+        run.run(units, prepared_from).write(aside)
+        try:
+            os.rename(aside, folder)
+        except OSError as error:
+            raise UserError(f"{folder}: appeared while its data was being prepared ({error})") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return read_manifest(folder, config.features)
+
+
+class _Preparation:
+    """One run of the pipeline into an empty folder."""
+
+    def __init__(self, config: RunConfig, source: Source, job: Job, folder: Path, reporter: Reporter) -> None:
+        self._config, self._source, self._job = config, source, job
+        self._folder, self._reporter = folder, reporter
+        ranges = {name: split.to_ms() for name, split in config.data.splits.items()}
+        self._recipe = Recipe(source, config.features, ranges)
+        self._shared_recipe = job.share(self._recipe)
+
+    def run(self, units: Sequence[Unit], prepared_from: dict[str, Any]) -> Manifest:
+        """All stages, one after the other."""
+        with SetAside(self._folder) as set_aside:
+            tables, reports = self._read(units, set_aside)
+            partitions, orders = self._order(tables, set_aside)
+        del tables
+        splits = self._write(partitions, orders)
+        counts = sum((report.set_aside for report in reports), Counter())
+        counts[DUPLICATE] = sum(order.duplicates for order in orders)
+        schema, has_truth = self._config.features, self._recipe.has_truth
+        statistics_of = splits[next(iter(splits))]
+        return Manifest(
+            source=self._source.name,
+            schema_hash=schema_hash(schema),
+            columns={field.name: str(field.type) for field in prepared_columns(schema, has_truth=has_truth)},
+            row_group_rows=self._config.data.row_group_rows,
+            splits={name: [result.shard for result in results] for name, results in splits.items()},
+            numerics={
+                name: reduce(Moments.merge, (result.moments[name] for result in statistics_of)).statistics()
+                for name in schema.of_kind(NumericFeature)
+            },
+            raw_rows=sum(report.raw_rows for report in reports),
+            set_aside={reason: counts[reason] for reason in sorted(counts) if counts[reason]},
+            notes=_notes(reports, self._source),
+            has_truth=has_truth,
+            prepared_from=prepared_from,
+        )
+
+    def _read(self, units: Sequence[Unit], set_aside: SetAside) -> tuple[list[Handle], list[ReadReport]]:
+        """Held tables of prepared rows, empty ones left out, and what each reading task found."""
+        side_tables = self._job.share(self._source.side_tables())
+        calls = [(task, self._shared_recipe, side_tables) for task in self._job.tasks(units)]
+        found: dict[int, tuple[tuple[Handle, ...], ReadReport]] = {}
+        with self._reporter.stage("read", len(calls), "tasks") as advance:
+            for index, held, report in self._job.map(read_units, calls, held=2):
+                found[index] = (held, report)
+                advance(report.raw_rows)
+        in_order = [found[index] for index in range(len(calls))]
+        reports = [report for _, report in in_order]
+        self._judge(reports)
+        for (_, aside), report in in_order:
+            for table in self._job.fetch(aside) if report.set_aside else ():
+                set_aside.add(table)
+        return [rows for (rows, _), report in in_order if report.good_rows], reports
+
+    def _judge(self, reports: Sequence[ReadReport]) -> None:
+        """Fails where the config says so; otherwise warns."""
+        unreadable = [text for report in reports for text in report.unreadable]
+        _fail_on_unreadable(unreadable, self._config)
+        for text in unreadable:
+            self._reporter.warn(f"skipped: {text}")
+        bad = sum(report.set_aside[reason] for report in reports for reason in BAD_ROW_REASONS)
+        first = next((report.first_bad for report in reports if report.first_bad), None)
+        if first is not None and self._config.data.on_bad_row == "fail":
+            raise UserError(
+                f"{first.file}: row {first.row} (from 0): {first.reason}: column {first.column!r} is {first.value}; "
+                f"{bad:,} bad rows in all; mend them or set data.on_bad_row=set_aside"
+            )
+        if first is not None:
+            self._reporter.warn(f"{bad:,} bad rows set aside; see {SET_ASIDE}/")
+        if not any(report.good_rows for report in reports):
+            raise UserError(f"no row is left for the splits; {_time_range(reports)}")
+
+    def _order(self, tables: list[Handle], set_aside: SetAside) -> tuple[list[Handle], list[OrderReport]]:
+        """Ordered partitions: each row's (timestamp, row_id) is above those of the partitions before."""
+        with self._reporter.stage("sort", None):
+            blocks = self._job.sort(tables, TIMESTAMP)
+            ends = {index: ends for index, _, ends in self._job.map(block_range, [(b,) for b in blocks], held=0)}
+            groups = group_touching([ends[index] for index in range(len(blocks))])
+            calls = [(self._shared_recipe, *(blocks[index] for index in group)) for group in groups]
+            found = {index: (held, report) for index, held, report in self._job.map(order_rows, calls, held=2)}
+        in_order = [found[index] for index in range(len(calls))]
+        for (_, duplicates), report in in_order:
+            if report.duplicates:
+                set_aside.add(_explained(self._job.fetch(duplicates), DUPLICATE))
+        return [rows for (rows, _), _ in in_order], [report for _, report in in_order]
+
+    def _write(self, partitions: list[Handle], orders: Sequence[OrderReport]) -> dict[str, list[ShardResult]]:
+        """Writes the shards; split -> its shards in order."""
+        data = self._config.data
+        plans = plan_shards([order.split_rows for order in orders], data.shard_rows)
+        found: dict[int, ShardResult] = {}
+        with self._reporter.stage("write", len(plans), "shards") as advance:
+            for index, _, result in self._job.map(write_shard, [self._call(p, partitions) for p in plans], held=0):
+                found[index] = result
+                advance(result.shard.rows)
+        splits: dict[str, list[ShardResult]] = {name: [] for name in data.splits}
+        for index, plan in enumerate(plans):
+            splits[plan.split].append(found[index])
+        return splits
+
+    def _call(self, plan: ShardPlan, partitions: Sequence[Handle]) -> tuple[Any, ...]:
+        target = ShardTarget(self._folder, self._config.features, self._config.data.row_group_rows, self._recipe.has_truth)
+        return (plan, target, *(partitions[piece.partition] for piece in plan.slices))
+
+
+def group_touching(ranges: Sequence[tuple[int, int] | None]) -> list[list[int]]:
+    """Indices of sorted blocks, those together that share a timestamp; empty blocks (None) are left out.
+
+    Ray Data may cut one sorted range into several blocks between rows of equal timestamp.
+    """
+    groups: list[list[int]] = []
+    last: int | None = None
+    for index, ends in sorted((item for item in enumerate(ranges) if item[1]), key=lambda item: (item[1], item[0])):
+        if groups and last is not None and ends[0] <= last:
+            groups[-1].append(index)
+            last = max(last, ends[1])
+        else:
+            groups.append([index])
+            last = ends[1]
+    return groups
+
+
+def _prepared_from(config: RunConfig, source: Source) -> dict[str, Any]:
+    """What decides the shards' bytes; where the raw and the prepared folder lie does not."""
+    data = config.data
+    return {
+        "schema_hash": schema_hash(config.features),
+        "source": config.source.model_dump(mode="json", exclude={"path"}),
+        "raw_files": source.fingerprint(),
+        "splits": {name: list(split.to_ms()) for name, split in data.splits.items()},
+        "row_group_rows": data.row_group_rows,
+        "shard_rows": data.shard_rows,
+        "on_bad_row": data.on_bad_row,
+        "on_unreadable_file": data.on_unreadable_file,
+    }
+
+
+def _fail_on_unreadable(unreadable: Iterable[str], config: RunConfig) -> None:
+    problems = list(unreadable)
+    if problems and config.data.on_unreadable_file == "fail":
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}; mend it or set data.on_unreadable_file=skip")
+
+
+def _notes(reports: Sequence[ReadReport], source: Source) -> list[str]:
+    flags = sum((report.flags for report in reports), Counter())
+    notes = [f"{flags[name]} {meaning}" for name, meaning in source.flags.items() if flags[name]]
+    return notes + [f"skipped: {text}" for report in reports for text in report.unreadable]
+
+
+def _explained(rows: pa.Table, reason: str) -> pa.Table:
+    for name, text in ((REASON, reason), (DETAIL, "")):
+        rows = rows.append_column(name, pa.array([text] * rows.num_rows, type=pa.string()))
+    return rows
+
+
+def _time_range(reports: Sequence[ReadReport]) -> str:
+    times = [time for report in reports for time in (report.first_timestamp, report.last_timestamp) if time is not None]
+    if not times:
+        return "the raw log holds none"
+    first, last = (datetime.fromtimestamp(time / 1000, UTC).isoformat() for time in (min(times), max(times)))
+    return f"the raw log runs from {first} to {last}"

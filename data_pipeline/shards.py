@@ -1,0 +1,147 @@
+"""Shards: the plan that cuts ordered rows into files, the file writer, and the statistics that go with it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.manifest import NumericStatistics, Shard, file_checksum, prepared_columns
+from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, NumericFeature, Schema
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows [start, stop) of one ordered partition."""
+
+    partition: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to write: rows that follow each other, from one or more partitions in order."""
+
+    split: str
+    index: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def name(self) -> str:
+        """File name within the prepared folder."""
+        return f"{self.split}-{self.index:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class ShardTarget:
+    """Where shards go and what they hold."""
+
+    folder: Path
+    schema: Schema
+    row_group_rows: int
+    has_truth: bool
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of some values, in float64."""
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Moments":
+        """Of the values that are not NaN."""
+        present = values[~np.isnan(values)].astype(np.float64)
+        if not len(present):
+            return cls()
+        mean = present.mean()
+        return cls(len(present), float(mean), float(np.square(present - mean).sum()))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Of both sets of values together (Chan, Golub and LeVeque 1979)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean - self.mean
+        mean = self.mean + delta * other.count / count
+        return Moments(count, mean, self.m2 + other.m2 + delta**2 * self.count * other.count / count)
+
+    def statistics(self) -> NumericStatistics:
+        """Mean and population standard deviation."""
+        return NumericStatistics(
+            count=self.count, mean=self.mean, std=math.sqrt(self.m2 / self.count) if self.count else 0.0
+        )
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A written shard and the moments of its numeric features."""
+
+    shard: Shard
+    moments: Mapping[str, Moments]
+
+
+def plan_shards(split_rows: Sequence[Mapping[str, tuple[int, int]]], shard_rows: int) -> list[ShardPlan]:
+    """Cuts every split into shards of exactly `shard_rows` rows, the last one of a split shorter.
+
+    Args:
+        split_rows: For each ordered partition, split -> its rows [start, stop) within the partition.
+    """
+    plans = []
+    for split in dict.fromkeys(name for ranges in split_rows for name in ranges):
+        slices: list[Slice] = []
+        free = shard_rows
+        index = 0
+        for partition, ranges in enumerate(split_rows):
+            start, stop = ranges.get(split, (0, 0))
+            while start < stop:
+                end = min(stop, start + free)
+                slices.append(Slice(partition, start, end))
+                free -= end - start
+                start = end
+                if not free:
+                    plans.append(ShardPlan(split, index, tuple(slices)))
+                    slices, free, index = [], shard_rows, index + 1
+        if slices:
+            plans.append(ShardPlan(split, index, tuple(slices)))
+    return plans
+
+
+def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> tuple[ShardResult]:
+    """Writes a shard; `partitions` are the ones that the plan's slices name, in their order.
+
+    The bytes depend on the rows alone: the rows are made one contiguous chunk first, because page cuts follow chunks.
+    """
+    columns = prepared_columns(target.schema, has_truth=target.has_truth)
+    pieces = [
+        table.slice(piece.start, piece.stop - piece.start)
+        for table, piece in zip(partitions, plan.slices, strict=True)
+    ]
+    rows = pa.concat_tables(pieces).select(columns.names).combine_chunks().cast(columns)
+    path = target.folder / plan.name
+    pq.write_table(rows, path, row_group_size=target.row_group_rows, **WRITE_OPTIONS)
+    timestamps = rows[TIMESTAMP].to_numpy()
+    shard = Shard(
+        path=plan.name,
+        rows=rows.num_rows,
+        row_groups=-(-rows.num_rows // target.row_group_rows),
+        first_timestamp=int(timestamps[0]),
+        last_timestamp=int(timestamps[-1]),
+        positives={task: int(rows[LABEL_PREFIX + task].to_numpy().sum(dtype=np.float64)) for task in target.schema.tasks},
+        checksum=file_checksum(path),
+    )
+    moments = {name: Moments.of(rows[name].to_numpy()) for name in target.schema.of_kind(NumericFeature)}
+    return (ShardResult(shard, moments),)
+
+
+WRITE_OPTIONS = {
+    "compression": "lz4",
+    "use_dictionary": False,
+    "write_statistics": [ROW_ID, USER_ID, TIMESTAMP],
+}

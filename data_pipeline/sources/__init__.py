@@ -1,0 +1,94 @@
+"""Raw logs, one module a dataset, each giving the same kind of table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from rankmixer_dist.config import KuaiRandSource, SyntheticSource
+
+ROW_HASH = "row_hash"
+"""Raw int64 column: content hash of all log columns, where a source says that exact duplicates are dropped."""
+
+FILE_INDEX_SHIFT = 40
+"""`row_id` is file index << 40 | row in file: a million million rows a file, eight million files."""
+
+
+class UnreadableError(Exception):
+    """A file, or a row group of one, that is damaged; `str()` names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest piece of raw log that is read at once: one row group of one file.
+
+    `row_id` of a row is `file_index << FILE_INDEX_SHIFT | its row within the file`; `first_row` is the unit's first one.
+    `unreadable` says what is wrong with a file whose footer cannot be read; such a unit stands for the whole file.
+    """
+
+    path: Path
+    file_index: int
+    row_group: int
+    first_row: int
+    rows: int
+    unreadable: str | None = None
+
+
+class Source(Protocol):
+    """Raw logs that the pipeline can read, and what it must know about their columns.
+
+    Attributes:
+        name: Name for messages and the manifest.
+        outcome_columns: Raw columns known only after the row was shown; labels are made from them, features never.
+        leaking_columns: Further raw columns that hold the future and can never become a feature.
+        truth_columns: Label column -> raw column of its true probability, where known.
+        drops_duplicates: `read` gives a `row_hash`, and all but the first of rows with equal timestamp and hash go.
+        flags: Boolean raw columns to count into the manifest's notes -> what a set one means.
+    """
+
+    name: str
+    outcome_columns: frozenset[str]
+    leaking_columns: frozenset[str]
+    truth_columns: Mapping[str, str]
+    drops_duplicates: bool
+    flags: Mapping[str, str]
+
+    def schema(self) -> pa.Schema:
+        """Raw joined columns that `read` gives."""
+        ...
+
+    def units(self) -> list[Unit]:
+        """All units, files in sorted name order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the content of a file that the source reads changes."""
+        ...
+
+    def side_tables(self) -> dict[str, pa.Table]:
+        """Small tables to join, read once and given to every `read`."""
+        ...
+
+    def read(self, unit: Unit, side_tables: Mapping[str, pa.Table]) -> pa.Table:
+        """Raw joined columns of a unit, `row_id`, `user_id` and `timestamp` (Unix ms) among them.
+
+        Raises:
+            UnreadableError: the unit's bytes are damaged.
+        """
+        ...
+
+
+def open_source(config: SyntheticSource | KuaiRandSource) -> Source:
+    """The source that a config's `source` section describes.
+
+    Raises:
+        UserError: its folder or one of its files is missing, or a file lacks a column that the source needs.
+    """
+    from data_pipeline.sources.kuairand import KuaiRandLog
+    from data_pipeline.sources.synthetic import SyntheticLog
+
+    if isinstance(config, SyntheticSource):
+        return SyntheticLog(config)
+    return KuaiRandLog(config)

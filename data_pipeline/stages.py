@@ -1,0 +1,156 @@
+"""The stage functions that a job runs: read and prepare units, order a partition. Each returns `(*held, report)`."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipeline.manifest import prepared_columns
+from data_pipeline.sources import FILE_INDEX_SHIFT, ROW_HASH, Source, Unit, UnreadableError
+from data_pipeline.transforms import BAD_ROW_REASONS, DETAIL, REASON, has_truth, prepare
+from rankmixer_dist.schema import ROW_ID, TIMESTAMP, Schema
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that reading a unit needs; `time_ranges` are the splits' [start, end) in ms."""
+
+    source: Source
+    schema: Schema
+    time_ranges: Mapping[str, tuple[int, int]]
+
+    @property
+    def has_truth(self) -> bool:
+        return has_truth(self.schema, self.source.truth_columns)
+
+    def columns(self) -> pa.Schema:
+        """Columns of a prepared row on its way to the shards."""
+        columns = prepared_columns(self.schema, has_truth=self.has_truth)
+        if self.source.drops_duplicates:
+            columns = columns.append(pa.field(ROW_HASH, pa.int64(), nullable=False))
+        return columns
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Where a row that cannot be prepared stands (`row` counts from 0 in its file), and why."""
+
+    file: str
+    row: int
+    reason: str
+    column: str
+    value: str
+
+
+@dataclass
+class ReadReport:
+    """What a reading task found."""
+
+    raw_rows: int = 0
+    good_rows: int = 0
+    set_aside: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    first_bad: BadRow | None = None
+    first_timestamp: int | None = None
+    last_timestamp: int | None = None
+
+    def saw(self, timestamps: pa.ChunkedArray) -> None:
+        """Widens the time range that was seen, splits or not."""
+        ends = pc.min_max(timestamps).as_py()
+        if ends["min"] is not None:
+            self.first_timestamp = min(ends["min"], self.first_timestamp or ends["min"])
+            self.last_timestamp = max(ends["max"], self.last_timestamp or ends["max"])
+
+
+@dataclass(frozen=True)
+class OrderReport:
+    """Rows [start, stop) of each split in an ordered partition, and how many duplicates left it."""
+
+    split_rows: dict[str, tuple[int, int]]
+    duplicates: int
+
+
+def read_units(
+    units: tuple[Unit, ...], recipe: Recipe, side_tables: Mapping[str, pa.Table]
+) -> tuple[pa.Table, list[pa.Table], ReadReport]:
+    """Reads and prepares the units; holds the good rows, and the set-aside rows of each unit that has any."""
+    report = ReadReport()
+    good = [recipe.columns().empty_table()]
+    aside = []
+    for unit in units:
+        try:
+            raw = recipe.source.read(unit, side_tables)
+        except UnreadableError as error:
+            report.unreadable.append(str(error))
+            continue
+        prepared = prepare(
+            raw,
+            recipe.schema,
+            truth_columns=recipe.source.truth_columns,
+            time_ranges=list(recipe.time_ranges.values()),
+        )
+        good.append(prepared.rows)
+        report.raw_rows += raw.num_rows
+        report.good_rows += prepared.rows.num_rows
+        report.saw(raw[TIMESTAMP])
+        report.flags.update({name: pc.sum(raw[name]).as_py() or 0 for name in recipe.source.flags})
+        if prepared.set_aside.num_rows:
+            aside.append(prepared.set_aside)
+            _count_set_aside(report, unit, prepared.set_aside)
+    return pa.concat_tables(good), aside, report
+
+
+def block_range(block: pa.Table) -> tuple[tuple[int, int] | None]:
+    """First and last timestamp of a sorted table, None when it is empty."""
+    if not block.num_rows:
+        return (None,)
+    return ((block[TIMESTAMP][0].as_py(), block[TIMESTAMP][-1].as_py()),)
+
+
+def order_rows(recipe: Recipe, *blocks: pa.Table) -> tuple[pa.Table, pa.Table, OrderReport]:
+    """Puts the rows of blocks into their final order (timestamp, row_id), without exact duplicates; holds both.
+
+    Rows of equal timestamp must all be in these blocks.
+    """
+    rows = pa.concat_tables(blocks).select(recipe.columns().names).cast(recipe.columns())
+    rows = rows.take(np.lexsort((rows[ROW_ID].to_numpy(), rows[TIMESTAMP].to_numpy())))
+    duplicate = np.zeros(rows.num_rows, dtype=bool)
+    if recipe.source.drops_duplicates:
+        duplicate = repeats(rows[TIMESTAMP].to_numpy(), rows[ROW_HASH].to_numpy())
+        rows = rows.drop_columns([ROW_HASH])
+    ordered, dropped = rows.filter(pa.array(~duplicate)), rows.filter(pa.array(duplicate))
+    timestamps = ordered[TIMESTAMP].to_numpy()
+    split_rows = {
+        name: (int(np.searchsorted(timestamps, start)), int(np.searchsorted(timestamps, end)))
+        for name, (start, end) in recipe.time_ranges.items()
+    }
+    return ordered, dropped, OrderReport(split_rows, int(duplicate.sum()))
+
+
+def repeats(timestamps: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Which rows have an earlier row of equal timestamp and hash; bool [N]."""
+    order = np.lexsort((hashes, timestamps))  # stable: of equal rows the earlier one comes first
+    same = (np.diff(timestamps[order]) == 0) & (np.diff(hashes[order]) == 0)
+    repeat = np.zeros(len(order), dtype=bool)
+    repeat[order[1:]] = same
+    return repeat
+
+
+def _count_set_aside(report: ReadReport, unit: Unit, aside: pa.Table) -> None:
+    for count in pc.value_counts(aside[REASON]).to_pylist():
+        report.set_aside[count["values"]] += count["counts"]
+    bad = aside.filter(pc.is_in(aside[REASON], pa.array(BAD_ROW_REASONS)))
+    if bad.num_rows and report.first_bad is None:
+        row = bad.slice(0, 1)
+        column = row[DETAIL][0].as_py()
+        report.first_bad = BadRow(
+            file=str(unit.path),
+            row=row[ROW_ID][0].as_py() & ((1 << FILE_INDEX_SHIFT) - 1),
+            reason=row[REASON][0].as_py(),
+            column=column,
+            value=str(row[column][0].as_py())[:80],
+        )
