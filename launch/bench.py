@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Measures a fast path against a limit or a peer in the same run."""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+from rankmixer_dist.config import load_config
+from rankmixer_dist.errors import run_verb
+
+WHAT = ("loader", "metrics")
+PACKAGES = ("torch", "torchrec", "deepspeed", "ray", "pyarrow", "numpy", "scikit-learn")
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line, measures, prints and writes the figures."""
+    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
+    parser.add_argument("--what", required=True, choices=WHAT, help="loader needs the config's prepared data")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
+    parser.add_argument("--config", default="configs/quickstart.yaml", help="YAML file of a run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
+    parsed = parser.parse_args(arguments)
+    config = load_config(parsed.config, parsed.overrides)
+    figures = importlib.import_module(f"benchmarks.{parsed.what}").measure(config)
+    for figure in figures:
+        mine, other = (f"{value:,.3g} {figure.unit}" for value in (figure.value, figure.reference))
+        print(f"{figure.name}: {mine}; {figure.against}: {other}; ratio {figure.value / figure.reference:.3f}")
+    if parsed.json is not None:
+        about = {
+            "what": parsed.what,
+            "figures": [dataclasses.asdict(figure) for figure in figures],
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "machine": platform.processor() or platform.machine(),
+            "commit": _commit(),
+        }
+        parsed.json.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _commit() -> str | None:
+    """The commit that was measured, with a mark when the tree has changes; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,1 @@
+"""What bench.py can measure: one module each, with `measure(config) -> list[Figure]`."""
