@@ -140,9 +140,7 @@ class RayJob:
         if "RAY_DATA_DEFAULT_SHUFFLE_STRATEGY" not in os.environ:
             # The default strategy of Ray 2.60 starts worker processes of its own, 5 s for a small sort instead of 1 s.
             context.shuffle_strategy = "sort_shuffle_pull_based"
-        # Kept: Ray Data may free the blocks of a dataset that is gone.
-        self._sorted = ray.data.from_arrow_refs(tables).sort(key).materialize()
-        return self._sorted.to_arrow_refs()
+        return ray.data.from_arrow_refs(tables).sort(key).materialize().to_arrow_refs()
 
     def fetch(self, handle: Handle) -> pa.Table:
         return self._get(handle)
@@ -170,4 +168,4 @@ def group_units(units: Sequence[Unit], rows: int) -> list[tuple[Unit, ...]]:
         if sum(one.rows for one in group) >= rows:
             groups.append(tuple(group))
             group = []
-    return groups + [tuple(group)] if group else groups
+    return [*groups, tuple(group)] if group else groups

@@ -86,7 +86,7 @@ class Manifest(Strict):
 
 
 def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
-    """Columns and types of a prepared row, in file order: ids int64, bags and sequences list<int64>, numerics float32."""
+    """Columns of a prepared row, in file order: ids int64, bags and sequences list<int64>, numerics float32."""
     fields = [pa.field(name, pa.int64(), nullable=False) for name in (ROW_ID, USER_ID, TIMESTAMP)]
     fields += [pa.field(LABEL_PREFIX + task, pa.float32(), nullable=False) for task in schema.tasks]
     if has_truth:
@@ -103,7 +103,7 @@ def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
 
 
 def schema_hash(schema: Schema) -> str:
-    """Identity of what the prepared ids and values mean: tables, features and tasks, task weights and groups left out."""
+    """Identity of what the prepared ids and values mean: tables, features, tasks; no widths, groups or weights."""
     content = schema.model_dump(mode="json")
     content.pop("groups")
     for feature in content["features"].values():

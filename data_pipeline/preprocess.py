@@ -59,7 +59,10 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
     aside = folder.with_name(f"{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
-        run = _Preparation(config, source, job or open_job(config.data.job), aside.resolve(), reporter)
+        if job is None:
+            with reporter.stage(f"start the {config.data.job} job", None):
+                job = open_job(config.data.job)
+        run = _Preparation(config, source, job, aside.resolve(), reporter)
         run.run(units, prepared_from).write(aside)
         try:
             os.rename(aside, folder)
@@ -172,7 +175,8 @@ class _Preparation:
         return splits
 
     def _call(self, plan: ShardPlan, partitions: Sequence[Handle]) -> tuple[Any, ...]:
-        target = ShardTarget(self._folder, self._config.features, self._config.data.row_group_rows, self._recipe.has_truth)
+        config, has_truth = self._config, self._recipe.has_truth
+        target = ShardTarget(self._folder, config.features, config.data.row_group_rows, has_truth)
         return (plan, target, *(partitions[piece.partition] for piece in plan.slices))
 
 
@@ -182,14 +186,13 @@ def group_touching(ranges: Sequence[tuple[int, int] | None]) -> list[list[int]]:
     Ray Data may cut one sorted range into several blocks between rows of equal timestamp.
     """
     groups: list[list[int]] = []
-    last: int | None = None
-    for index, ends in sorted((item for item in enumerate(ranges) if item[1]), key=lambda item: (item[1], item[0])):
-        if groups and last is not None and ends[0] <= last:
+    last = -(1 << 63)
+    for (first, end), index in sorted((ends, index) for index, ends in enumerate(ranges) if ends is not None):
+        if groups and first <= last:
             groups[-1].append(index)
-            last = max(last, ends[1])
         else:
             groups.append([index])
-            last = ends[1]
+        last = max(last, end)
     return groups
 
 

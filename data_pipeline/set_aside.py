@@ -35,7 +35,9 @@ class SetAside:
     def __enter__(self) -> "SetAside":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for reason in list(self._pending):
             if kind is None:
                 self._flush(reason, keep=0)

@@ -87,8 +87,8 @@ def prepare(
         raw_name = feature.column or name
         column = _column(raw, raw_name)
         if isinstance(feature, IdFeature) and feature.boundaries is None and pa.types.is_floating(column.type):
-            column, fault = _whole(column)
-            faults.add(NOT_WHOLE, raw_name, fault)
+            column, not_whole = _whole(column)
+            faults.add(NOT_WHOLE, raw_name, not_whole)
         columns[name], fault = _feature(column, feature, schema.tables)
         faults.add(NOT_FINITE if isinstance(feature, NumericFeature) else BAD_ID, raw_name, fault)
     target = prepared_columns(schema, has_truth=has_truth(schema, truth_columns))

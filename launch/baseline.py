@@ -26,8 +26,8 @@ python launch/baseline.py configs/kuairand_pure.yaml --cross user:author_id --cr
 
 Every id is a one-hot column, every bag and sequence a multi-hot one scaled to length one, numerics are standardised,
 and each --cross adds the products of two id features. The penalty of each task is chosen on the last quarter of the
-training rows, then the model is fitted on all of them. Prints the figures and writes baseline.json into the run
-directory.
+training rows, then the model is fitted on all of them. Prints the figures and writes baseline.json (baseline_ids.json
+with --ids-only) into the run directory.
 """
 
 
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
     parser.add_argument("--cross", action="append", default=[], metavar="A:B", help="cross of two id features")
+    parser.add_argument("--ids-only", action="store_true", help="leave the numeric features out")
     parsed = parser.parse_args(arguments)
     config = load_config(parsed.config, parsed.overrides)
     manifest = open_prepared(config, [config.train.split, config.eval.split], rank=0, world_size=1)
@@ -47,7 +48,8 @@ def main(arguments: list[str]) -> None:
         for split in (config.train.split, config.eval.split)
     )
     crosses = [tuple(cross.split(":")) for cross in parsed.cross]
-    columns = list(_columns(config, train, test, manifest.numerics, crosses))
+    numerics = {} if parsed.ids_only else manifest.numerics
+    columns = list(_columns(config, train, test, numerics, crosses))
     x_train, x_test = (sparse.hstack(side, format="csr") for side in zip(*columns, strict=True))
     print(f"{x_train.shape[0]:,} rows to fit, {x_test.shape[0]:,} to score, {x_train.shape[1]:,} columns")
     result: dict[str, Any] = {"rows": test.num_rows, "split": config.eval.split, "tasks": {}}
@@ -60,7 +62,7 @@ def main(arguments: list[str]) -> None:
         figures = result["tasks"][task]
         print(f"{task:12} C {penalty:<5g} AUC {figures['auc']:.4f}  UAUC {figures['uauc']:.4f}  NE {figures['ne']:.4f}")
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(config.run_dir / "baseline.json", result)
+    write_json(config.run_dir / ("baseline_ids.json" if parsed.ids_only else "baseline.json"), result)
 
 
 def _columns(
@@ -69,7 +71,9 @@ def _columns(
     schema = config.features
     for name, feature in schema.features.items():
         if isinstance(feature, NumericFeature):
-            statistics = numerics[name]
+            statistics = numerics.get(name)
+            if statistics is None:
+                continue
             yield tuple(_numeric(table[name].to_numpy(), statistics.mean, statistics.std) for table in (train, test))
         elif isinstance(feature, IdFeature):
             rows = schema.tables[feature.table].rows

@@ -3,10 +3,13 @@
 import atexit
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
 from typing import NoReturn
+
+_LAST_WORD_S = 3.0
 
 
 class UserError(ValueError):
@@ -28,6 +31,8 @@ def run_verb(main: Callable[[list[str]], None]) -> NoReturn:
         code = 2
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            time.sleep(_LAST_WORD_S)  # the first rank to end makes the launcher end the others, the speaker included
     except SystemExit as error:  # argparse
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:

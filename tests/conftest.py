@@ -35,7 +35,8 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["data"] |= {"prepared": str(folder / "prepared"), "row_group_rows": 64, "shard_rows": 1024, "job": "serial"}
     config["loader"] = {"batch_size": 128}
     config["train"] = {"epochs": 3, "max_steps": 50, "log_every": 1}
-    config["dense"] |= {"clip_norm": 0.5, "schedule": {"warmup_steps": 5}}
+    config["sparse"] = {"lr": 0.05}
+    config["dense"] = {"lr": 0.001, "clip_norm": 0.5, "schedule": {"warmup_steps": 5}}
     config["eval"] = {"batch_size": 128}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(config))

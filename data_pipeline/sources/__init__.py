@@ -24,7 +24,7 @@ class UnreadableError(Exception):
 class Unit:
     """The smallest piece of raw log that is read at once: one row group of one file.
 
-    `row_id` of a row is `file_index << FILE_INDEX_SHIFT | its row within the file`; `first_row` is the unit's first one.
+    A row's `row_id` is `file_index << FILE_INDEX_SHIFT | its row within the file`; `first_row` is the unit's first one.
     `unreadable` says what is wrong with a file whose footer cannot be read; such a unit stands for the whole file.
     """
 

@@ -1,4 +1,4 @@
-"""The synthetic feed as raw log files, and as a source: written once for a set of parameters, then read like any log."""
+"""The synthetic feed as raw log files, written once for a set of parameters, and as a source that reads them."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.sources import Unit
@@ -160,4 +161,5 @@ def _tags(world: World, video_R: np.ndarray, *, gaps_R: np.ndarray) -> pa.Array:
     topic_V = np.array(TOPICS)[world.topic_V]
     tags_V2 = np.stack([topic_V, np.char.add(np.char.add(topic_V, "/"), world.subtopic_V.astype(str))], axis=1)
     keep_V2 = np.stack([np.ones(len(topic_V), bool), np.arange(len(topic_V)) % 3 > 0], axis=1)
-    return _lists(keep_V2[video_R] & ~gaps_R[:, None], tags_V2[video_R])
+    tags = _lists(keep_V2[video_R] & ~gaps_R[:, None], tags_V2[video_R])
+    return pc.if_else(pa.array(gaps_R), pa.scalar(None, tags.type), tags)

@@ -1,14 +1,14 @@
 """A seeded short-video feed whose true probabilities are known.
 
-Users have tastes over a dozen topics, shared by their age segment and a latent cluster; videos have a main and a side
-topic and an author. A row is a video shown to a user. Its logits add, all of it visible from the features:
+A row is a video shown to a user. Its logits add up what a model can learn from the features, most of it only across
+semantic groups:
 
-- main effects: how generous the user is, how good the video and its author are, duration, age of the video;
-- user x video: the segment's and the user's own taste x topic;
+- main effects: how generous the user's segment is, how good the author is, duration, age of the video;
+- user x video: the taste of the segment for the topic, and the topics that the user likes;
 - history x video: how many of the watched videos share the topic, loyalty to an author;
 - context x video: long videos do well in the evening, badly in the morning.
 
-Small effects of single users and videos, missing values and the daily drift of tastes and topics are the noise.
+Small effects of single users and videos, and a taste that drifts day by day, are what a model cannot learn in full.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ class World:
     segment_U: np.ndarray
     user_weight_U: np.ndarray
     generosity_U: np.ndarray
-    taste_DUT: np.ndarray
+    segment_taste_DST: np.ndarray
+    own_taste_UT: np.ndarray
     liked_UT: np.ndarray
     activity_U: np.ndarray
     topic_V: np.ndarray
@@ -64,7 +65,6 @@ def make_world(*, seed: int, users: int, videos: int, days: int) -> World:
     # Half of the users like two topics, the others one: visible as their liked tags.
     rank_UT = rng.random((users, topics)).argsort(axis=1)
     liked_UT = rank_UT < rng.integers(1, 3, users)[:, None]
-    taste_DUT = (segment_taste_ST + drift_DST)[:, segment] + 1.5 * liked_UT + rng.normal(0, 0.1, (users, topics))
     authors = max(2, videos // 8)
     home_A = rng.integers(topics, size=authors)
     author_V = rng.integers(authors, size=videos)
@@ -75,7 +75,8 @@ def make_world(*, seed: int, users: int, videos: int, days: int) -> World:
         segment_U=segment,
         user_weight_U=weight_U / weight_U.sum(),
         generosity_U=rng.normal(0, 0.12, users) + 0.5 * np.linspace(-1, 1, len(SEGMENTS))[segment],
-        taste_DUT=taste_DUT,
+        segment_taste_DST=segment_taste_ST + drift_DST,
+        own_taste_UT=1.5 * liked_UT + rng.normal(0, 0.1, (users, topics)),
         liked_UT=liked_UT,
         activity_U=weight_U / weight_U.mean() * np.exp(rng.normal(0, 0.2, users)),
         topic_V=topic_V,
@@ -91,7 +92,7 @@ def make_world(*, seed: int, users: int, videos: int, days: int) -> World:
 
 
 def play_day(world: World, *, seed: int, day: int, rows: int, watched_UH: np.ndarray) -> Day:
-    """The exposures of one day and what came of them; `watched_UH` (newest last, -1 empty) is brought forward in place."""
+    """The exposures of one day and what came of them; brings `watched_UH` (newest last, -1 empty) forward in place."""
     rng = np.random.default_rng([seed, 1, day])
     timestamp_R, user_R = _arrivals(rng, world, day, rows)
     video_R = _recommend(rng, world, day, timestamp_R, user_R)
@@ -118,6 +119,11 @@ def play_day(world: World, *, seed: int, day: int, rows: int, watched_UH: np.nda
     )
 
 
+def _taste(world: World, day: int, user_R: np.ndarray) -> np.ndarray:
+    """[R, T]: what the user's segment and the user likes, on that day."""
+    return world.segment_taste_DST[day, world.segment_U[user_R]] + world.own_taste_UT[user_R]
+
+
 def _arrivals(rng: np.random.Generator, world: World, day: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Strictly ascending times with a noon and an evening peak, and who comes; no two rows share a millisecond."""
     hours = np.arange(24)
@@ -132,9 +138,9 @@ def _recommend(
     rng: np.random.Generator, world: World, day: int, timestamp_R: np.ndarray, user_R: np.ndarray
 ) -> np.ndarray:
     """A video for each row: a topic by its appeal and the user's taste, then a published video of it by popularity."""
-    score_UT = world.topic_appeal_DT[day] + 0.4 * world.taste_DUT[day]
-    share_UT = np.exp(score_UT) / np.exp(score_UT).sum(axis=1, keepdims=True)
-    topic_R = (rng.random(len(user_R))[:, None] > share_UT.cumsum(axis=1)[user_R]).sum(axis=1)
+    weight_RT = np.exp(world.topic_appeal_DT[day] + 0.4 * _taste(world, day, user_R))
+    share_RT = weight_RT.cumsum(axis=1) / weight_RT.sum(axis=1, keepdims=True)
+    topic_R = (rng.random(len(user_R))[:, None] > share_RT).sum(axis=1)
     topic_R = topic_R.clip(max=len(TOPICS) - 1)
     chance_R = rng.random(len(user_R))
     video_R = np.empty(len(user_R), dtype=np.int64)
@@ -154,16 +160,16 @@ def _logits_without_history(
     world: World, day: int, timestamp_R: np.ndarray, user_R: np.ndarray, video_R: np.ndarray
 ) -> np.ndarray:
     """[R, 3]: finish and like given no skip, and skip; columns finish, skip, like."""
-    taste_R = world.taste_DUT[day][user_R, world.topic_V[video_R]]
+    taste_R = _taste(world, day, user_R)[np.arange(len(user_R)), world.topic_V[video_R]]
     length_R = (world.log_duration_V[video_R] - 3.4) / 0.85
     hour_R = timestamp_R % DAY_MS / HOUR_MS
     evening_R = np.cos(2 * np.pi * (hour_R - 21) / 24)
     fresh_R = np.exp(-(timestamp_R - world.born_ms_V[video_R]) / (3 * DAY_MS))
     generosity_R, quality_R = world.generosity_U[user_R], world.quality_V[video_R]
-    finish = 0.8 * generosity_R + quality_R + 0.9 * taste_R - 0.3 * length_R + 0.5 * evening_R * length_R
-    skip = -0.6 * generosity_R - 0.8 * quality_R - 0.9 * taste_R - 0.5 * evening_R * length_R
-    like = generosity_R + 0.7 * quality_R + 0.9 * taste_R + 0.4 * fresh_R
-    return np.stack([finish - 0.9, skip - 0.35 - 0.3 * fresh_R, like - 4.0], axis=1)
+    finish = 0.8 * generosity_R + quality_R + taste_R - 0.3 * length_R + 0.5 * evening_R * length_R
+    skip = -0.6 * generosity_R - 0.8 * quality_R - taste_R - 0.5 * evening_R * length_R
+    like = generosity_R + 0.7 * quality_R + taste_R + 0.4 * fresh_R
+    return np.stack([finish - 0.95, skip - 0.35 - 0.3 * fresh_R, like - 4.1], axis=1)
 
 
 def _history_logits(world: World, history_NH: np.ndarray, video_N: np.ndarray) -> np.ndarray:
@@ -172,7 +178,7 @@ def _history_logits(world: World, history_NH: np.ndarray, video_N: np.ndarray) -
     count_N = present_NH.sum(axis=1)
     same_NH = present_NH & (world.topic_V[history_NH] == world.topic_V[video_N][:, None])
     share_N = np.where(count_N > 0, same_NH.sum(axis=1) / np.maximum(count_N, 1), 0.2)
-    interest_N = 2.5 * np.minimum(share_N - 0.2, 0.5)
+    interest_N = 1.6 * np.minimum(share_N - 0.2, 0.5)
     loyal_N = (present_NH & (world.author_V[history_NH] == world.author_V[video_N][:, None])).any(axis=1)
     finish = interest_N + 0.3 * loyal_N
     skip = -interest_N - 0.3 * loyal_N
