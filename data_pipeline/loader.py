@@ -171,6 +171,6 @@ class _Chunks:
             raise UserError(f"{self._paths[shard]}: row group {group} cannot be read: {error}") from error
         if table.num_rows != self.rows[chunk]:
             raise UserError(
-                f"{self._paths[shard]}: row group {group} has {table.num_rows} rows, not the manifest's {self.rows[chunk]}"
+                f"{self._paths[shard]}: row group {group} has {table.num_rows} rows, not {self.rows[chunk]}"
             )
         return table

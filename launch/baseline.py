@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Fits scikit-learn's logistic regression on a run's prepared rows and scores the same split: the floor to beat."""
 
-import argparse
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +11,8 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from data_pipeline.reading import open_prepared
+from rankmixer_dist.command_line import config_parser, run_verb
 from rankmixer_dist.config import RunConfig, load_config
-from rankmixer_dist.errors import run_verb
 from rankmixer_dist.metrics import TaskMetrics
 from rankmixer_dist.schema import LABEL_PREFIX, USER_ID, IdFeature, NumericFeature
 from rankmixer_dist.train.run_dir import write_json
@@ -33,11 +32,7 @@ with --ids-only) into the run directory.
 
 def main(arguments: list[str]) -> None:
     """Parses the command line, fits and scores."""
-    parser = argparse.ArgumentParser(
-        prog="baseline.py", description=__doc__, epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
+    parser = config_parser("baseline.py", __doc__, USAGE)
     parser.add_argument("--cross", action="append", default=[], metavar="A:B", help="cross of two id features")
     parser.add_argument("--ids-only", action="store_true", help="leave the numeric features out")
     parsed = parser.parse_args(arguments)

@@ -10,8 +10,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import load_config
-from rankmixer_dist.errors import run_verb
 
 WHAT = ("loader", "metrics")
 PACKAGES = ("torch", "torchrec", "deepspeed", "ray", "pyarrow", "numpy", "scikit-learn")

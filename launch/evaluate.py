@@ -1,14 +1,13 @@
 #!/usr/bin/env python
 """Scores a split with a run's newest checkpoint: AUC, UAUC and calibration of every task, and the report."""
 
-import argparse
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rankmixer_dist.config import RunConfig, load_config
-from rankmixer_dist.errors import run_verb
+from rankmixer_dist.command_line import config_parser, parse_config, run_verb
+from rankmixer_dist.config import RunConfig
 
 USAGE = """\
 python launch/evaluate.py configs/quickstart.yaml
@@ -20,16 +19,7 @@ Writes eval.json, predictions/*.parquet and report.html into the run directory.
 
 def main(arguments: list[str]) -> None:
     """Parses the command line and evaluates."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py", description=__doc__, epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
-    parser.add_argument(
-        "--local_rank", help=argparse.SUPPRESS
-    )  # from the deepspeed launcher, which sets LOCAL_RANK too
-    parsed = parser.parse_args(arguments)
-    run(load_config(parsed.config, parsed.overrides))
+    run(parse_config(config_parser("evaluate.py", __doc__, USAGE), arguments))
 
 
 def run(config: RunConfig) -> None:

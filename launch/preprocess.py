@@ -8,8 +8,8 @@ from rich.table import Table
 
 from data_pipeline.manifest import Manifest
 from data_pipeline.preprocess import preprocess
+from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import load_config
-from rankmixer_dist.errors import run_verb
 
 
 def main(arguments: list[str]) -> None:

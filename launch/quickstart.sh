@@ -45,7 +45,7 @@ cuda_devices() {
 run_folder() {
     "$python" - "$config" "$@" <<'PYTHON_CODE'
 from rankmixer_dist.config import load_config
-from rankmixer_dist.errors import run_verb
+from rankmixer_dist.command_line import run_verb
 
 run_verb(lambda arguments: print(load_config(arguments[0], arguments[1:]).run_dir))
 PYTHON_CODE

@@ -1,11 +1,10 @@
 #!/usr/bin/env python
 """Trains a run: tables over all ranks, the dense model under DeepSpeed, from prepared data."""
 
-import argparse
 from typing import TYPE_CHECKING
 
-from rankmixer_dist.config import RunConfig, load_config
-from rankmixer_dist.errors import run_verb
+from rankmixer_dist.command_line import config_parser, parse_config, run_verb
+from rankmixer_dist.config import RunConfig
 
 if TYPE_CHECKING:
     from rankmixer_dist.parallel.topology import Topology
@@ -23,16 +22,7 @@ with the same config, a run goes on from its newest checkpoint.
 
 def main(arguments: list[str]) -> None:
     """Parses the command line and trains."""
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
-    parser.add_argument(
-        "--local_rank", help=argparse.SUPPRESS
-    )  # from the deepspeed launcher, which sets LOCAL_RANK too
-    parsed = parser.parse_args(arguments)
-    run(load_config(parsed.config, parsed.overrides))
+    run(parse_config(config_parser("train.py", __doc__, USAGE), arguments))
 
 
 def run(config: RunConfig) -> None:

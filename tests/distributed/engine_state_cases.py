@@ -5,7 +5,7 @@ import json
 import torch
 from torch import nn
 
-from rankmixer_dist.errors import run_verb
+from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, OptimizerSettings
 from rankmixer_dist.parallel.topology import process_group, sum_over_ranks
 

@@ -5,8 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import load_config
-from rankmixer_dist.errors import run_verb
 from rankmixer_dist.parallel.topology import process_group
 
 
