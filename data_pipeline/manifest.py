@@ -40,7 +40,7 @@ class Shard(Strict):
 
 
 class NumericStatistics(Strict):
-    """Mean and standard deviation of a numeric feature's present values in the first split; `count` of them.
+    """Mean and standard deviation of a numeric feature's present values in the training split; `count` of them.
 
     The values are those of the prepared column, after its transform. A constant has `std` 0; of no value, all are 0.
     """

@@ -69,7 +69,7 @@ class DataConfig(Strict):
     """Where the prepared data lies and how it is made."""
 
     prepared: Path = Field(description="folder of the Parquet shards and manifest.json")
-    splits: dict[str, TimeRange] = Field(description="split name -> time range; the first one gives the statistics")
+    splits: dict[str, TimeRange] = Field(description="split name -> time range; train.split gives the statistics")
     row_group_rows: PositiveInt = Field(default=1024, description="rows of a chunk, the unit of reading and shuffling")
     shard_rows: PositiveInt = Field(default=65_536, description="rows of a Parquet file, whole row groups")
     on_bad_row: Literal["fail", "set_aside"] = "fail"

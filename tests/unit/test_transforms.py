@@ -1,0 +1,101 @@
+"""Raw columns to prepared ones: pinned hashes, ids, buckets, sequences, labels, and what is set aside."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_pipeline.hashing import hash_ids, hash_strings
+from data_pipeline.transforms import prepare
+from rankmixer_dist.schema import Schema
+
+SCHEMA = Schema.model_validate(
+    {
+        "tables": {
+            "exact": {"rows": 6, "dim": 4, "ids": "identity"},
+            "hashed": {"rows": 50, "dim": 4},
+            "bucket": {"rows": 5, "dim": 4, "ids": "identity"},
+        },
+        "groups": {"all": 1},
+        "features": {
+            "video": {"kind": "id", "table": "exact", "group": "all"},
+            "watched": {"kind": "sequence", "table": "exact", "query": "video", "max_length": 3, "group": "all"},
+            "word": {"kind": "id", "table": "hashed", "group": "all"},
+            "tags": {"kind": "multi_id", "table": "hashed", "separator": ",", "group": "all"},
+            "length": {"kind": "id", "table": "bucket", "boundaries": [10, 20, 30], "group": "all"},
+            "log_length": {"kind": "numeric", "column": "length", "transform": "log1p", "group": "all"},
+        },
+        "tasks": {"finish": {}},
+    }
+)
+
+
+def prepared(**columns):
+    """Five good rows with some columns replaced, prepared: (rows, reasons)."""
+    raw = {
+        "row_id": [0, 1, 2, 3, 4],
+        "user_id": [7, 7, 8, 9, 9],
+        "timestamp": [10, 11, 12, 13, 14],
+        "finish": [0, 1, 0, 1, 0],
+        "video": [0, 4, None, 2, 1],
+        "watched": [[], [0, 1, 2, 3, 4], None, [4], [1, 0]],
+        "word": ["a", "b", None, "a", ""],
+        "tags": ["1,2", "", None, "3", "1"],
+        "length": [5.0, 10.0, None, 29.9, 1e6],
+    } | columns
+    table = pa.table({"watched": pa.array(raw.pop("watched"), pa.list_(pa.int64())), **raw})
+    done = prepare(table, SCHEMA, truth_columns={}, time_ranges=[(0, 100)])
+    return done.rows.to_pylist(), done.set_aside.to_pylist()
+
+
+def test_hashes_are_pinned():
+    # FNV-1a 64 of "" and "a", from its authors' test vectors; the ids are what prepared data already holds.
+    assert hash_strings(pa.array(["", "a"])).tolist() == [0xCBF29CE484222325, 0xAF63DC4C8601EC8C]
+    assert hash_ids(pa.array([0, 1, 27284]), table="user", rows=1000).tolist() == [695, 690, 694]
+    assert hash_ids(pa.array(["food", "Ünïcode"]), table="tag", rows=1000).tolist() == [749, 383]
+
+
+def test_values():
+    rows, aside = prepared()
+    assert not aside
+    assert [row["video"] for row in rows] == [1, 5, 0, 3, 2]
+    assert [row["watched"] for row in rows] == [[], [3, 4, 5], [], [5], [2, 1]]
+    assert [row["length"] for row in rows] == [1, 2, 0, 3, 4]
+    assert [row["label_finish"] for row in rows] == [0, 1, 0, 1, 0]
+    np.testing.assert_allclose([row["log_length"] for row in rows], np.log1p([5, 10, np.nan, 29.9, 1e6]), rtol=1e-6)
+    words, tags = [row["word"] for row in rows], [row["tags"] for row in rows]
+    assert words[0] == words[3] != words[1]
+    assert words[2] == words[4] == 0
+    assert [len(each) for each in tags] == [2, 0, 0, 1, 1]
+    assert tags[0][0] == tags[4][0]
+    assert all(1 <= tag < 50 for each in tags for tag in each)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("finish", [0, 1, 0.5, 1, 0], "label_not_0_or_1"),
+        ("finish", [0, 1, None, 1, 0], "label_not_0_or_1"),
+        ("video", [0, 1, 5, 1, 0], "id_out_of_range"),
+        ("video", [0, 1, -1, 1, 0], "id_out_of_range"),
+        ("watched", [[], [], [0, 5], [], []], "id_out_of_range"),
+        ("user_id", [7, 7, None, 9, 9], "missing_user_id"),
+        ("timestamp", [10, 11, None, 13, 14], "missing_timestamp"),
+        ("timestamp", [10, 11, 100, 13, 14], "outside_splits"),
+    ],
+)
+def test_a_bad_row_is_set_aside_with_its_reason(column, values, reason):
+    rows, aside = prepared(**{column: values})
+    assert [row["row_id"] for row in rows] == [0, 1, 3, 4]
+    assert [(row["row_id"], row["set_aside_reason"]) for row in aside] == [(2, reason)]
+
+
+def test_equal_ids_of_two_tables_land_on_unrelated_rows():
+    ids = pa.array(range(20_000))
+    left, right = (hash_ids(ids, table=table, rows=1001) for table in ("user", "video"))
+    assert left.min() == 1
+    assert left.max() == 1000
+    # Under independence 20 of 20,000 agree; 4 standard deviations around it.
+    assert 2 <= (left == right).sum() <= 38
+    counts = np.bincount(left, minlength=1001)[1:]
+    chi_square = ((counts - 20) ** 2 / 20).sum()
+    assert abs(chi_square - 999) < 4 * (2 * 999) ** 0.5
