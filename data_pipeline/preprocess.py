@@ -89,6 +89,7 @@ class _Preparation:
             tables, reports = self._read(units, set_aside)
             partitions, orders = self._order(tables, set_aside)
         del tables
+        _require_rows(orders, reports)
         splits = self._write(partitions, orders)
         counts = sum((report.set_aside for report in reports), Counter())
         counts[DUPLICATE] = sum(order.duplicates for order in orders)
@@ -144,7 +145,7 @@ class _Preparation:
         if first is not None:
             self._reporter.warn(f"{bad:,} bad rows set aside; see {SET_ASIDE}/")
         if not any(report.good_rows for report in reports):
-            raise UserError(f"no row is left for the splits; {_time_range(reports)}")
+            raise UserError(f"no row is left for any split; {_time_range(reports)}")
 
     def _order(self, tables: list[Handle], set_aside: SetAside) -> tuple[list[Handle], list[OrderReport]]:
         """Ordered partitions: each row's (timestamp, row_id) is above those of the partitions before."""
@@ -217,6 +218,12 @@ def _fail_on_unreadable(unreadable: Iterable[str], config: RunConfig) -> None:
     if problems and config.data.on_unreadable_file == "fail":
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}; mend it or set data.on_unreadable_file=skip")
+
+
+def _require_rows(orders: Sequence[OrderReport], reports: Sequence[ReadReport]) -> None:
+    for split in orders[0].split_rows:
+        if not any(stop > start for start, stop in (order.split_rows[split] for order in orders)):
+            raise UserError(f"data.splits.{split} holds no row; {_time_range(reports)}")
 
 
 def _notes(reports: Sequence[ReadReport], source: Source) -> list[str]:

@@ -31,7 +31,7 @@ from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import ROW_ID, TIMESTAMP, USER_ID
 
 WORLD_NAME = "world.json"
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever the same parameters give other rows."""
 
 _ROW_GROUP_ROWS = 100_000

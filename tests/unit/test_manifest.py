@@ -1,0 +1,178 @@
+"""The manifest: what it refuses, and which changes of a schema make prepared data another's."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    NumericStatistics,
+    Shard,
+    file_checksum,
+    prepared_columns,
+    read_manifest,
+    schema_hash,
+    verify_checksums,
+)
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.schema import Schema
+
+DECLARED = {
+    "tables": {"video": {"rows": 50, "dim": 8}, "tag": {"rows": 9, "dim": 4}},
+    "groups": {"user": 1, "video": 2},
+    "features": {
+        "video_id": {"kind": "id", "table": "video", "group": "video"},
+        "watched": {"kind": "sequence", "table": "video", "query": "video_id", "max_length": 5, "group": "user"},
+        "tags": {"kind": "multi_id", "table": "tag", "separator": ",", "group": "video"},
+        "length": {"kind": "numeric", "column": "length_s", "group": "video"},
+    },
+    "tasks": {"finish": {}, "like": {"column": "is_like"}},
+}
+
+
+def schema_with(**changes):
+    """The declared schema with values replaced, by path: `features__length__transform="log1p"`."""
+    declared = json.loads(json.dumps(DECLARED))
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = declared
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return Schema.model_validate(declared)
+
+
+@pytest.fixture
+def standing(tmp_path):
+    """A folder with one shard and its manifest."""
+    pq.write_table(pa.table({"x": range(100)}), tmp_path / "train-00000.parquet")
+    shard = Shard(
+        path="train-00000.parquet",
+        rows=100,
+        row_groups=1,
+        first_timestamp=1,
+        last_timestamp=2,
+        positives={"finish": 25, "like": 0},
+        checksum=file_checksum(tmp_path / "train-00000.parquet"),
+    )
+    manifest = Manifest(
+        source="test",
+        schema_hash=schema_hash(schema_with()),
+        columns={"x": "int64"},
+        row_group_rows=100,
+        splits={"train": [shard, shard], "test": []},
+        numerics={"length": NumericStatistics(count=3, mean=0.1, std=1 / 3)},
+        raw_rows=201,
+        set_aside={"duplicate": 1},
+        prepared_from={"splits": {"train": [0, 5]}},
+    )
+    manifest.write(tmp_path)
+    return tmp_path, manifest
+
+
+def rewrite(folder, **values):
+    path = folder / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_what_is_written_is_read_back(standing):
+    folder, manifest = standing
+    assert read_manifest(folder, schema_with()) == manifest
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_NAME, "train-00000.parquet"]
+    assert manifest.rows("train") == 200
+    assert manifest.base_rate("train", "finish") == 0.25
+    assert manifest.base_rate("test", "finish") == 0.0
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no such file; run launch/preprocess\.py"):
+        read_manifest(tmp_path, schema_with())
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"format_version": 0}, "format version 0"),
+        ({"splits": {"train": [{"path": "a"}]}}, "Field required"),
+        ({"surprise": 1}, "Extra inputs"),
+    ],
+)
+def test_a_manifest_of_another_version_is_refused(standing, values, problem):
+    rewrite(standing[0], **values)
+    with pytest.raises(UserError, match=problem):
+        read_manifest(standing[0], schema_with())
+
+
+def test_a_manifest_cut_short_is_refused(standing):
+    path = standing[0] / MANIFEST_NAME
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="not a manifest"):
+        read_manifest(standing[0], schema_with())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tables__video__rows": 51},
+        {"tables__video__ids": "identity"},
+        {"features__watched__max_length": 4},
+        {"features__tags__separator": ";"},
+        {"features__tags__table": "video"} | {"features__watched__table": "video"},
+        {"features__length__transform": "log1p"},
+        {"features__length__column": "length_ms"},
+        {"tasks__like__column": "like"},
+        {"features__other": {"kind": "numeric", "group": "user"}},
+    ],
+)
+def test_another_meaning_of_the_columns_is_another_hash(standing, change):
+    if change.get("features__tags__table"):
+        change = change | {"tables": {"video": DECLARED["tables"]["video"]}}
+    other = schema_with(**change)
+    assert schema_hash(other) != schema_hash(schema_with())
+    with pytest.raises(UserError, match="another schema"):
+        read_manifest(standing[0], other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tables__tag__dim": 16},
+        {"groups__video": 4},
+        {"features__length__group": "user"},
+        {"features__tags__pooling": "sum"},
+        {"tasks__finish__weight": 2.0},
+    ],
+)
+def test_what_only_the_model_sees_keeps_the_hash(change):
+    assert schema_hash(schema_with(**change)) == schema_hash(schema_with())
+
+
+def test_a_changed_and_a_missing_shard_are_named(standing):
+    folder, manifest = standing
+    shards = manifest.splits["train"]
+    verify_checksums(folder, shards)
+    path = folder / shards[0].path
+    good = path.read_bytes()
+    path.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
+    with pytest.raises(UserError, match=r"train-00000\.parquet: its checksum"):
+        verify_checksums(folder, shards)
+    path.unlink()
+    with pytest.raises(UserError, match=r"train-00000\.parquet: the manifest names it"):
+        verify_checksums(folder, shards)
+
+
+def test_prepared_columns_in_file_order():
+    columns = prepared_columns(schema_with(), has_truth=True)
+    assert columns.names == [
+        *("row_id", "user_id", "timestamp", "label_finish", "label_like", "truth_finish", "truth_like"),
+        *("video_id", "watched", "tags", "length"),
+    ]
+    assert not any(field.nullable for field in columns)
+    ids = pa.list_(pa.field("item", pa.int64(), nullable=False))
+    assert [columns.field(name).type for name in ("video_id", "watched", "tags", "length")] == [
+        *(pa.int64(), ids, ids, pa.float32()),
+    ]
+    assert "truth_like" not in prepared_columns(schema_with(), has_truth=False).names
