@@ -27,9 +27,9 @@ class TimePart:
 TIME_PARTS = {
     "dense_s": TimePart("dense", SERIES[0]),
     "sparse_s": TimePart("sparse", SERIES[2]),
-    "comm_s": TimePart("communication", SERIES[3]),
     "data_wait_s": TimePart("data wait", SERIES[1]),
 }
+COMMUNICATION = TimePart("collectives, inside sparse and dense", SERIES[3])
 OTHER_TIME = TimePart("other", MUTED)
 
 
@@ -129,7 +129,10 @@ def throughput_plot(log: TrainingLog) -> Plot:
 
 
 def step_time_plot(log: TrainingLog) -> Plot:
-    """Stacked area of the parts of the step time; where the whole step was timed, what no part explains is "other"."""
+    """Stacked area of the parts of the step time; where the whole step was timed, what no part explains is "other".
+
+    The collectives are a line over it: they run inside the sparse and the dense part, and beside computation.
+    """
     parts = {TIME_PARTS[name]: np.nan_to_num(log.columns[name]) for name in TIME_PARTS if log.has(name)}
     if log.has("step_s"):
         parts[OTHER_TIME] = np.maximum(0.0, np.nan_to_num(log.columns["step_s"]) - sum(parts.values()))
@@ -146,10 +149,20 @@ def step_time_plot(log: TrainingLog) -> Plot:
             edgecolor=SURFACE,
             linewidth=0.8,
         )
+        if log.has("comm_s"):
+            axes.plot(
+                log.columns["step"][kept],
+                smoothed(log.columns["comm_s"], _half_life(log))[kept],
+                color=COMMUNICATION.color,
+                linestyle=(0, (4, 2)),
+            )
         axes.set_ylim(0, 1.12 * averages.sum(axis=0).max() or 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.seconds(value) if value else "0"))
         _finish_step_axes([axes], log)
 
+    shares = dict(reversed(parts.items()))
+    if log.has("comm_s"):
+        shares[COMMUNICATION] = log.columns["comm_s"][np.isfinite(log.columns["comm_s"])]
     return Plot(
         title="Where the step time goes",
         svg=render(draw, width=570, height=290, label="parts of the step time by step", prefix="step-time"),
@@ -159,7 +172,7 @@ def step_time_plot(log: TrainingLog) -> Plot:
                 part.name,
                 f"{100 * seconds.mean() / total:.0f} % · {formats.seconds(seconds.mean())}" if total else "",
             )
-            for part, seconds in reversed(parts.items())
+            for part, seconds in shares.items()
         ),
     )
 

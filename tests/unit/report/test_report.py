@@ -167,7 +167,7 @@ def test_page_holds_the_figures_of_the_run(full_run: Path) -> None:
     assert f"0.9000 {gap(finish['auc'] - 0.9)}" in text and f"0.8000 {gap(finish['uauc'] - 0.8)}" in text
     assert "demo-run" in text and "seed 17" in text and "checkpoint step-0000900" in text
     assert "planner's best for table 2" in text.replace("&#39;", "'")
-    assert "dense 50 % · 50 ms" in text and "other" not in text
+    assert "dense 56 % · 50 ms" in text and "sparse and dense 11 % · 10 ms" in text and "other" not in text
     assert "Peak memory of the logging rank: 1.5 GB." in text
 
 
@@ -243,13 +243,13 @@ def test_nulls_in_the_log(tmp_path: Path) -> None:
     unknown = dict.fromkeys(("mfu", "comm_s", "sparse_lr", "mem_gb"))
     write_log(tmp_path, [log_line(step, **unknown) for step in (10, 20)])
     text = as_text(rendered(tmp_path))
-    assert "MFU –" in text and "communication" not in text and "dense 56 %" in text
+    assert "MFU –" in text and "collectives" not in text and "dense 56 %" in text
 
 
 def test_time_that_no_part_explains_is_other(tmp_path: Path) -> None:
     write_log(tmp_path, [log_line(step, step_s=0.2) for step in (10, 20)])
     text = as_text(rendered(tmp_path))
-    assert "other 50 % · 100 ms" in text and "dense 25 % · 50 ms" in text
+    assert "other 55 % · 110 ms" in text and "dense 25 % · 50 ms" in text
 
 
 def test_one_log_line_without_any_figure(tmp_path: Path) -> None:
