@@ -51,6 +51,8 @@ def hash_values(values: pa.Array) -> np.ndarray:
     Floats hash by their 64-bit pattern. Raises `TypeError` for any other type.
     """
     kind = values.type
+    if pa.types.is_null(kind):
+        return np.full(len(values), _NULL_HASH)
     if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
         hashes = hash_strings(values)
     elif pa.types.is_floating(kind):

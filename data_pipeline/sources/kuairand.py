@@ -184,7 +184,7 @@ def _lookup(rows: pa.Table, side: pa.Table, key: str) -> pa.Table:
 
 def _unknown_to_null(rows: pa.Table) -> pa.Table:
     for index, field in enumerate(rows.schema):
-        if pa.types.is_string(field.type):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             column = rows.column(index)
             unknown = pc.equal(pc.ascii_lower(column), "unknown")
             rows = rows.set_column(index, field, pc.if_else(unknown, pa.scalar(None, field.type), column))

@@ -62,7 +62,7 @@ class ParquetLog:
                 table = file.read_row_group(unit.row_group, columns=self.schema.names, use_threads=False)
             table = table.select(self.schema.names).cast(self.schema)
         except (OSError, pa.ArrowException) as error:
-            raise UnreadableError(f"{unit.path}: row group {unit.row_group} cannot be read: {error}") from error
+            raise UnreadableError(f"{unit.path}: row group {unit.row_group} cannot be read: {_line(error)}") from error
         first = (unit.file_index << FILE_INDEX_SHIFT) + unit.first_row
         return table.append_column(ROW_ID, pa.array(np.arange(first, first + unit.rows)))
 
@@ -108,4 +108,8 @@ def _read_footer(path: Path) -> pq.FileMetaData | str:
     try:
         return pq.read_metadata(path)
     except (OSError, pa.ArrowException) as error:
-        return f"{path}: not a readable Parquet file: {error}"
+        return f"{path}: not a readable Parquet file: {_line(error)}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

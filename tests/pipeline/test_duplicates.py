@@ -1,0 +1,125 @@
+"""A small log in KuaiRand's form: which of equal rows stays, on one process and on Ray, and what rows may know."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_pipeline.job import RayJob, SerialJob
+from data_pipeline.preprocess import preprocess
+from rankmixer_dist.config import load_config
+
+START_MS = 1_650_816_000_000  # 25 April 2022, 00:00 in China
+ROWS = 900
+
+
+def exposures():
+    """Rows of few distinct values at few distinct times, so that many share a time and some are equal in all."""
+    random = np.random.default_rng(7)
+    log = pd.DataFrame(
+        {
+            "user_id": random.integers(0, 2, ROWS),
+            "video_id": random.integers(0, 2, ROWS),
+            "date": 20220425,
+            "hourmin": np.int32(0),
+            "time_ms": START_MS + random.integers(0, 60, ROWS) * 7_200_000,
+        }
+    )
+    for name in "is_click is_like is_follow is_comment is_forward is_hate long_view is_profile_enter".split():
+        log[name] = 0
+    log["is_click"] = random.integers(0, 2, ROWS)
+    log["play_time_ms"] = random.choice([0, 2999, 3000], ROWS)
+    for name in "duration_ms profile_stay_time comment_stay_time is_rand tab".split():
+        log[name] = 0
+    log["source_file"] = "log.csv"
+    log["watch_ratio"] = np.float32(0.5)
+    for name in "finish like long_watch is_positive".split():
+        log[name] = np.int8(0)
+    log["author_id"] = log["video_id"] + 100
+    log["tag"] = np.where(log["video_id"] == 0, "unknown", "3,12")
+    log["upload_dt"], log["upload_date"] = "2022-04-10", 20220410
+    log["video_duration"] = np.where(log["video_id"] == 0, np.nan, 9000.0)
+    log["freshness_days"] = 15
+    return log
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The exposures in three files of many row groups, and the side files of their users and videos."""
+    path = tmp_path_factory.mktemp("kuairand")
+    log = exposures()
+    for number, (start, stop) in enumerate(((0, 200), (200, 500), (500, ROWS))):
+        log[start:stop].to_parquet(path / f"log_{number}.parquet", index=False, row_group_size=50)
+    sequences = {
+        "user_id": [0],
+        "history_len": [3],
+        "last_time_ms": [START_MS + 10 * 7_200_000],
+        "watch_seq": [[0, 1, 1]],
+        "like_seq": [[1]],
+        "long_watch_seq": [[1]],
+    }
+    pd.DataFrame(sequences).to_parquet(path / "user_sequences_until_0424.parquet", index=False)
+    users = pd.DataFrame({"user_id": [0, 1], "user_active_degree": ["full_active", "UNKNOWN"], "follow_user_num": 5})
+    users.to_csv(path / "user_features_pure.csv.gz", index=False)
+    videos = pd.DataFrame({"video_id": [0, 1], "author_id": [100, 101], "music_id": [8, 9], "video_duration": 9000.0})
+    videos.to_csv(path / "video_features_basic_pure.csv.gz", index=False)
+    return path
+
+
+def prepared(folder, where, job):
+    """The prepared rows of both splits, and the manifest."""
+    overrides = [f"source.path={folder}", f"data.prepared={where}", "data.shard_rows=96", "data.row_group_rows=32"]
+    manifest = preprocess(load_config("configs/kuairand_pure.yaml", overrides), progress=False, job=job)
+    shards = [shard for split in ("train", "test") for shard in manifest.splits[split]]
+    return pd.concat([pd.read_parquet(where / shard.path) for shard in shards]), manifest
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def serial(folder, tmp_path_factory):
+    where = tmp_path_factory.mktemp("serial") / "prepared"
+    return *prepared(folder, where, SerialJob()), where
+
+
+def test_of_equal_rows_the_first_stays(serial):
+    rows, manifest, where = serial
+    log = exposures()
+    starts = {0: 0, 1: 200, 2: 500}
+    number = np.array([starts[row >> 40] + (row & ((1 << 40) - 1)) for row in rows["row_id"]])
+    kept = log[~log.duplicated()]
+    assert manifest.set_aside["duplicate"] == log.duplicated().sum() > 100
+    assert sorted(number) == kept.index.tolist()
+    order = kept.assign(number=kept.index).sort_values(["time_ms", "number"])
+    assert number.tolist() == order["number"].tolist()
+    dropped = pd.read_parquet(where / "set_aside" / "duplicate.parquet")
+    assert len(dropped) == log.duplicated().sum()
+    assert (rows["label_skip"].to_numpy() == (order["play_time_ms"] < 3000).to_numpy()).all()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("rows_per_task", [50, 300])
+def test_ray_drops_the_same_ones(folder, serial, tmp_path, rows_per_task):
+    prepared(folder, tmp_path / "ray", RayJob(rows_per_task=rows_per_task))
+    assert contents(tmp_path / "ray") == contents(serial[2])
+
+
+def test_a_row_inside_its_users_sequence_has_no_history(serial):
+    rows, manifest, _ = serial
+    late = rows["timestamp"] > START_MS + 10 * 7_200_000
+    watched = rows["watched"].map(list)
+    assert all(ids == [1, 2, 2] for ids in watched[(rows["user_id"] == 0) & late])
+    assert not any(watched[(rows["user_id"] == 1) | ~late])
+    assert rows["history_length"].isna().equals((rows["user_id"] == 0) & ~late)
+    inside = exposures().query("user_id == 0 and time_ms <= @START_MS + 10 * 7_200_000")
+    assert f"{len(inside)} rows not later than their user's sequence: their history is left out" in manifest.notes
+
+
+def test_unknown_words_are_missing_and_the_hour_is_chinas(serial):
+    rows, _, _ = serial
+    assert (rows["user_active_degree"] == 0).equals(rows["user_id"] == 1)
+    assert (rows["tags"].map(len) == 0).equals(rows["video_id"] == 1)
+    assert (rows["duration_bucket"] == 0).equals(rows["video_id"] == 1)
+    hours = (rows["timestamp"] - START_MS) // 3_600_000 % 24
+    assert (rows["hour"] == hours + 1).all()
