@@ -81,6 +81,9 @@ class RayJob:
 
     Args:
         rows_per_task: Raw rows that a reading task takes at least; by default four tasks a CPU, within bounds.
+
+    Raises:
+        UserError: RAY_ADDRESS names no running cluster.
     """
 
     def __init__(self, *, rows_per_task: int | None = None) -> None:
@@ -89,10 +92,15 @@ class RayJob:
 
         if not ray.is_initialized():
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-            if os.environ.get("RAY_ADDRESS"):
-                ray.init(**quiet)
+            address = os.environ.get("RAY_ADDRESS")
+            if address:
+                try:
+                    ray.init(**quiet)
+                except ConnectionError as error:
+                    raise UserError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({error})") from error
             else:
-                ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+                # "local": without it Ray joins whatever cluster was last started on this machine.
+                ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         self._ray = ray
         self._rows_per_task = rows_per_task
 

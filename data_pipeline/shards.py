@@ -120,13 +120,13 @@ def plan_shards(split_rows: Sequence[Mapping[str, tuple[int, int]]], shard_rows:
 def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> tuple[ShardResult]:
     """Writes a shard; `partitions` are the ones that the plan's slices name, in their order.
 
-    The bytes depend on the rows alone: the rows are made one contiguous chunk first, because page cuts follow chunks.
+    The bytes depend on the rows alone, not on how they were partitioned.
     """
     columns = prepared_columns(target.schema, has_truth=target.has_truth)
     pieces = [
         table.slice(piece.start, piece.stop - piece.start) for table, piece in zip(partitions, plan.slices, strict=True)
     ]
-    rows = pa.concat_tables(pieces).select(columns.names).combine_chunks().cast(columns)
+    rows = pa.concat_tables(pieces).select(columns.names).cast(columns)
     path = target.folder / plan.name
     pq.write_table(rows, path, row_group_size=target.row_group_rows, **WRITE_OPTIONS)
     timestamps = rows[TIMESTAMP].to_numpy()

@@ -34,6 +34,7 @@ def test_an_integer_hashes_by_its_value_whatever_its_width():
 
 
 def test_a_null_is_not_a_zero_or_an_empty_string():
+    assert hash_strings(pa.array([None, "b", None])).tolist() == [fnv_1a(word) for word in ("", "b", "")]
     for kind, empty in ((pa.int64(), 0), (pa.float64(), 0.0), (pa.string(), ""), (pa.bool_(), False)):
         null, value = hash_values(pa.array([None, empty], kind)).tolist()
         assert null != value

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -94,24 +95,30 @@ def some_rows(count):
     return pa.table(columns).cast(prepared_columns(SCHEMA, has_truth=False))
 
 
-def test_a_shard_does_not_depend_on_how_its_rows_were_partitioned(tmp_path):
-    rows = some_rows(500)
-    results = []
-    for cuts in ([(0, 500)], [(0, 1), (1, 130), (130, 131), (131, 500)]):
-        (tmp_path / str(len(cuts))).mkdir()
-        target = ShardTarget(tmp_path / str(len(cuts)), SCHEMA, row_group_rows=64, has_truth=False)
-        pieces = [pa.concat_tables([some_rows(7), rows.slice(start, stop - start)]) for start, stop in cuts]
-        slices = tuple(Slice(place, 7, 7 + stop - start) for place, (start, stop) in enumerate(cuts))
-        (result,) = write_shard(ShardPlan("train", 3, slices), target, *pieces)
+@pytest.mark.parametrize(("count", "row_group_rows"), [(500, 64), (150_000, 150_000)])
+def test_a_shard_does_not_depend_on_how_its_rows_were_partitioned(tmp_path, count, row_group_rows):
+    rows = some_rows(count)  # the large row group is cut into pages
+    results, contents = [], []
+    for name, cuts in (("whole", [0, count]), ("pieces", [0, 1, 130, 131, count // 3 + 5, count])):
+        (tmp_path / name).mkdir()
+        target = ShardTarget(tmp_path / name, SCHEMA, row_group_rows=row_group_rows, has_truth=False)
+        parts = [rows.slice(start, stop - start) for start, stop in pairwise(cuts)]
+        slices = tuple(Slice(place, 7, 7 + part.num_rows) for place, part in enumerate(parts))
+        partitions = [pa.concat_tables([some_rows(7), part]) for part in parts]
+        (result,) = write_shard(ShardPlan("train", 3, slices), target, *partitions)
         results.append(dataclasses.astuple(result))
+        contents.append((target.folder / "train-00003.parquet").read_bytes())
         file = pq.ParquetFile(target.folder / "train-00003.parquet")
         read = file.read()
         assert read.drop_columns("length").equals(rows.drop_columns("length"))
         np.testing.assert_array_equal(read["length"].to_numpy(), rows["length"].to_numpy())
-        assert [file.metadata.row_group(group).num_rows for group in range(8)] == [64] * 7 + [52]
+        sizes = [file.metadata.row_group(group).num_rows for group in range(result.shard.row_groups)]
+        assert sizes[:-1] == [row_group_rows] * (len(sizes) - 1)
+        assert sum(sizes) == count
         assert result.shard.positives == {"finish": int(rows["label_finish"].to_numpy().sum())}
-        assert result.moments["length"].count == 500 - np.isnan(rows["length"].to_numpy()).sum()
+        assert result.moments["length"].count == count - np.isnan(rows["length"].to_numpy()).sum()
     assert results[0] == results[1]
+    assert contents[0] == contents[1]
 
 
 def test_set_aside_rows_keep_their_order_whatever_the_pieces(tmp_path):
