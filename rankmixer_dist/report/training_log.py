@@ -60,20 +60,8 @@ def read_log(path: Path) -> TrainingLog | None:
     Raises:
         UserError: a line other than the last is not JSON.
     """
-    if not path.is_file():
-        return None
-    lines = path.read_text().splitlines()
-    entry_of_step: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            # A run that is still writing, or was killed, leaves half a line at the end and nowhere else.
-            if number == len(lines):
-                break
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
-        # A resumed run repeats the steps since its checkpoint: the later line is the one whose weights live on.
-        entry_of_step[entry["step"]] = entry
+    # A resumed run repeats the steps since its checkpoint: the later line is the one whose weights live on.
+    entry_of_step = {entry["step"]: entry for entry in read_lines(path)}
     entries = [entry_of_step[step] for step in sorted(entry_of_step)]
     if not entries:
         return None
@@ -85,6 +73,25 @@ def read_log(path: Path) -> TrainingLog | None:
             for task in tasks
         },
     )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, in file order; none where it does not exist.
+
+    Raises:
+        UserError: a line other than the last is not JSON.
+    """
+    lines = path.read_text().splitlines() if path.is_file() else []
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            # A run that is still writing, or was killed, leaves half a line at the end and nowhere else.
+            if number == len(lines):
+                break
+            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+    return entries
 
 
 def _number(value: float | None) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from rankmixer_dist.report.training_log import read_lines
+
 
 class MetricsLog:
     """Appends to a run's `metrics.jsonl` and `tensorboard/`.
@@ -18,7 +20,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, *, resume_step: int) -> None:
         self._path = run_dir / "metrics.jsonl"
-        kept = [line for line in read_metrics(self._path) if line["step"] <= resume_step]
+        kept = [line for line in read_lines(self._path) if line["step"] <= resume_step]
         aside = self._path.with_suffix(".partial")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(aside, self._path)
@@ -37,19 +39,6 @@ class MetricsLog:
         """Flushes both."""
         self._file.close()
         self._board.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that was cut off is left out, a missing file has none."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def _finite(value: Any) -> Any:
