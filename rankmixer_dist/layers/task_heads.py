@@ -18,7 +18,7 @@ class TaskHeads(nn.Module):
     scores that AUC has to tell apart.
 
     Args:
-        token_dim: D.
+        in_dim: D, width of the pooled vector.
         num_tasks: K.
         hidden_dims: widths of each task's own hidden layers; none by default.
         base_rates: expected positive rate a task; the last bias starts at its log-odds. Default: like `nn.Linear`.
@@ -30,13 +30,13 @@ class TaskHeads(nn.Module):
     def __init__(
         self,
         *,
-        token_dim: int,
+        in_dim: int,
         num_tasks: int,
         hidden_dims: Sequence[int] = (),
         base_rates: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        dims = (token_dim, *hidden_dims, 1)
+        dims = (in_dim, *hidden_dims, 1)
         self.num_tasks, self.hidden_dims = num_tasks, tuple(hidden_dims)
         layers = [StackedLinear(count=num_tasks, in_dim=i, out_dim=o) for i, o in pairwise(dims)]
         self.layers = nn.ModuleList(layers)

@@ -10,7 +10,6 @@ from rankmixer_dist.cost import (
     Part,
     heads_part,
     mean_pooling_part,
-    rankmixer_part,
     target_attention_part,
     tokenizer_part,
     total,
@@ -19,6 +18,7 @@ from rankmixer_dist.layers.numeric import NumericNormalizer
 from rankmixer_dist.layers.target_attention import MeanPooling, TargetAttention
 from rankmixer_dist.layers.task_heads import TaskHeads
 from rankmixer_dist.layers.tokenizer import GroupTokenizer
+from rankmixer_dist.models.backbone import Backbone
 from rankmixer_dist.models.features import Features, FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 from rankmixer_dist.models.rankmixer import Norm, RankMixer
 
@@ -37,7 +37,7 @@ class Ranker(nn.Module):
         poolings: Sequence[nn.Module],
         numerics: NumericNormalizer,
         tokenizer: GroupTokenizer,
-        backbone: RankMixer,
+        backbone: Backbone,
         heads: TaskHeads,
     ) -> None:
         super().__init__()
@@ -79,7 +79,6 @@ class Ranker(nn.Module):
 
     def cost(self) -> DenseCost:
         """Parameters and FLOPs per row, by the conventions of `rankmixer_dist.cost`."""
-        backbone = self.backbone
         return total(
             [
                 *(_pooling_part(spec) for spec in self._features.sequences),
@@ -88,15 +87,9 @@ class Ranker(nn.Module):
                     group_tokens=self.tokenizer.group_tokens,
                     token_dim=self.tokenizer.token_dim,
                 ),
-                rankmixer_part(
-                    num_tokens=backbone.num_tokens,
-                    token_dim=backbone.token_dim,
-                    num_blocks=backbone.num_blocks,
-                    hidden_dim=backbone.hidden_dim,
-                    norm=backbone.norm,
-                ),
+                self.backbone.cost(),
                 heads_part(
-                    token_dim=backbone.token_dim, num_tasks=self.heads.num_tasks, hidden_dims=self.heads.hidden_dims
+                    in_dim=self.backbone.out_dim, num_tasks=self.heads.num_tasks, hidden_dims=self.heads.hidden_dims
                 ),
             ]
         )
@@ -139,17 +132,22 @@ def build_ranker(
     """
     features = Features(tuple(fields), tuple(sequences), tuple(numerics), tuple(groups))
     num_tokens = sum(group.tokens for group in groups)
+    poolings = [_build_pooling(spec) for spec in sequences]
+    tokenizer = GroupTokenizer(
+        group_dims=features.group_dims(), group_tokens=[group.tokens for group in groups], token_dim=token_dim
+    )
+    backbone = RankMixer(
+        num_tokens=num_tokens, token_dim=token_dim, num_blocks=num_blocks, hidden_dim=hidden_dim, norm=norm
+    )
     return Ranker(
         features=features,
-        poolings=[_build_pooling(spec) for spec in sequences],
+        poolings=poolings,
         numerics=NumericNormalizer(mean=[n.mean for n in numerics], std=[n.std for n in numerics]),
-        tokenizer=GroupTokenizer(
-            group_dims=features.group_dims(), group_tokens=[group.tokens for group in groups], token_dim=token_dim
+        tokenizer=tokenizer,
+        backbone=backbone,
+        heads=TaskHeads(
+            in_dim=backbone.out_dim, num_tasks=len(base_rates), hidden_dims=head_hidden, base_rates=base_rates
         ),
-        backbone=RankMixer(
-            num_tokens=num_tokens, token_dim=token_dim, num_blocks=num_blocks, hidden_dim=hidden_dim, norm=norm
-        ),
-        heads=TaskHeads(token_dim=token_dim, num_tasks=len(base_rates), hidden_dims=head_hidden, base_rates=base_rates),
     )
 
 

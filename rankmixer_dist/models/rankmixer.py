@@ -6,8 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rankmixer_dist.cost import Part, rankmixer_part
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
 from rankmixer_dist.layers.token_mixing import check_mixable, mix_tokens
+from rankmixer_dist.models.backbone import Backbone
 
 Norm = Literal["post", "pre"]
 """post: LN(x + f(x)), the paper's. pre: x + f(LN(x)), which trains deep stacks more easily."""
@@ -51,7 +53,7 @@ class RankMixerBlock(nn.Module):
         return s_TBD + self.ffn(self.ffn_norm(s_TBD))
 
 
-class RankMixer(nn.Module):
+class RankMixer(Backbone):
     """L blocks, then the mean over tokens; with pre-norm, a final LayerNorm before the mean.
 
     Token-major inside. The pooled vector is fp32 (or wider) even for bf16 parameters: it is the mean of T values and
@@ -76,6 +78,7 @@ class RankMixer(nn.Module):
         if num_blocks < 1:
             raise ValueError(f"num_blocks {num_blocks} must be at least 1")
         self.num_tokens, self.token_dim, self.hidden_dim = num_tokens, token_dim, hidden_dim
+        self.out_dim = token_dim
         self.num_blocks, self.norm = num_blocks, norm
         self.blocks = nn.ModuleList(
             RankMixerBlock(
@@ -93,3 +96,13 @@ class RankMixer(nn.Module):
         for block in self.blocks:
             x_TBD = block(x_TBD)
         return self.final_norm(x_TBD).mean(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
+
+    def cost(self) -> Part:
+        """Parameters and FLOPs per row."""
+        return rankmixer_part(
+            num_tokens=self.num_tokens,
+            token_dim=self.token_dim,
+            num_blocks=self.num_blocks,
+            hidden_dim=self.hidden_dim,
+            norm=self.norm,
+        )

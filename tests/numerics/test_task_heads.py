@@ -13,7 +13,7 @@ TOLERANCE = {torch.float64: 3e-15, torch.float32: 2e-6}  # seen: 3.5e-16, 2.1e-7
 def test_matches_reference(matches_reference, rows, hidden_dims, dtype):
     torch.manual_seed(0)
     matches_reference(
-        TaskHeads(token_dim=5, num_tasks=3, hidden_dims=hidden_dims),
+        TaskHeads(in_dim=5, num_tasks=3, hidden_dims=hidden_dims),
         lambda inputs, w: reference.task_heads(
             inputs["pooled_BD"],
             [(w[f"layers.{i}.weight"], w[f"layers.{i}.bias"]) for i in range(len(hidden_dims) + 1)],
@@ -26,13 +26,13 @@ def test_matches_reference(matches_reference, rows, hidden_dims, dtype):
 
 def test_a_featureless_row_starts_at_the_base_rates():
     rates = [0.5, 0.02, 0.9]
-    logits_BK = TaskHeads(token_dim=4, num_tasks=3, base_rates=rates)(torch.zeros(2, 4))
+    logits_BK = TaskHeads(in_dim=4, num_tasks=3, base_rates=rates)(torch.zeros(2, 4))
     torch.testing.assert_close(logits_BK.sigmoid(), torch.tensor([rates, rates]))
 
 
 def test_bf16_parameters_give_fp32_logits_that_tell_near_scores_apart():
     torch.manual_seed(0)
-    heads = TaskHeads(token_dim=64, num_tasks=1).bfloat16()
+    heads = TaskHeads(in_dim=64, num_tasks=1).bfloat16()
     logits_BK = heads(torch.randn(64) + 1e-4 * torch.randn(500, 64))
     assert logits_BK.dtype == torch.float32
     assert len(logits_BK.unique()) > 450
@@ -42,4 +42,4 @@ def test_bf16_parameters_give_fp32_logits_that_tell_near_scores_apart():
 @pytest.mark.parametrize("rates", [[0.5], [0.5, 0.0], [0.5, 1.0]])
 def test_impossible_base_rates_are_refused(rates):
     with pytest.raises(ValueError, match="base_rates needs 2 values between 0 and 1"):
-        TaskHeads(token_dim=4, num_tasks=2, base_rates=rates)
+        TaskHeads(in_dim=4, num_tasks=2, base_rates=rates)

@@ -51,7 +51,7 @@ def test_target_attention(hidden_dims):
 
 @pytest.mark.parametrize("hidden_dims", [(), (6, 4)])
 def test_heads(hidden_dims):
-    sizes = {"token_dim": 9, "num_tasks": 3, "hidden_dims": hidden_dims}
+    sizes = {"in_dim": 9, "num_tasks": 3, "hidden_dims": hidden_dims}
     assert_cost(heads_part(**sizes), TaskHeads(**sizes), leaf(ROWS, 9))
 
 

@@ -219,9 +219,7 @@ def test_shared_memory_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ((128, 65536), "bad", "ulimit -n 65536"),
     ],
 )
-def test_few_open_files(
-    limits: tuple[int, int], verdict: str, mend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_open_files(limits: tuple[int, int], verdict: str, mend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", returning(limits))
     check = machine.open_files()
     assert check.verdict == verdict

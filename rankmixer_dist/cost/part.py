@@ -1,0 +1,63 @@
+"""Size and arithmetic of one part of the dense model, and their sum.
+
+Convention: 2 FLOPs per multiply-add of every matrix product, forward; three times that in training, for the gradients
+of both factors: 2 and 6 per weight and row where a row uses a weight once. Counted are all products with weights, and
+the one without, pooling weights times keys. Left out: biases, activations, norms, token mixing and all else that is
+element-wise, the optimizer and the tables. Sequences count at the length they are padded to, as they are computed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the dense model: its name, parameters, and FLOPs per row without and with the backward pass."""
+
+    name: str
+    parameters: int
+    flops_per_row_forward: int
+    flops_per_row_train: int
+
+
+@dataclass(frozen=True)
+class DenseCost:
+    """Parameters and FLOPs of a dense model, the sum over its parts."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters, the tables' excluded."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def flops_per_row_forward(self) -> int:
+        """FLOPs of one row's forward pass."""
+        return sum(part.flops_per_row_forward for part in self.parts)
+
+    @property
+    def flops_per_row_train(self) -> int:
+        """FLOPs of one row's forward and backward pass."""
+        return sum(part.flops_per_row_train for part in self.parts)
+
+    def breakdown(self) -> dict[str, dict[str, int]]:
+        """Part name -> its `parameters`, `flops_per_row_forward` and `flops_per_row_train`."""
+        return {
+            part.name: {
+                "parameters": part.parameters,
+                "flops_per_row_forward": part.flops_per_row_forward,
+                "flops_per_row_train": part.flops_per_row_train,
+            }
+            for part in self.parts
+        }
+
+
+def total(parts: Iterable[Part]) -> DenseCost:
+    """The cost of a model made of `parts`."""
+    return DenseCost(tuple(parts))
+
+
+def part_of(name: str, *, parameters: int, products: int) -> Part:
+    """A part that does `products` multiply-adds a row, both of whose factors get gradients."""
+    return Part(name, parameters, 2 * products, 6 * products)

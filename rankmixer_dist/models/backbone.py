@@ -1,0 +1,25 @@
+"""What every backbone is: tokens in, one pooled vector a row out, its size in closed form."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from rankmixer_dist.cost import Part
+
+
+class Backbone(nn.Module, ABC):
+    """The seam between tokenizer and heads; all backbones read the same tokens, so that they can be compared.
+
+    Attributes:
+        out_dim: width of the pooled vector.
+    """
+
+    out_dim: int
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Tokens [B, T, D], any strides -> pooled [B, out_dim], fp32 or wider."""
+
+    @abstractmethod
+    def cost(self) -> Part:
+        """Parameters and FLOPs per row, by the conventions of `rankmixer_dist.cost`."""
