@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,23 +25,27 @@ from rankmixer_dist.schema import (
 )
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Shard(Strict):
-    """A Parquet file of rows in time order, cut into row groups of `Manifest.row_group_rows`, the last one shorter."""
+    """A Parquet file of rows in time order, cut into row groups of `Manifest.row_group_rows`, the last one shorter.
+
+    `labelled`, `positives`: by task, the rows whose label is known, and those where it is 1.
+    """
 
     path: str
     rows: PositiveInt
     row_groups: PositiveInt
     first_timestamp: int
     last_timestamp: int
+    labelled: dict[str, int]
     positives: dict[str, int]
     checksum: str
 
 
 class NumericStatistics(Strict):
-    """Mean and standard deviation of a numeric feature's present values in the training split; `count` of them.
+    """Mean and standard deviation of a numeric feature's present values in `data.statistics_of`; `count` of them.
 
     The values are those of the prepared column, after its transform. A constant has `std` 0; of no value, all are 0.
     """
@@ -75,8 +80,9 @@ class Manifest(Strict):
         return sum(shard.rows for shard in self.splits[split])
 
     def base_rate(self, split: str, task: str) -> float:
-        """Share of a split's rows whose label is 1."""
-        return sum(shard.positives[task] for shard in self.splits[split]) / max(1, self.rows(split))
+        """Share of a split's labelled rows whose label is 1; NaN where no label is known."""
+        labelled = sum(shard.labelled[task] for shard in self.splits[split])
+        return sum(shard.positives[task] for shard in self.splits[split]) / labelled if labelled else math.nan
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json`, complete or not at all."""
@@ -88,6 +94,7 @@ class Manifest(Strict):
 def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
     """Columns of a prepared row, in file order: ids int64, bags and sequences list<int64>, numerics float32."""
     fields = [pa.field(name, pa.int64(), nullable=False) for name in (ROW_ID, USER_ID, TIMESTAMP)]
+    # NaN is an unknown label.
     fields += [pa.field(LABEL_PREFIX + task, pa.float32(), nullable=False) for task in schema.tasks]
     if has_truth:
         fields += [pa.field(TRUTH_PREFIX + task, pa.float32(), nullable=False) for task in schema.tasks]

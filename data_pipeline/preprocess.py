@@ -94,7 +94,7 @@ class _Preparation:
         counts = sum((report.set_aside for report in reports), Counter())
         counts[DUPLICATE] = sum(order.duplicates for order in orders)
         schema, has_truth = self._config.features, self._recipe.has_truth
-        statistics_of = splits[self._config.train.split]
+        statistics_of = splits[self._config.data.statistics_of]
         return Manifest(
             source=self._source.name,
             schema_hash=schema_hash(schema),
@@ -204,7 +204,7 @@ def _prepared_from(config: RunConfig, source: Source) -> dict[str, Any]:
         "schema_hash": schema_hash(config.features),
         "source": config.source.model_dump(mode="json", exclude={"path"}),
         "raw_files": source.fingerprint(),
-        "statistics_of": config.train.split,
+        "statistics_of": data.statistics_of,
         "splits": {name: list(split.to_ms()) for name, split in data.splits.items()},
         "row_group_rows": data.row_group_rows,
         "shard_rows": data.shard_rows,

@@ -130,15 +130,15 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
     path = target.folder / plan.name
     pq.write_table(rows, path, row_group_size=target.row_group_rows, **WRITE_OPTIONS)
     timestamps = rows[TIMESTAMP].to_numpy()
+    labels = {task: rows[LABEL_PREFIX + task].to_numpy() for task in target.schema.tasks}
     shard = Shard(
         path=plan.name,
         rows=rows.num_rows,
         row_groups=-(-rows.num_rows // target.row_group_rows),
         first_timestamp=int(timestamps[0]),
         last_timestamp=int(timestamps[-1]),
-        positives={
-            task: int(rows[LABEL_PREFIX + task].to_numpy().sum(dtype=np.float64)) for task in target.schema.tasks
-        },
+        labelled={task: int((~np.isnan(label)).sum()) for task, label in labels.items()},
+        positives={task: int((label == 1).sum()) for task, label in labels.items()},
         checksum=file_checksum(path),
     )
     moments = {name: Moments.of(rows[name].to_numpy()) for name in target.schema.of_kind(NumericFeature)}

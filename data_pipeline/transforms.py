@@ -7,6 +7,7 @@
 - bags and sequences: null elements and empty strings are left out; of a sequence the newest `max_length` ids stay,
   oldest first.
 - numerics: float32, `log1p` of max(x, 0) where declared; null and NaN are NaN.
+- labels: 0 or 1; null and NaN are NaN where the task says `unknown: mask`, and a bad row elsewhere.
 
 A row that cannot be prepared is set aside with the first of the reasons below that holds.
 """
@@ -40,10 +41,12 @@ from rankmixer_dist.schema import (
 
 NO_USER_ID, NO_TIMESTAMP, OUTSIDE = "missing_user_id", "missing_timestamp", "outside_splits"
 BAD_LABEL, BAD_ID = "label_not_0_or_1", "id_out_of_range"
+NO_LABEL = "no_label_known"
 NOT_WHOLE, NOT_FINITE = "id_not_whole", "numeric_not_finite"
 DUPLICATE = "duplicate"
 BAD_ROW_REASONS = (NO_USER_ID, NO_TIMESTAMP, BAD_LABEL, BAD_ID, NOT_WHOLE, NOT_FINITE)
-"""Reasons that `data.on_bad_row: fail` fails on; rows outside the splits and duplicates are no one's mistake."""
+"""Reasons that `data.on_bad_row: fail` fails on; those outside the splits, duplicates and
+rows without any known label are no one's mistake."""
 
 REASON, DETAIL = "set_aside_reason", "set_aside_detail"
 
@@ -76,10 +79,14 @@ def prepare(
         USER_ID: pa.array(_user_ids(users)),
         TIMESTAMP: pa.array(time),
     }
+    unlabelled = np.ones(raw.num_rows, dtype=bool)
     for task, name in schema.label_columns().items():
         label = _floats(_column(raw, name))
-        faults.add(BAD_LABEL, name, (label != 0) & (label != 1))
+        unknown = np.isnan(label) & (schema.tasks[task].unknown == "mask")
+        faults.add(BAD_LABEL, name, (label != 0) & (label != 1) & ~unknown)
+        unlabelled &= unknown
         columns[LABEL_PREFIX + task] = pa.array(label.astype(np.float32))
+    faults.add(NO_LABEL, "", unlabelled)
     if has_truth(schema, truth_columns):
         for task, name in schema.label_columns().items():
             columns[TRUTH_PREFIX + task] = _column(raw, truth_columns[name]).cast(pa.float32())

@@ -44,7 +44,7 @@ def run(config: RunConfig) -> None:
             training=False,
             pin_memory=topology.device.type == "cuda",
         )
-        base_rates = [manifest.base_rate(config.train.split, task) for task in config.features.tasks]
+        base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
         result = evaluate(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
         if result is not None:
             show(result)

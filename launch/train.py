@@ -53,7 +53,7 @@ def run_on(config: RunConfig, topology: "Topology") -> None:
         training=True,
         pin_memory=topology.device.type == "cuda",
     )
-    base_rates = [manifest.base_rate(config.train.split, task) for task in config.features.tasks]
+    base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
     train(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
 
 

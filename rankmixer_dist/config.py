@@ -43,6 +43,9 @@ class KuaiRandSource(Strict):
 
     kind: Literal["kuairand"]
     path: Path = Field(description="folder with the KuaiRand-Pure files")
+    past_events: bool = Field(
+        default=False, description="each event of the users' sequences is a row too, its long_view and is_like known"
+    )
 
 
 Source = Annotated[SyntheticSource | KuaiRandSource, Field(discriminator="kind")]
@@ -69,7 +72,10 @@ class DataConfig(Strict):
     """Where the prepared data lies and how it is made."""
 
     prepared: Path = Field(description="folder of the Parquet shards and manifest.json")
-    splits: dict[str, TimeRange] = Field(description="split name -> time range; train.split gives the statistics")
+    splits: dict[str, TimeRange] = Field(description="split name -> time range")
+    statistics_of: str = Field(
+        default="train", description="split whose rows give the numerics' statistics and the tasks' base rates"
+    )
     row_group_rows: PositiveInt = Field(default=1024, description="rows of a chunk, the unit of reading and shuffling")
     shard_rows: PositiveInt = Field(default=65_536, description="rows of a Parquet file, whole row groups")
     on_bad_row: Literal["fail", "set_aside"] = "fail"
@@ -83,6 +89,8 @@ class DataConfig(Strict):
             raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of row_group_rows {self.row_group_rows}")
         if not self.splits:
             raise ValueError("splits is empty; declare at least one time range")
+        if self.statistics_of not in self.splits:
+            raise ValueError(f"statistics_of {self.statistics_of!r} is not one of splits: {', '.join(self.splits)}")
         ranges = sorted((split.to_ms(), name) for name, split in self.splits.items())
         for ((_, end), name), ((start, _), other) in itertools.pairwise(ranges):
             if start < end:
@@ -151,10 +159,18 @@ class DenseConfig(Strict):
     schedule: Schedule = Schedule()
 
 
+class StartFrom(Strict):
+    """Another run whose weights, matched by name and shape, a run begins with; the rest starts afresh."""
+
+    run: Path = Field(description="a run directory, for its newest checkpoint, or one of its checkpoints")
+    accumulators: bool = Field(default=True, description="take up the tables' optimizer state too")
+
+
 class TrainConfig(Strict):
     """Length of a run and what it leaves behind."""
 
     split: str = "train"
+    start_from: StartFrom | None = None
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many steps, epochs or not")
     log_every: PositiveInt = 10

@@ -104,6 +104,11 @@ class Task(Strict):
 
     column: str | None = Field(default=None, description="raw label column; the task's own name by default")
     weight: float = Field(default=1.0, gt=0, description="weight of the task's loss in the total")
+    unknown: Literal["refuse", "mask"] = Field(
+        default="refuse",
+        description="a null raw label: refuse takes it for a bad row; mask keeps the row, which neither trains nor "
+        "scores this task",
+    )
 
 
 class Schema(Strict):

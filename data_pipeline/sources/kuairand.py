@@ -9,6 +9,8 @@ What is done about the traps of these files:
 - Past statistics come from the sequences alone: how often each video was watched, watched long and liked in them, and
   the lengths of a user's own lists. A row that is not later than the last event of all sequences gets none.
 - `item_features.parquet` is never opened: its 50 statistic columns and `counts` are means over the following month.
+- With `past_events`, each watch in the sequences is a row of its own (`kuairand_past`), without past statistics, which
+  count its own outcome, and without what only the log tells (`tab`, `hour`).
 - `unknown` tags and `UNKNOWN` user and video values are missing values.
 """
 
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.hashing import hash_rows
 from data_pipeline.sources import ROW_HASH, Unit
+from data_pipeline.sources.kuairand_past import LISTS, past_events, past_units
 from data_pipeline.sources.parquet_log import ParquetLog, fingerprint, list_files, require_columns
 from rankmixer_dist.config import KuaiRandSource
 from rankmixer_dist.errors import UserError
@@ -46,7 +49,6 @@ STATISTIC_COLUMNS = (
 _UNTIL = b"until_ms"
 _SKIP_MS, _CHINA_MS, _HOUR_MS = 3000, 8 * 3_600_000, 3_600_000
 _HISTORY = ("history_len", "last_time_ms", "watch_seq", "like_seq", "long_watch_seq")
-_LISTS = {"watch": "watch_seq", "like": "like_seq", "long_watch": "long_watch_seq"}
 _PRIOR_WATCHES = 20
 """Watches at the average rate that each video's rates are smoothed with."""
 
@@ -70,6 +72,7 @@ class KuaiRandLog:
 
     def __init__(self, config: KuaiRandSource) -> None:
         self._log = ParquetLog(config.path)
+        self._past_events = config.past_events
         require_columns(self._log.paths[0], self._log.schema.names, (USER_ID, "video_id", "time_ms", "play_time_ms"))
         self._sequences = list_files(config.path, "user_sequences*.parquet")
         if len(self._sequences) > 1:
@@ -84,15 +87,21 @@ class KuaiRandLog:
         return self._schema
 
     def units(self) -> list[Unit]:
-        """One unit a row group."""
-        return self._log.units()
+        """One unit a row group of the logs, then the events of the sequences where the config asks for them."""
+        if not self._past_events:
+            return self._log.units()
+        path = self._sequences[0]
+        return self._log.units() + past_units(path, len(self._log.paths), _read_side(path))
 
     def fingerprint(self) -> str:
         """Over the logs and the three side files."""
         return fingerprint(self._log.paths, [*self._sequences, self._users, self._videos])
 
     def side_tables(self) -> dict[str, pa.Table]:
-        """`sequences` and `users` by user_id, `past` and `videos` by video_id; all without what the log has itself."""
+        """`sequences` and `users` by user_id; `past`, `videos` and `catalogue` by video_id.
+
+        `users` and `videos` leave out what the log has itself; `catalogue` is what it has of a video.
+        """
         sequences = _read_side(self._sequences[0])
         require_columns(self._sequences[0], sequences.column_names, (USER_ID, *_HISTORY))
         users, videos = _read_side(self._users), _read_side(self._videos)
@@ -106,13 +115,36 @@ class KuaiRandLog:
             "past": _past_statistics(sequences),
             "users": users.select([n for n in users.column_names if n == USER_ID or n not in known]),
             "videos": videos.select([n for n in videos.column_names if n == "video_id" or n not in known]),
+            "catalogue": videos.select([n for n in videos.column_names if n in known]),
         }
 
     def read(self, unit: Unit, side_tables: Mapping[str, pa.Table]) -> pa.Table:
         """Raw joined columns of a unit."""
+        if unit.path == self._sequences[0]:
+            return self._past(past_events(unit, side_tables["sequences"]), side_tables)
         return self._join(self._log.read(unit), side_tables)
 
     def _join(self, log: pa.Table, side_tables: Mapping[str, pa.Table]) -> pa.Table:
+        raw = self._describe(log, side_tables)
+        return _add_past(_add_history(raw, side_tables["sequences"]), side_tables["past"])
+
+    def _past(self, events: pa.Table, side_tables: Mapping[str, pa.Table]) -> pa.Table:
+        """Past events as rows of the log: what is not known of them is null."""
+        rows = events.num_rows
+        known = _lookup(events, side_tables["catalogue"], "video_id")
+        log = self._log.schema.append(pa.field(ROW_ID, pa.int64()))
+        columns = [known[f.name].cast(f.type) if f.name in known.column_names else pa.nulls(rows, f.type) for f in log]
+        raw = self._describe(pa.table(columns, schema=log), side_tables)
+        raw = raw.set_column(raw.schema.get_field_index("hour"), "hour", pa.nulls(rows, raw["hour"].type))
+        raw = raw.append_column("history_cut", pa.repeat(False, rows))
+        for name in ("history_len", *(f"user_{kind}_count" for kind in LISTS)):
+            raw = raw.append_column(name, events[name])
+        for name in _HISTORY[1:]:
+            raw = raw.append_column(name, events[name] if name in events.column_names else pa.nulls(rows, pa.int64()))
+        return _add_past(raw, side_tables["past"]).select(self.schema().names).cast(self.schema())
+
+    def _describe(self, log: pa.Table, side_tables: Mapping[str, pa.Table]) -> pa.Table:
+        """The log's columns with what follows from them, the user's and the video's."""
         row_hash = hash_rows(log.drop_columns([ROW_ID]))
         time_ms = log["time_ms"]
         raw = log.append_column(ROW_HASH, row_hash).append_column(TIMESTAMP, time_ms)
@@ -120,8 +152,7 @@ class KuaiRandLog:
         raw = raw.append_column("hour", pc.subtract(china_hour, pc.multiply(pc.divide(china_hour, 24), 24)))
         raw = raw.append_column("skip", pc.less(raw["play_time_ms"], _SKIP_MS).cast(pa.int8()))
         raw = _unknown_to_null(_lookup(raw, side_tables["users"], USER_ID))
-        raw = _unknown_to_null(_lookup(raw, side_tables["videos"], "video_id"))
-        return _add_past(_add_history(raw, side_tables["sequences"]), side_tables["past"])
+        return _unknown_to_null(_lookup(raw, side_tables["videos"], "video_id"))
 
 
 def _add_history(raw: pa.Table, sequences: pa.Table) -> pa.Table:
@@ -129,7 +160,7 @@ def _add_history(raw: pa.Table, sequences: pa.Table) -> pa.Table:
     joined = _lookup(raw.select([USER_ID, TIMESTAMP]), sequences, USER_ID)
     cut = pc.fill_null(pc.less_equal(joined[TIMESTAMP], joined["last_time_ms"]), False)
     raw = raw.append_column("history_cut", cut)
-    for name in ("history_len", *(f"user_{name}_count" for name in _LISTS)):
+    for name in ("history_len", *(f"user_{name}_count" for name in LISTS)):
         known = pc.fill_null(joined[name], 0)
         raw = raw.append_column(name, pc.if_else(cut, pa.scalar(None, known.type), known))
     for name in _HISTORY[1:]:
@@ -148,7 +179,7 @@ def _add_past(raw: pa.Table, past: pa.Table) -> pa.Table:
 
 
 def _with_list_lengths(sequences: pa.Table) -> pa.Table:
-    for name, column in _LISTS.items():
+    for name, column in LISTS.items():
         sequences = sequences.append_column(f"user_{name}_count", pc.list_value_length(sequences[column]))
     return sequences
 
@@ -160,11 +191,11 @@ def _past_statistics(sequences: pa.Table) -> pa.Table:
     further back than the watches do; the rates are relative popularities, not probabilities.
     """
     counts = {}
-    for name, column in _LISTS.items():
+    for name, column in LISTS.items():
         ids, times = np.unique(sequences[column].combine_chunks().flatten().to_numpy(), return_counts=True)
         counts[name] = dict(zip(ids.tolist(), times.tolist(), strict=True))
     videos = sorted(set().union(*counts.values()))
-    watch, like, long_watch = (np.array([counts[name].get(video, 0) for video in videos]) for name in _LISTS)
+    watch, like, long_watch = (np.array([counts[name].get(video, 0) for video in videos]) for name in LISTS)
     past = {"video_id": videos, "past_watches": watch.astype(float)}
     for name, times in (("past_long_rate", long_watch), ("past_like_rate", like)):
         average = times.sum() / max(1, watch.sum())

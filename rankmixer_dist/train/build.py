@@ -1,5 +1,6 @@
 """From a config to the parts of a run: tables, dense model, engine."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -66,8 +67,8 @@ def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_r
         num_blocks=model.num_blocks,
         hidden_dim=round(model.hidden_ratio * model.token_dim),
         norm=model.norm,
-        # A task without a single positive, or negative, row still has to start somewhere.
-        base_rates=[min(max(rate, _RAREST), 1 - _RAREST) for rate in base_rates],
+        # A task without a single positive, negative or labelled row still has to start somewhere.
+        base_rates=[0.5 if math.isnan(rate) else min(max(rate, _RAREST), 1 - _RAREST) for rate in base_rates],
     )
 
 

@@ -89,13 +89,23 @@ def load_for_scoring(path: Path, tables: Tables, module: nn.Module) -> None:
 
 
 def _read(path: Path, module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    about, saved = read_dense(path)
+    names = {name for name, _ in module.named_parameters()}
+    if names != saved["weights"].keys():
+        missing = sorted(names ^ saved["weights"].keys())[0]
+        raise UserError(f"{path}: saved from another model; parameter {missing!r} is in only one of the two")
+    return about, saved
+
+
+def read_dense(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """progress.json and dense.pt of a checkpoint.
+
+    Raises:
+        UserError: they cannot be read.
+    """
     try:
         about = json.loads((path / "progress.json").read_text())
         saved = torch.load(path / "dense.pt", weights_only=True, map_location="cpu")
     except (OSError, json.JSONDecodeError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable checkpoint: {error}") from error
-    names = {name for name, _ in module.named_parameters()}
-    if names != saved["weights"].keys():
-        missing = sorted(names ^ saved["weights"].keys())[0]
-        raise UserError(f"{path}: saved from another model; parameter {missing!r} is in only one of the two")
     return about, saved

@@ -1,14 +1,18 @@
 """A training run from start or resume to its last checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from rankmixer_dist.batch import Position
-from rankmixer_dist.config import RunConfig
+from rankmixer_dist.config import RunConfig, StartFrom
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.topology import Topology, barrier, failing_together
+from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.build import Statistics, build_engine, build_model, build_tables, learning_rate
 from rankmixer_dist.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
@@ -18,6 +22,7 @@ from rankmixer_dist.train.progress import TrainProgress
 from rankmixer_dist.train.run_dir import claim_run_dir, write_json
 from rankmixer_dist.train.step import TrainStep
 from rankmixer_dist.train.stopwatch import Stopwatch
+from rankmixer_dist.train.warm_start import find_checkpoint, warm_start
 
 
 class TrainingRows(Epochs, Protocol):
@@ -50,13 +55,15 @@ def train(
     model = build_model(config, numerics=numerics, base_rates=base_rates)
     cost = model.cost()
     tables, placed = build_tables(config, topology, rows_per_rank=share)
+    saved = checkpoints(config.run_dir)
+    if config.train.start_from is not None and not saved:
+        _start(config, config.train.start_from, topology, tables, model)
     engine = build_engine(config, model, topology, rows_per_rank=share)
     plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train)
     if topology.is_first:
         _report_plan(config, topology, placed, cost)
 
     progress = Progress(step=0, rows=0, position=Position(0, 0))
-    saved = checkpoints(config.run_dir)
     if saved:
         about = load_checkpoint(saved[-1], tables, engine)
         progress = Progress(step=about["step"], rows=about["rows"], position=Position(**about["position"]))
@@ -100,6 +107,16 @@ def train(
         )
     if log is not None:
         log.close()
+
+
+def _start(config: RunConfig, start: StartFrom, topology: Topology, tables: Tables, model: Ranker) -> None:
+    checkpoint = Path()
+    with failing_together():
+        checkpoint = find_checkpoint(start.run)
+    began = warm_start(checkpoint, tables, model, accumulators=start.accumulators)
+    if topology.is_first:
+        print(began, flush=True)
+        write_json(config.run_dir / "start.json", asdict(began))
 
 
 def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per_row: int) -> Plan:

@@ -58,6 +58,7 @@ def score_split(
     barrier()
     scored = {task: TaskMetrics() for task in tasks}
     truth: dict[str, TaskMetrics] = {}
+    rows = 0
     with pq.ParquetWriter(aside / f"part-{topology.rank:05d}.parquet", _prediction_columns(tasks)) as writer:
         for batch in batches:
             on_device = batch.to(topology.device)
@@ -65,10 +66,13 @@ def score_split(
             real = batch.weight_B.numpy() > 0
             labels_BK, user_id = batch.labels_BK.numpy()[real], batch.user_id_B.numpy()[real]
             for place, task in enumerate(tasks):
-                scored[task].update(scores_BK[real, place], labels_BK[:, place], user_id)
+                labelled = ~np.isnan(labels_BK[:, place])
+                labels, users = labels_BK[labelled, place], user_id[labelled]
+                scored[task].update(scores_BK[real, place][labelled], labels, users)
                 if batch.truth_BK is not None:
                     known = truth.setdefault(task, TaskMetrics())
-                    known.update(batch.truth_BK.numpy()[real, place], labels_BK[:, place], user_id)
+                    known.update(batch.truth_BK.numpy()[real, place][labelled], labels, users)
+            rows += int(real.sum())
             writer.write_table(_predictions(batch, real, scores_BK[real], tasks))
             on_batch(int(batch.global_weight))
     barrier()
@@ -76,17 +80,17 @@ def score_split(
         final = run_dir / "predictions"
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
-    parts = gather_objects(
-        {name: {t: m.to_arrays() for t, m in states.items()} for name, states in (("scored", scored), ("truth", truth))}
-    )
+    states = {
+        name: {t: m.to_arrays() for t, m in by_task.items()} for name, by_task in (("scored", scored), ("truth", truth))
+    }
+    parts = gather_objects({**states, "rows": rows})
     if parts is None:
         return None
     figures: dict[str, Any] = {task: _merged(parts, "scored", task).compute() for task in tasks}
     for task in truth:
         best = _merged(parts, "truth", task).compute()
         figures[task]["reachable"] = {"auc": best["auc"], "uauc": best["uauc"]}
-    rows = sum(len(part["scored"][tasks[0]]["scores"]) for part in parts)
-    return {"rows": rows, "tasks": figures}
+    return {"rows": sum(part["rows"] for part in parts), "tasks": figures}
 
 
 def _merged(parts: list[Any], name: str, task: str) -> TaskMetrics:

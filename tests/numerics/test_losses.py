@@ -61,6 +61,20 @@ def test_padding_rows_add_nothing_and_get_exactly_zero_gradient(huge):
     assert (gradient[kept] != 0).all()
 
 
+def test_an_unknown_label_adds_nothing_and_weighs_nothing():
+    logits_BK, labels_BK = rows(4, 2)
+    weight_B, task_weights_K = torch.tensor([1.0, 1.0, 0.5, 1.0]), torch.tensor([1.0, 2.0])
+    _, known_K = multi_task_loss(logits_BK[1:], labels_BK[1:], weight_B[1:], task_weights_K, 3.5)
+    _, all_K = multi_task_loss(logits_BK, labels_BK, weight_B, task_weights_K, 3.5)
+    labels_BK[0, 1] = math.nan
+    logits_BK.requires_grad_()
+    loss, per_task_K = multi_task_loss(logits_BK, labels_BK, weight_B, task_weights_K, 3.5)
+    torch.testing.assert_close(per_task_K, torch.stack([all_K[0], known_K[1]]), rtol=1e-15, atol=0)
+    (gradient,) = torch.autograd.grad(loss, logits_BK)
+    assert gradient[0, 1] == 0
+    assert (gradient.flatten()[[0, 2, 3, 4, 5, 6, 7]] != 0).all()
+
+
 def test_huge_logits_of_real_rows_stay_finite():
     logits_BK = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     loss, _ = multi_task_loss(logits_BK, torch.tensor([[0.0], [1.0]]), torch.ones(2), torch.ones(1), 2.0)

@@ -68,7 +68,10 @@ def folder(tmp_path_factory):
 def prepared(folder, where, job):
     """The prepared rows of both splits, and the manifest."""
     overrides = [f"source.path={folder}", f"data.prepared={where}", "data.shard_rows=96", "data.row_group_rows=32"]
-    manifest = preprocess(load_config("configs/kuairand_pure.yaml", overrides), progress=False, job=job)
+    config = load_config("configs/kuairand_pure.yaml", [*overrides, "source.past_events=false"])
+    splits = {name: split for name, split in config.data.splits.items() if name != "past"}
+    config = config.model_copy(update={"data": config.data.model_copy(update={"splits": splits})})
+    manifest = preprocess(config, progress=False, job=job)
     shards = [shard for split in ("train", "test") for shard in manifest.splits[split]]
     return pd.concat([pd.read_parquet(where / shard.path) for shard in shards]), manifest
 

@@ -4,6 +4,7 @@ import gzip
 import os
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -41,16 +42,19 @@ def prepared(kuairand_folder, tmp_path_factory):
 
 def test_every_row_is_accounted_for(prepared):
     _, manifest, rows = prepared
-    assert manifest.raw_rows == 94_784
-    assert manifest.set_aside["duplicate"] == 2750
-    assert sum(map(len, rows.values())) + sum(manifest.set_aside.values()) == 94_784
-    assert not set(rows["train"]["row_id"]) & set(rows["test"]["row_id"])
+    assert manifest.raw_rows == 94_784 + 817_187
+    # Of the events, those whose video occurs once in its user's list have a label: the data's README counts them.
+    assert manifest.set_aside == {"duplicate": 2750, "no_label_known": 817_187 - 763_712}
+    assert sum(map(len, rows.values())) + sum(manifest.set_aside.values()) == 94_784 + 817_187
+    ids = pd.concat([part["row_id"] for part in rows.values()])
+    assert ids.is_unique
 
 
 def test_labels_and_times_are_those_of_the_log(prepared, kuairand_folder):
     config, _, rows = prepared
     log = pq.read_table(sorted(kuairand_folder.glob("log_*.parquet"))[0]).to_pandas()
     for split, part in rows.items():
+        part = part[part["row_id"] < 1 << 40]
         raw = log.loc[part["row_id"]]  # one file: a row id is the row's number in it
         start, end = config.data.splits[split].to_ms()
         assert ((raw["time_ms"] >= start) & (raw["time_ms"] < end)).all()
@@ -66,7 +70,7 @@ def test_sequences_and_past_statistics_end_before_the_row(prepared, kuairand_fol
     _, manifest, rows = prepared
     sequences = pq.read_table(next(kuairand_folder.glob("user_sequences*.parquet"))).to_pandas().set_index("user_id")
     until = sequences["last_time_ms"].max()
-    for part in rows.values():
+    for part in (rows["train"], rows["test"]):
         known = part["user_id"].isin(sequences.index)
         last = sequences["last_time_ms"].reindex(part["user_id"]).to_numpy()
         inside = known.to_numpy() & (part["timestamp"].to_numpy() <= last)
@@ -80,6 +84,33 @@ def test_sequences_and_past_statistics_end_before_the_row(prepared, kuairand_fol
         early = part["timestamp"].to_numpy() <= until
         assert part["past_watches"].isna().to_numpy()[early].all()
     assert any("history is left out" in note for note in manifest.notes)
+
+
+def test_past_events_know_the_past_alone(prepared, kuairand_folder):
+    _, manifest, rows = prepared
+    past = rows["past"]
+    past = past[past["row_id"] >= 1 << 40]
+    assert len(past) == 763_712
+    for task in ("finish", "skip", "is_click"):
+        assert past[f"label_{task}"].isna().all()
+    assert past[["label_long_view", "label_is_like"]].isin([0, 1]).all(axis=None)
+    assert past[["past_watches", "past_long_rate", "past_like_rate"]].isna().all(axis=None)
+    assert (past["tab"] == 0).all()
+    assert (past["hour"] == 0).all()
+    sequences = pq.read_table(next(kuairand_folder.glob("user_sequences*.parquet"))).to_pandas().set_index("user_id")
+    assert (past["timestamp"].to_numpy() <= sequences["last_time_ms"].loc[past["user_id"]].to_numpy()).all()
+    videos = pq.read_table(kuairand_folder / "item_features.parquet", columns=["video_id", "music_id"]).to_pandas()
+    for _, row in past[::9973].iterrows():
+        watched = [video + 1 for video in sequences["watch_seq"].loc[row["user_id"]]]
+        place = len(row["watched"])
+        assert row["watched"].tolist() == watched[:place]
+        assert row["video_id"] == watched[place]
+        long = [video + 1 for video in sequences["long_watch_seq"].loc[row["user_id"]]]
+        assert (row["video_id"] in long) == (row["label_long_view"] == 1)
+        assert row["long_watched"].tolist() == long[: len(row["long_watched"])]
+        assert not set(row["long_watched"]) & set(watched[place + 1 :]) - set(watched[:place])
+        assert (row["music_id"] == 0) == videos.set_index("video_id")["music_id"].isna().loc[row["video_id"] - 1]
+    assert manifest.base_rate("past", "is_like") == pytest.approx(0.0204, abs=5e-5)
 
 
 def test_the_statistic_columns_are_the_leaking_ones(kuairand_folder):

@@ -74,6 +74,7 @@ def prepared(tmp_path):
                 row_groups=-(-part.num_rows // GROUP_ROWS),
                 first_timestamp=part["timestamp"][0].as_py(),
                 last_timestamp=part["timestamp"][-1].as_py(),
+                labelled={"finish": 1, "like": 1},
                 positives={"finish": 1, "like": 1},
                 checksum=file_checksum(tmp_path / name),
             )

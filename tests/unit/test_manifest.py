@@ -1,6 +1,7 @@
 """The manifest: what it refuses, and which changes of a schema make prepared data another's."""
 
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +56,7 @@ def standing(tmp_path):
         row_groups=1,
         first_timestamp=1,
         last_timestamp=2,
+        labelled={"finish": 100, "like": 0},
         positives={"finish": 25, "like": 0},
         checksum=file_checksum(tmp_path / "train-00000.parquet"),
     )
@@ -84,7 +86,8 @@ def test_what_is_written_is_read_back(standing):
     assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_NAME, "train-00000.parquet"]
     assert manifest.rows("train") == 200
     assert manifest.base_rate("train", "finish") == 0.25
-    assert manifest.base_rate("test", "finish") == 0.0
+    assert math.isnan(manifest.base_rate("train", "like"))  # no label is known
+    assert math.isnan(manifest.base_rate("test", "finish"))
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
