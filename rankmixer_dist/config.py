@@ -231,14 +231,14 @@ class RunConfig(Strict):
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
-    """Reads `path`, applies dotted `section.key=value` overrides and checks the whole.
+    """Reads `path`, lays it over the file that it `extends`, applies `section.key=value` overrides, checks the whole.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown (the nearest known one is named), a value does
             not fit, or an environment variable that it refers to is not set.
     """
     path = Path(path)
-    merged = _read_yaml(path)
+    merged = _read_run(path)
     try:
         # A `features=PATH` override names the file that the other overrides then reach into.
         for override in sorted(overrides, key=lambda text: not text.startswith("features=")):
@@ -262,6 +262,21 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known word closest to `word`, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _read_run(path: Path, within: tuple[Path, ...] = ()) -> DictConfig:
+    """A run's file over the one that its `extends` names, relative to it; lists and values replace, mappings merge."""
+    run = _read_yaml(path)
+    base_name = run.pop("extends", None)
+    if base_name is None:
+        return run
+    base_path = path.parent / str(base_name)
+    if base_path.resolve() in within:
+        raise UserError(f"{path}: extends {base_name}, which extends it")
+    base = _read_run(base_path, (*within, path.resolve()))
+    if isinstance(base.get("features"), str):
+        base.features = str(base_path.parent.resolve() / base.features)
+    return DictConfig(OmegaConf.merge(base, run))
 
 
 def _include_features(config: DictConfig, path: Path) -> None:
