@@ -43,11 +43,12 @@ def tokenize(
     return torch.stack(rows)
 
 
-def mix_tokens(x_TD: Tensor) -> Tensor:
-    """Eq. 3-5 of one row, value by value: head h of token t becomes part t of token h."""
+def mix_tokens(x_TD: Tensor, num_heads: int | None = None) -> Tensor:
+    """Eq. 3-5 of one row, value by value: head h of token t becomes part t of token h. H = T by default."""
     num_tokens, token_dim = x_TD.shape
-    width = token_dim // num_tokens
-    mixed = [[x_TD[t, h * width + i] for t in range(num_tokens) for i in range(width)] for h in range(num_tokens)]
+    num_heads = num_heads or num_tokens
+    width = token_dim // num_heads
+    mixed = [[x_TD[t, h * width + i] for t in range(num_tokens) for i in range(width)] for h in range(num_heads)]
     return torch.stack([torch.stack(values) for values in mixed])
 
 
