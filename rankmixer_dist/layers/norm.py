@@ -11,8 +11,7 @@ NormKind = Literal["layer", "rms"]
 def norm_layer(kind: NormKind, dim: int) -> nn.Module:
     """A norm over the last `dim` values.
 
-    RMSNorm gets LayerNorm's epsilon: torch's own default is the epsilon of the dtype, .008 in bf16, which would shrink
-    small tokens.
+    RMSNorm gets LayerNorm's epsilon, so that the two compare like for like; torch's default depends on the dtype.
 
     Raises:
         ValueError: unknown `kind`.

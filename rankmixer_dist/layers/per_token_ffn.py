@@ -1,4 +1,4 @@
-"""Per-token feed-forward networks: every token position has its own weights."""
+"""Feed-forward networks of tokens; in all but one every token position has its own weights."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +25,29 @@ class PerTokenFFN(nn.Module):
         super().__init__()
         self.up = StackedLinear(count=num_tokens, in_dim=token_dim, out_dim=hidden_dim)
         self.down = StackedLinear(count=num_tokens, in_dim=hidden_dim, out_dim=token_dim)
+
+    def forward(self, x_TBD: Tensor) -> Tensor:
+        """[T, B, D] -> [T, B, D]."""
+        return self.down(F.gelu(self.up(x_TBD)))
+
+
+class SharedFFN(nn.Module):
+    """The FFN of eq. 6-9 with one set of weights for all tokens: the "shared FFN" of RankMixer's Table 2.
+
+    Args:
+        token_dim: D.
+        hidden_dim: F.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, *, token_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        if min(token_dim, hidden_dim) < 1:
+            raise ValueError(f"token_dim {token_dim} and hidden_dim {hidden_dim} must be at least 1")
+        self.up = nn.Linear(token_dim, hidden_dim)
+        self.down = nn.Linear(hidden_dim, token_dim)
 
     def forward(self, x_TBD: Tensor) -> Tensor:
         """[T, B, D] -> [T, B, D]."""
