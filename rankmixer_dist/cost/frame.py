@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from rankmixer_dist.cost.part import Part, part_of
+from rankmixer_dist.cost.tokenizer import group_tokenizer_part
 
 
 def tokenizer_part(*, group_dims: Sequence[int], group_tokens: Sequence[int], token_dim: int) -> Part:
-    """Semantic-group tokenizer: sum over tokens of (w_g + 1) D parameters and 2 w_g D FLOPs."""
-    width = sum(dim * tokens for dim, tokens in zip(group_dims, group_tokens, strict=True))
-    parameters = (width + sum(group_tokens)) * token_dim
-    return part_of("tokenizer", parameters=parameters, products=width * token_dim)
+    """Semantic-group tokenizer with linear projections: sum over tokens of (w_g + 1) D parameters and 2 w_g D FLOPs."""
+    return group_tokenizer_part(group_dims=group_dims, group_tokens=group_tokens, token_dim=token_dim)
 
 
 def target_attention_part(name: str, *, dim: int, length: int, hidden_dims: Sequence[int]) -> Part:

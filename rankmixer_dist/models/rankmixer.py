@@ -1,18 +1,29 @@
-"""The RankMixer backbone (arXiv 2507.15551): blocks of token mixing and per-token FFNs."""
+"""The RankMixer backbone (arXiv 2507.15551): blocks of token mixing and per-token FFNs, and its ablations."""
 
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rankmixer_dist.cost import Part, rankmixer_part
-from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
+from rankmixer_dist.cost.rankmixer import all_share_hidden_dim
+from rankmixer_dist.layers.norm import NormKind, norm_layer
+from rankmixer_dist.layers.per_token_ffn import PerTokenFFN, SharedFFN
 from rankmixer_dist.layers.token_mixing import check_mixable, mix_tokens
+from rankmixer_dist.layers.token_routing import AllShareFFN, ConcatMLP, TokenSelfAttention
 from rankmixer_dist.models.backbone import Backbone
 
-Norm = Literal["post", "pre"]
-"""post: LN(x + f(x)), the paper's. pre: x + f(LN(x)), which trains deep stacks more easily."""
+Norm = Literal["post", "pre", "none"]
+"""post: LN(x + f(x)), the paper's. pre: x + f(LN(x)), which trains deep stacks more easily. none: x + f(x)."""
+
+Mixing = Literal["heads", "self_attention", "concat_mlp", "share", "none"]
+"""How tokens reach the FFNs. heads: token mixing, eq. 3-5. none: without it, as in Table 2. The others are Table 3's:
+self_attention in the place of mixing; concat_mlp, one MLP over all tokens, and share, FFNs that all read all tokens,
+in the place of mixing and per-token FFN."""
+
+Exchange = Callable[[Tensor], Tensor]
 
 
 class RankMixerBlock(nn.Module):
@@ -20,7 +31,7 @@ class RankMixerBlock(nn.Module):
 
         S^{n-1} = LN(TokenMixing(X^{n-1}) + X^{n-1}),    X^n = LN(FFN(S^{n-1}) + S^{n-1})
 
-    and X + TokenMixing(LN(X)), then S + FFN(LN(S)), with `norm="pre"`. One LayerNorm over D serves all tokens.
+    and X + TokenMixing(LN(X)), then S + FFN(LN(S)), with `norm="pre"`. One norm over D serves all tokens.
 
     `mix` and `ffn` are the two places where a block can be spread over ranks: `mix` is any [T, B, D] -> [T, B, D]
     function, and all else acts on each token alone.
@@ -28,67 +39,117 @@ class RankMixerBlock(nn.Module):
     Args:
         token_dim: D.
         ffn: [T, B, D] -> [T, B, D], each token with its own weights.
-        norm: where the LayerNorms stand.
+        norm: where the norms stand.
+        norm_kind: what they are.
+        skip: whether there are residuals.
+        mix: the exchange between tokens; None leaves it out together with its norm and residual.
+        mixed_dim: width of the tokens after `mix`, where that is not D.
 
     Raises:
-        ValueError: unknown `norm`.
+        ValueError: unknown `norm` or `norm_kind`.
     """
 
-    def __init__(self, *, token_dim: int, ffn: nn.Module, norm: Norm = "post") -> None:
+    def __init__(
+        self,
+        *,
+        token_dim: int,
+        ffn: nn.Module,
+        norm: Norm = "post",
+        norm_kind: NormKind = "layer",
+        skip: bool = True,
+        mix: Exchange | None = mix_tokens,
+        mixed_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        if norm not in ("post", "pre"):
-            raise ValueError(f"norm {norm!r} is unknown; use 'post' or 'pre'")
-        self.norm = norm
-        self.mix: Callable[[Tensor], Tensor] = mix_tokens
-        self.mixing_norm = nn.LayerNorm(token_dim)
+        mixed_dim = token_dim if mixed_dim is None else mixed_dim
+        self.norm, self.skip = norm, skip
+        self.mix: Exchange | None = mix
+        self.mixing_norm = _norm(norm if mix is not None else "none", norm_kind, token_dim, mixed_dim)
         self.ffn = ffn
-        self.ffn_norm = nn.LayerNorm(token_dim)
+        self.ffn_norm = _norm(norm, norm_kind, mixed_dim, mixed_dim)
 
     def forward(self, x_TBD: Tensor) -> Tensor:
         """[T, B, D] -> [T, B, D]."""
-        if self.norm == "post":
-            s_TBD = self.mixing_norm(x_TBD + self.mix(x_TBD))
-            return self.ffn_norm(s_TBD + self.ffn(s_TBD))
-        s_TBD = x_TBD + self.mix(self.mixing_norm(x_TBD))
-        return s_TBD + self.ffn(self.ffn_norm(s_TBD))
+        if self.mix is not None:
+            x_TBD = self._sublayer(x_TBD, self.mix, self.mixing_norm)
+        return self._sublayer(x_TBD, self.ffn, self.ffn_norm)
+
+    def _sublayer(self, x_TBD: Tensor, layer: Exchange, norm: nn.Module) -> Tensor:
+        y_TBD = layer(norm(x_TBD) if self.norm == "pre" else x_TBD)
+        if self.skip:
+            y_TBD = x_TBD + y_TBD
+        return norm(y_TBD) if self.norm == "post" else y_TBD
 
 
 class RankMixer(Backbone):
-    """L blocks, then the mean over tokens; with pre-norm, a final LayerNorm before the mean.
+    """L blocks, then the mean over tokens; with pre-norm, a final norm before the mean.
 
     Token-major inside. The pooled vector is fp32 (or wider) even for bf16 parameters: it is the mean of T values and
     feeds fp32 heads, so rounding it would only lose what the blocks computed.
 
+    The defaults are the paper's model; the options from `norm_kind` on are there for its ablations (Tables 2 and 3).
+
     Args:
         num_tokens: T.
-        token_dim: D, a multiple of T.
+        token_dim: D, a multiple of T with `mixing="heads"`.
         num_blocks: L.
         hidden_dim: F = kD, the hidden width of the per-token FFN.
-        norm: "post" (the paper) or "pre".
+        norm: "post" (the paper), "pre", or "none" (Table 2).
+        norm_kind: "layer" (the paper) or "rms".
+        skip: False leaves out the residuals (Table 2).
+        shared_ffn: True gives all tokens one FFN (Table 2).
+        mixing: how tokens reach the FFNs; see `Mixing`.
+        num_heads: H of `mixing="heads"`, which residuals fix to T; without them the first block turns T tokens into H
+            of width T * D / H. Attention heads of `mixing="self_attention"`. T by default.
 
     Raises:
-        ValueError: D is not a multiple of T, unknown `norm`, or a size below 1.
+        ValueError: D is not a multiple of the heads, an unknown name, options that exclude each other, or a size
+            below 1.
     """
 
     def __init__(
-        self, *, num_tokens: int, token_dim: int, num_blocks: int, hidden_dim: int, norm: Norm = "post"
+        self,
+        *,
+        num_tokens: int,
+        token_dim: int,
+        num_blocks: int,
+        hidden_dim: int,
+        norm: Norm = "post",
+        norm_kind: NormKind = "layer",
+        skip: bool = True,
+        shared_ffn: bool = False,
+        mixing: Mixing = "heads",
+        num_heads: int | None = None,
     ) -> None:
         super().__init__()
-        check_mixable(num_tokens=num_tokens, token_dim=token_dim)
         if num_blocks < 1:
             raise ValueError(f"num_blocks {num_blocks} must be at least 1")
+        if min(num_tokens, token_dim, hidden_dim) < 1:
+            sizes = f"num_tokens {num_tokens}, token_dim {token_dim} and hidden_dim {hidden_dim}"
+            raise ValueError(f"{sizes} must all be at least 1")
+        _check_options(mixing, num_heads, num_tokens, skip, shared_ffn)
         self.num_tokens, self.token_dim, self.hidden_dim = num_tokens, token_dim, hidden_dim
-        self.out_dim = token_dim
-        self.num_blocks, self.norm = num_blocks, norm
-        self.blocks = nn.ModuleList(
-            RankMixerBlock(
-                token_dim=token_dim,
-                ffn=PerTokenFFN(num_tokens=num_tokens, token_dim=token_dim, hidden_dim=hidden_dim),
-                norm=norm,
+        self.num_blocks, self.norm, self.norm_kind = num_blocks, norm, norm_kind
+        self.shared_ffn, self.mixing, self.num_heads = shared_ffn, mixing, num_heads
+        self.blocks = nn.ModuleList()
+        tokens, dim = num_tokens, token_dim
+        for number in range(num_blocks):
+            if number == 1 and mixing == "heads" and dim % tokens:
+                raise ValueError(
+                    f"the second block splits {tokens} tokens of width {dim} into {tokens} heads, which does not work "
+                    f"out; with num_heads {tokens}, num_tokens * token_dim must be a multiple of {tokens**2}"
+                )
+            mix, mixed_tokens = _exchange(mixing, tokens, dim, num_heads)
+            mixed_dim = tokens * dim // mixed_tokens
+            ffn = _ffn(mixing, mixed_tokens, mixed_dim, hidden_dim, shared_ffn)
+            self.blocks.append(
+                RankMixerBlock(
+                    token_dim=dim, ffn=ffn, norm=norm, norm_kind=norm_kind, skip=skip, mix=mix, mixed_dim=mixed_dim
+                )
             )
-            for _ in range(num_blocks)
-        )
-        self.final_norm = nn.LayerNorm(token_dim) if norm == "pre" else nn.Identity()
+            tokens, dim = mixed_tokens, mixed_dim
+        self.out_dim = dim
+        self.final_norm = norm_layer(norm_kind, dim) if norm == "pre" else nn.Identity()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Tokens [B, T, D] -> pooled [B, D]; free of copies at the door when x_BTD lies token-major in memory."""
@@ -105,4 +166,54 @@ class RankMixer(Backbone):
             num_blocks=self.num_blocks,
             hidden_dim=self.hidden_dim,
             norm=self.norm,
+            norm_kind=self.norm_kind,
+            mixing=self.mixing,
+            num_heads=self.num_heads,
+            shared_ffn=self.shared_ffn,
         )
+
+
+def _norm(norm: Norm, kind: NormKind, dim: int, out_dim: int) -> nn.Module:
+    """The norm of a sublayer that maps `dim` to `out_dim`."""
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm {norm!r} is unknown; use 'post', 'pre' or 'none'")
+    layer = norm_layer(kind, dim if norm == "pre" else out_dim)
+    return nn.Identity() if norm == "none" else layer
+
+
+def _check_options(mixing: Mixing, num_heads: int | None, num_tokens: int, skip: bool, shared_ffn: bool) -> None:
+    if mixing not in get_args(Mixing):
+        raise ValueError(f"mixing {mixing!r} is unknown; use one of {', '.join(get_args(Mixing))}")
+    if mixing in ("concat_mlp", "share") and shared_ffn:
+        raise ValueError(f"mixing {mixing!r} replaces the per-token FFN, so there is none to share; drop shared_ffn")
+    if num_heads is not None and mixing not in ("heads", "self_attention"):
+        raise ValueError(f"mixing {mixing!r} has no heads; leave num_heads out")
+    if mixing == "heads" and skip and num_heads not in (None, num_tokens):
+        raise ValueError(
+            f"num_heads {num_heads} must be the number of tokens, {num_tokens}: the residual adds mixed token h to "
+            "token h, so that there must be as many of them, as wide; leave num_heads out, or set skip to false"
+        )
+
+
+def _exchange(mixing: Mixing, tokens: int, dim: int, num_heads: int | None) -> tuple[Exchange | None, int]:
+    """What mixes a block's tokens, if anything, and how many there are afterwards."""
+    if mixing == "heads":
+        check_mixable(num_tokens=tokens, token_dim=dim, num_heads=num_heads)
+        if num_heads in (None, tokens):
+            return mix_tokens, tokens
+        return partial(mix_tokens, num_heads=num_heads), num_heads
+    if mixing == "self_attention":
+        return TokenSelfAttention(token_dim=dim, num_heads=tokens if num_heads is None else num_heads), tokens
+    return None, tokens
+
+
+def _ffn(mixing: Mixing, tokens: int, dim: int, hidden_dim: int, shared: bool) -> nn.Module:
+    """What a block's tokens go through after the exchange, if there is one."""
+    if mixing == "concat_mlp":
+        return ConcatMLP(num_tokens=tokens, token_dim=dim, hidden_dim=hidden_dim)
+    if mixing == "share":
+        hidden_dim = all_share_hidden_dim(num_tokens=tokens, hidden_dim=hidden_dim)
+        return AllShareFFN(num_tokens=tokens, token_dim=dim, hidden_dim=hidden_dim)
+    if shared:
+        return SharedFFN(token_dim=dim, hidden_dim=hidden_dim)
+    return PerTokenFFN(num_tokens=tokens, token_dim=dim, hidden_dim=hidden_dim)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rankmixer_dist.layers import reference
+from rankmixer_dist.layers.reference.rankmixer import rankmixer
 from rankmixer_dist.models.features import Features, FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 from rankmixer_dist.models.ranker import Ranker, build_ranker
 
@@ -54,7 +55,7 @@ def reference_ranker(fields, sequences, numerics_BN, w):
     biases = torch.cat([w["tokenizer.projections.1.bias"], w["tokenizer.projections.0.bias"]])
     tokens_BTD = reference.tokenize(x_BW, (9, 6, 6), (2, 1, 1), [*wide, *narrow], biases)
     backbone = {n.removeprefix("backbone."): p for n, p in w.items() if n.startswith("backbone.")}
-    pooled_BD = reference.rankmixer(tokens_BTD, backbone, 2, "post")
+    pooled_BD = rankmixer(tokens_BTD, backbone, 2, "post")
     return reference.task_heads(pooled_BD, [(w["heads.layers.0.weight"], w["heads.layers.0.bias"])])
 
 

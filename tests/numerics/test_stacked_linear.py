@@ -66,3 +66,22 @@ def test_sizes_below_one_are_refused(sizes):
 def test_a_fan_in_that_does_not_fit_is_refused(fan_in):
     with pytest.raises(ValueError, match="fan_in needs 2 values in 1..4"):
         StackedLinear(count=2, in_dim=4, out_dim=3, fan_in=fan_in)
+
+
+def test_without_bias_and_with_a_smaller_start():
+    torch.manual_seed(0)
+    plain = StackedLinear(count=2, in_dim=3, out_dim=4, bias=False)
+    torch.manual_seed(0)
+    small = StackedLinear(count=2, in_dim=3, out_dim=4, bias=False, init_scale=0.25)
+    assert [name for name, _ in plain.named_parameters()] == ["weight"]
+    assert torch.equal(small.weight, 0.25 * plain.weight)
+    x_NBI = torch.randn(2, 5, 3)
+    # Seen: 0.
+    expected = torch.stack([x_BI @ weight for x_BI, weight in zip(x_NBI, plain.weight, strict=True)])
+    torch.testing.assert_close(plain(x_NBI), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("init_scale", [-1.0, float("inf"), float("nan")])
+def test_an_impossible_scale_is_refused(init_scale):
+    with pytest.raises(ValueError, match="init_scale"):
+        StackedLinear(count=1, in_dim=1, out_dim=1, init_scale=init_scale)

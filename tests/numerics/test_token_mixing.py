@@ -2,9 +2,12 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rankmixer_dist.layers import reference
-from rankmixer_dist.layers.token_mixing import mix_tokens
+from rankmixer_dist.layers.reference import tokenmixer_large
+from rankmixer_dist.layers.token_mixing import mix_tokens, revert_tokens
 
 all_shapes = pytest.mark.parametrize(
     "shape", list(itertools.product((1, 2, 3, 4, 7), (1, 3), (1, 2, 5)))
@@ -41,7 +44,39 @@ def test_its_gradient_is_the_mixing_of_the_gradient():
     assert torch.equal(gradient, mix_tokens(cotangent))
 
 
+sizes = st.integers(1, 9)
+
+
+@given(num_tokens=sizes, num_heads=sizes, rows=st.integers(0, 4), width=st.integers(1, 5))
+def test_with_any_number_of_heads_it_is_a_permutation_that_reverting_undoes(num_tokens, num_heads, rows, width):
+    token_dim = num_heads * width
+    x_TBD = torch.arange(num_tokens * rows * token_dim).view(num_tokens, rows, token_dim)
+    mixed_HBE = mix_tokens(x_TBD, num_heads)
+    assert mixed_HBE.shape == (num_heads, rows, num_tokens * width)
+    for b in range(rows):  # every value once, and none from another row
+        assert torch.equal(mixed_HBE[:, b].flatten().sort().values, x_TBD[:, b].flatten().sort().values)
+    assert torch.equal(revert_tokens(mixed_HBE, num_tokens), x_TBD)
+    if num_heads == num_tokens:
+        assert torch.equal(mix_tokens(mixed_HBE), x_TBD)
+        assert torch.equal(mixed_HBE, mix_tokens(x_TBD))
+
+
+@given(num_tokens=sizes, num_heads=sizes, width=st.integers(1, 4))
+def test_mixing_and_reverting_equal_the_paper_value_by_value(num_tokens, num_heads, width):
+    x_TD = torch.arange(num_tokens * num_heads * width).view(num_tokens, -1)
+    mixed_HE = reference.mix_tokens(x_TD, num_heads)
+    assert torch.equal(mix_tokens(x_TD[:, None], num_heads).squeeze(1), mixed_HE)
+    assert torch.equal(tokenmixer_large.revert_tokens(mixed_HE, num_tokens), x_TD)
+
+
 @pytest.mark.parametrize(("token_dim", "use"), [(10, "use 9 or 12"), (2, "use 3")])
 def test_a_width_that_does_not_split_into_heads_is_refused(token_dim, use):
     with pytest.raises(ValueError, match=use):
         mix_tokens(torch.zeros(3, 2, token_dim))
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="token_dim 10 is not a multiple of the 4 heads, .*use 8 or 12"):
+        mix_tokens(torch.zeros(3, 2, 10), 4)
+    with pytest.raises(ValueError, match="num_heads 0"):
+        mix_tokens(torch.zeros(3, 2, 10), 0)

@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from rankmixer_dist.layers import reference
-from rankmixer_dist.layers.tokenizer import GroupTokenizer
+from rankmixer_dist.layers.reference import tokenizer as mlp_reference
+from rankmixer_dist.layers.tokenizer import AutoSplitTokenizer, ChunkTokenizer, GroupTokenizer
 
 TOLERANCE = {torch.float64: 1e-15, torch.float32: 1e-6}  # seen: 2.0e-16, 1.0e-7
+MLP_TOLERANCE = {torch.float64: 4e-15, torch.float32: 4e-6}  # seen: 7.2e-16, 9.0e-7
 
 CASES = [
     ((4, 7, 4, 2), (1, 2, 3, 1)),  # two groups share a width, and bucket order is not token order
@@ -71,3 +73,204 @@ def test_tokens_lie_token_major_for_the_backbone(group_dims):
 def test_impossible_groups_are_refused(group_dims, group_tokens, message):
     with pytest.raises(ValueError, match=message):
         GroupTokenizer(group_dims=group_dims, group_tokens=group_tokens, token_dim=4)
+
+
+def randomize(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.4)
+    return module
+
+
+def linear(weights, name):
+    """Weight [in, out] and bias of an `nn.Linear`."""
+    return weights[f"{name}.weight"].T, weights[f"{name}.bias"]
+
+
+def stacked(weights, name, n):
+    """Weight [in, out] and bias of the n-th map of a `StackedLinear`."""
+    return weights[f"{name}.weight"][n], weights[f"{name}.bias"][n]
+
+
+def group_mlps(group_dims, group_tokens, weights):
+    """One list of layers a token of each group."""
+    widths = sorted(set(group_dims))
+    used = dict.fromkeys(widths, 0)
+    mlps, tokens = [], 0
+    for width, count in zip(group_dims, group_tokens, strict=True):
+        hidden = stacked(weights, f"projections.{widths.index(width)}", used[width])
+        mlps.append([[hidden, stacked(weights, "outputs", tokens + t)] for t in range(count)])
+        used[width] += 1
+        tokens += count
+    return mlps
+
+
+def with_global(tokenize, global_token):
+    """`tokenize` as a reference of inputs and weights, with a global token where there is one."""
+
+    def tokens(inputs, weights):
+        x_BTD = tokenize(inputs["x_BW"], weights)
+        if not global_token:
+            return x_BTD
+        layers = [linear(weights, "global_mlp.0"), linear(weights, "global_mlp.2")]
+        return mlp_reference.with_global_token(inputs["x_BW"], x_BTD, layers)
+
+    return tokens
+
+
+def compare(matches_reference, tokenizer, tokenize, rows, dtype):
+    x_BW = torch.randn(rows, tokenizer.in_dim, dtype=torch.float64)
+    assert tokenizer.to(dtype)(x_BW.to(dtype)).shape == (rows, tokenizer.num_tokens, tokenizer.token_dim)
+    reference = with_global(tokenize, tokenizer.global_token)
+    matches_reference(randomize(tokenizer), reference, {"x_BW": x_BW}, dtype, MLP_TOLERANCE[dtype])
+
+
+all_forms = pytest.mark.parametrize(
+    ("hidden_dim", "global_token", "rows", "dtype"),
+    [
+        (hidden_dim, global_token, rows, dtype)
+        for dtype in MLP_TOLERANCE
+        for hidden_dim, global_token, rows in ((None, False, 1), (None, True, 3), (3, False, 2), (4, True, 1))
+    ],
+)
+
+
+@all_forms
+@pytest.mark.parametrize(("group_dims", "group_tokens"), CASES)
+def test_groups_match_reference(matches_reference, group_dims, group_tokens, hidden_dim, global_token, rows, dtype):
+    torch.manual_seed(0)
+    tokenizer = GroupTokenizer(
+        group_dims=group_dims,
+        group_tokens=group_tokens,
+        token_dim=5,
+        hidden_dim=hidden_dim,
+        global_token=global_token,
+    )
+    assert tokenizer.num_tokens == sum(group_tokens) + global_token
+
+    def tokenize(x_BW, weights):
+        if hidden_dim is None:
+            maps = weights_by_token(group_dims, group_tokens, weights)
+            return reference.tokenize(x_BW, group_dims, group_tokens, *maps)
+        return mlp_reference.group_tokens(x_BW, group_dims, group_mlps(group_dims, group_tokens, weights))
+
+    compare(matches_reference, tokenizer, tokenize, rows, dtype)
+
+
+@all_forms
+@pytest.mark.parametrize(("in_dim", "num_chunks"), [(12, 3), (11, 3), (10, 4), (5, 5), (4, 1), (1, 1)])
+def test_chunks_match_reference(matches_reference, in_dim, num_chunks, hidden_dim, global_token, rows, dtype):
+    torch.manual_seed(0)
+    tokenizer = ChunkTokenizer(
+        in_dim=in_dim, num_chunks=num_chunks, token_dim=5, hidden_dim=hidden_dim, global_token=global_token
+    )
+    assert tokenizer.num_tokens == num_chunks + global_token
+    layers = ["projections"] if hidden_dim is None else ["projections", "outputs"]
+
+    def tokenize(x_BW, weights):
+        mlps = [[stacked(weights, layer, n) for layer in layers] for n in range(num_chunks)]
+        return mlp_reference.chunk_tokens(x_BW, num_chunks, mlps)
+
+    compare(matches_reference, tokenizer, tokenize, rows, dtype)
+
+
+@all_forms
+@pytest.mark.parametrize(("in_dim", "num_splits"), [(7, 3), (2, 1), (1, 4)])
+def test_auto_split_matches_reference(matches_reference, in_dim, num_splits, hidden_dim, global_token, rows, dtype):
+    torch.manual_seed(0)
+    tokenizer = AutoSplitTokenizer(
+        in_dim=in_dim, num_splits=num_splits, token_dim=5, hidden_dim=hidden_dim, global_token=global_token
+    )
+    assert tokenizer.num_tokens == num_splits + global_token
+    layers = ["outputs"] if hidden_dim is None else ["hidden", "outputs"]
+
+    def tokenize(x_BW, weights):
+        return mlp_reference.auto_split_tokens(x_BW, num_splits, [linear(weights, layer) for layer in layers])
+
+    compare(matches_reference, tokenizer, tokenize, rows, dtype)
+
+
+KINDS = [
+    lambda **form: GroupTokenizer(group_dims=(4, 6, 4), group_tokens=(2, 1, 1), token_dim=6, **form),
+    lambda **form: ChunkTokenizer(in_dim=14, num_chunks=4, token_dim=6, **form),
+    lambda **form: AutoSplitTokenizer(in_dim=14, num_splits=4, token_dim=6, **form),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_global_token_reads_every_feature_and_leaves_the_others_alone(kind):
+    torch.manual_seed(0)
+    tokenizer = kind(global_token=True)
+    plain = kind()
+    plain.load_state_dict({k: w for k, w in tokenizer.state_dict().items() if not k.startswith("global")})
+    x_BW = torch.randn(2, 14, requires_grad=True)
+    x_BTD = tokenizer(x_BW)
+    assert torch.equal(x_BTD[:, 1:], plain(x_BW))
+    (gradient,) = torch.autograd.grad(x_BTD[:, 0].square().sum(), x_BW)
+    assert gradient.all()
+    # A function of the row, not a parameter.
+    assert not torch.allclose(x_BTD[0, 0], x_BTD[1, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hidden_dim", [None, 8])
+def test_casts_to_bf16_whole(kind, hidden_dim):
+    tokenizer = kind(hidden_dim=hidden_dim, global_token=True).bfloat16()
+    assert tokenizer.dtype == torch.bfloat16
+    assert tokenizer(torch.randn(2, 14).bfloat16()).dtype == torch.bfloat16
+
+
+def test_slices_start_like_independent_linear_layers():
+    torch.manual_seed(0)
+    chunks = ChunkTokenizer(in_dim=250, num_chunks=2, token_dim=300)
+    # Chunks of 84, 84 and 82.
+    cut = ChunkTokenizer(in_dim=250, num_chunks=3, token_dim=600, hidden_dim=400)
+    groups = GroupTokenizer(group_dims=(100, 100, 200), group_tokens=(1, 2, 1), token_dim=400, hidden_dim=300)
+    split = AutoSplitTokenizer(in_dim=100, num_splits=3, token_dim=200)
+    starts = [
+        *((weight, 125) for weight in chunks.projections.weight),
+        *zip(cut.projections.weight, (84, 84, 82), strict=True),
+        *((weight, 400) for weight in cut.outputs.weight),
+        *((weight, 100) for weight in groups.projections[0].weight),
+        (groups.projections[1].weight[0], 200),
+        *((weight, 300) for weight in groups.outputs.weight),
+        (split.outputs.weight, 100),
+    ]
+    for weight, fan_in in starts:
+        # Seen over ten seeds: 0.7 %.
+        assert weight.std().item() == pytest.approx((3 * fan_in) ** -0.5, rel=0.02)
+
+
+def test_the_last_chunk_starts_by_its_true_width():
+    chunks = ChunkTokenizer(in_dim=301, num_chunks=4, token_dim=50)
+    assert chunks.projections.fan_in == (76, 76, 76, 73)
+
+
+def test_chunks_are_not_shared():
+    chunks = ChunkTokenizer(in_dim=4, num_chunks=2, token_dim=3)
+    x_BTD = chunks(torch.ones(1, 4))
+    assert not torch.allclose(x_BTD[:, 0], x_BTD[:, 1])
+
+
+def test_chunks_that_would_be_empty_are_refused():
+    with pytest.raises(ValueError, match="10 features fill only 5 of 6 chunks of width 2; use 5 chunks"):
+        ChunkTokenizer(in_dim=10, num_chunks=6, token_dim=4)
+    with pytest.raises(ValueError, match="2 features fill only 2 of 3 chunks"):
+        ChunkTokenizer(in_dim=2, num_chunks=3, token_dim=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_another_width_is_refused(kind):
+    with pytest.raises(RuntimeError):
+        kind()(torch.zeros(2, 13))
+
+
+def test_sizes_below_one_are_refused():
+    with pytest.raises(ValueError, match="hidden_dim 0 must be at least 1"):
+        GroupTokenizer(group_dims=(4,), group_tokens=(1,), token_dim=4, hidden_dim=0)
+    for sizes in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+        in_dim, count, token_dim = sizes
+        with pytest.raises(ValueError, match="at least 1 each"):
+            ChunkTokenizer(in_dim=in_dim, num_chunks=count, token_dim=token_dim)
+        with pytest.raises(ValueError, match="at least 1 each"):
+            AutoSplitTokenizer(in_dim=in_dim, num_splits=count, token_dim=token_dim)

@@ -43,11 +43,12 @@ def tokenize(
     return torch.stack(rows)
 
 
-def mix_tokens(x_TD: Tensor) -> Tensor:
-    """Eq. 3-5 of one row, value by value: head h of token t becomes part t of token h."""
+def mix_tokens(x_TD: Tensor, num_heads: int | None = None) -> Tensor:
+    """Eq. 3-5 of one row, value by value: head h of token t becomes part t of token h. H = T by default."""
     num_tokens, token_dim = x_TD.shape
-    width = token_dim // num_tokens
-    mixed = [[x_TD[t, h * width + i] for t in range(num_tokens) for i in range(width)] for h in range(num_tokens)]
+    num_heads = num_heads or num_tokens
+    width = token_dim // num_heads
+    mixed = [[x_TD[t, h * width + i] for t in range(num_tokens) for i in range(width)] for h in range(num_heads)]
     return torch.stack([torch.stack(values) for values in mixed])
 
 
@@ -58,39 +59,6 @@ def per_token_ffn(x_TD: Tensor, w_up_TDF: Tensor, b_up_TF: Tensor, w_down_TFD: T
         hidden_F = gelu(x_D @ w_up_TDF[t] + b_up_TF[t])
         tokens.append(hidden_F @ w_down_TFD[t] + b_down_TD[t])
     return torch.stack(tokens)
-
-
-def rankmixer_block(x_TD: Tensor, weights: dict[str, Tensor], norm: str) -> Tensor:
-    """Eq. 1 of one row, or its pre-norm form; `weights` by the block's parameter names."""
-
-    def normed(name: str, values_TD: Tensor) -> Tensor:
-        return torch.stack([layer_norm(v, weights[f"{name}.weight"], weights[f"{name}.bias"]) for v in values_TD])
-
-    def ffn(values_TD: Tensor) -> Tensor:
-        names = ("ffn.up.weight", "ffn.up.bias", "ffn.down.weight", "ffn.down.bias")
-        return per_token_ffn(values_TD, *(weights[name] for name in names))
-
-    if norm == "post":
-        s_TD = normed("mixing_norm", mix_tokens(x_TD) + x_TD)
-        return normed("ffn_norm", ffn(s_TD) + s_TD)
-    s_TD = mix_tokens(normed("mixing_norm", x_TD)) + x_TD
-    return ffn(normed("ffn_norm", s_TD)) + s_TD
-
-
-def rankmixer(x_BTD: Tensor, weights: dict[str, Tensor], num_blocks: int, norm: str) -> Tensor:
-    """The whole backbone, mean over tokens included; `weights` by the model's parameter names. -> [B, D]."""
-    rows = []
-    for row_TD in x_BTD:
-        x_TD = row_TD
-        for n in range(num_blocks):
-            prefix = f"blocks.{n}."
-            block = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-            x_TD = rankmixer_block(x_TD, block, norm)
-        if norm == "pre":
-            final = weights["final_norm.weight"], weights["final_norm.bias"]
-            x_TD = torch.stack([layer_norm(x_D, *final) for x_D in x_TD])
-        rows.append(sum(x_TD) / len(x_TD))
-    return torch.stack(rows)
 
 
 def target_attention(
