@@ -132,6 +132,8 @@ def test_metrics_are_numpy_only() -> None:
 
 def test_only_tests_import_the_reference_layers() -> None:
     for file in code_files():
+        if file.startswith("rankmixer_dist/layers/reference/"):
+            continue
         names = [one.name for one in imports(file, (ROOT / file).read_text())]
         assert not [name for name in names if name.startswith("rankmixer_dist.layers.reference")], file
 
