@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, verify_checksums
 from data_pipeline.sources import ROW_HASH, Source
-from rankmixer_dist.config import RunConfig, nearest
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import (
     ROW_ID,
     TIMESTAMP,

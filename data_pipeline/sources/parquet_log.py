@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.sources import FILE_INDEX_SHIFT, Unit, UnreadableError
-from rankmixer_dist.config import nearest
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import ROW_ID
 
 _MAX_FOOTER_BYTES = 1 << 26  # a damaged length must not make the fingerprint read a whole log

@@ -1,15 +1,9 @@
-"""What stands around every backbone: tokenizer, sequence pooling and heads."""
+"""What stands around every tokenizer and backbone: sequence pooling and heads."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 from rankmixer_dist.cost.part import Part, part_of
-from rankmixer_dist.cost.tokenizer import group_tokenizer_part
-
-
-def tokenizer_part(*, group_dims: Sequence[int], group_tokens: Sequence[int], token_dim: int) -> Part:
-    """Semantic-group tokenizer with linear projections: sum over tokens of (w_g + 1) D parameters and 2 w_g D FLOPs."""
-    return group_tokenizer_part(group_dims=group_dims, group_tokens=group_tokens, token_dim=token_dim)
 
 
 def target_attention_part(name: str, *, dim: int, length: int, hidden_dims: Sequence[int]) -> Part:

@@ -1,26 +1,21 @@
 """The dense model: embeddings and numerics -> tokens -> backbone -> a logit a task."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.cost import (
-    DenseCost,
-    Part,
-    heads_part,
-    mean_pooling_part,
-    target_attention_part,
-    tokenizer_part,
-    total,
-)
+from rankmixer_dist.cost import DenseCost, Part, heads_part, mean_pooling_part, target_attention_part, total
 from rankmixer_dist.layers.numeric import NumericNormalizer
 from rankmixer_dist.layers.target_attention import MeanPooling, TargetAttention
 from rankmixer_dist.layers.task_heads import TaskHeads
-from rankmixer_dist.layers.tokenizer import GroupTokenizer
+from rankmixer_dist.layers.tokenizer import AutoSplitTokenizer, ChunkTokenizer, GroupTokenizer, Tokenizer
 from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.backbones import build_backbone
 from rankmixer_dist.models.features import Features, FieldSpec, GroupSpec, NumericSpec, SequenceSpec
-from rankmixer_dist.models.rankmixer import Norm, RankMixer
+
+TokenizerKind = Literal["group", "chunk", "auto_split"]
 
 
 class Ranker(nn.Module):
@@ -28,6 +23,10 @@ class Ranker(nn.Module):
 
     Built by `build_ranker`. Embeddings and numerics arrive in fp32; they are cast to the parameters' dtype after the
     numerics are normalised, and logits leave in fp32.
+
+    Args:
+        auxiliary_heads: one for each of the backbone's intermediate stages that has a loss of its own; used only while
+            training.
     """
 
     def __init__(
@@ -36,9 +35,10 @@ class Ranker(nn.Module):
         features: Features,
         poolings: Sequence[nn.Module],
         numerics: NumericNormalizer,
-        tokenizer: GroupTokenizer,
+        tokenizer: Tokenizer,
         backbone: Backbone,
         heads: TaskHeads,
+        auxiliary_heads: Sequence[TaskHeads] = (),
     ) -> None:
         super().__init__()
         self._features = features
@@ -48,6 +48,7 @@ class Ranker(nn.Module):
         self.tokenizer = tokenizer
         self.backbone = backbone
         self.heads = heads
+        self.auxiliary_heads = nn.ModuleList(auxiliary_heads)
 
     def forward(
         self,
@@ -65,7 +66,7 @@ class Ranker(nn.Module):
             numerics_BN: [B, N] in the order of `build_ranker(numerics=...)`, NaN = missing.
 
         Returns:
-            Logits [B, K], fp32.
+            Logits [B, K], fp32; while training with auxiliary heads [S, B, K], the last of the S stages the output's.
         """
         dtype = self.tokenizer.dtype
         embedded = dict(fields)
@@ -74,23 +75,27 @@ class Ranker(nn.Module):
             embedded[spec.name] = pooling(query_BD, sequences[spec.name].to(dtype), lengths[spec.name])
         numerics_B2N = self.numerics(numerics_BN)
         parts = [embedded[c] if isinstance(c, str) else numerics_B2N[:, c] for c in self._columns]
-        x_BW = torch.cat(parts, dim=1).to(dtype)
-        return self.heads(self.backbone(self.tokenizer(x_BW)))
+        x_BTD = self.tokenizer(torch.cat(parts, dim=1).to(dtype))
+        if not (self.training and len(self.auxiliary_heads)):
+            return self.heads(self.backbone(x_BTD))
+        heads = [*self.auxiliary_heads, self.heads]
+        stages = zip(heads, self.backbone.stages(x_BTD), strict=True)
+        return torch.stack([head(pooled_BD) for head, pooled_BD in stages])
 
     def cost(self) -> DenseCost:
         """Parameters and FLOPs per row, by the conventions of `rankmixer_dist.cost`."""
+        heads = heads_part(
+            in_dim=self.backbone.out_dim, num_tasks=self.heads.num_tasks, hidden_dims=self.heads.hidden_dims
+        )
+        count = len(self.auxiliary_heads)
+        auxiliary = Part("auxiliary heads", count * heads.parameters, 0, count * heads.flops_per_row_train)
         return total(
             [
                 *(_pooling_part(spec) for spec in self._features.sequences),
-                tokenizer_part(
-                    group_dims=self.tokenizer.group_dims,
-                    group_tokens=self.tokenizer.group_tokens,
-                    token_dim=self.tokenizer.token_dim,
-                ),
+                self.tokenizer.cost(),
                 self.backbone.cost(),
-                heads_part(
-                    in_dim=self.backbone.out_dim, num_tasks=self.heads.num_tasks, hidden_dims=self.heads.hidden_dims
-                ),
+                heads,
+                *([auxiliary] if count else []),
             ]
         )
 
@@ -109,46 +114,79 @@ def build_ranker(
     numerics: Sequence[NumericSpec],
     groups: Sequence[GroupSpec],
     token_dim: int,
-    num_blocks: int,
-    hidden_dim: int,
-    norm: Norm = "post",
     base_rates: Sequence[float],
+    tokenizer: TokenizerKind = "group",
+    num_tokens: int | None = None,
+    tokenizer_hidden: int | None = None,
+    global_token: bool = False,
+    backbone: str = "rankmixer",
+    options: dict[str, Any] | None = None,
     head_hidden: Sequence[int] = (),
+    auxiliary: bool = False,
 ) -> Ranker:
     """Builds the dense model from plain values, with weights from torch's global generator.
 
     Args:
-        groups: in token order; T is the sum of their tokens. Every feature belongs to exactly one.
-        token_dim: D, a multiple of T.
-        num_blocks: L.
-        hidden_dim: F, the hidden width of the per-token FFN.
-        norm: "post" (the paper) or "pre".
+        groups: in token order. Every feature belongs to exactly one.
+        token_dim: D.
         base_rates: share of positives of each task, in (0, 1); sets K and where the logits start.
+        tokenizer: what a token reads; see `layers.tokenizer`.
+        num_tokens: of a chunk or auto_split tokenizer, the global token not counted; as many as the groups' by default.
+        tokenizer_hidden: hidden width inside the tokenizer; None for linear projections.
+        global_token: add a token of all features.
+        backbone: its name in `models.backbones`.
+        options: its own arguments.
         head_hidden: hidden widths of each task's head; none is one linear layer.
+        auxiliary: give the backbone's intermediate stages heads of their own.
 
     Raises:
         ValueError: names that are doubled, unknown or in no group; a query that is not a field of the sequence's
             width; sizes that a layer refuses.
     """
     features = Features(tuple(fields), tuple(sequences), tuple(numerics), tuple(groups))
-    num_tokens = sum(group.tokens for group in groups)
     poolings = [_build_pooling(spec) for spec in sequences]
-    tokenizer = GroupTokenizer(
-        group_dims=features.group_dims(), group_tokens=[group.tokens for group in groups], token_dim=token_dim
+    tokens = _build_tokenizer(
+        tokenizer,
+        features,
+        num_local=num_tokens or sum(group.tokens for group in groups),
+        token_dim=token_dim,
+        hidden_dim=tokenizer_hidden,
+        global_token=global_token,
     )
-    backbone = RankMixer(
-        num_tokens=num_tokens, token_dim=token_dim, num_blocks=num_blocks, hidden_dim=hidden_dim, norm=norm
-    )
+    trunk = build_backbone(backbone, num_tokens=tokens.num_tokens, token_dim=token_dim, **(options or {}))
+
+    def heads() -> TaskHeads:
+        return TaskHeads(
+            in_dim=trunk.out_dim, num_tasks=len(base_rates), hidden_dims=head_hidden, base_rates=base_rates
+        )
+
     return Ranker(
         features=features,
         poolings=poolings,
         numerics=NumericNormalizer(mean=[n.mean for n in numerics], std=[n.std for n in numerics]),
-        tokenizer=tokenizer,
-        backbone=backbone,
-        heads=TaskHeads(
-            in_dim=backbone.out_dim, num_tasks=len(base_rates), hidden_dims=head_hidden, base_rates=base_rates
-        ),
+        tokenizer=tokens,
+        backbone=trunk,
+        heads=heads(),
+        auxiliary_heads=[heads() for _ in range(trunk.num_auxiliary if auxiliary else 0)],
     )
+
+
+def _build_tokenizer(
+    kind: TokenizerKind,
+    features: Features,
+    *,
+    num_local: int,
+    token_dim: int,
+    hidden_dim: int | None,
+    global_token: bool,
+) -> Tokenizer:
+    shared: dict[str, Any] = {"token_dim": token_dim, "hidden_dim": hidden_dim, "global_token": global_token}
+    dims, tokens = features.group_dims(), [group.tokens for group in features.groups]
+    if kind == "chunk":
+        return ChunkTokenizer(in_dim=sum(dims), num_chunks=num_local, **shared)
+    if kind == "auto_split":
+        return AutoSplitTokenizer(in_dim=sum(dims), num_splits=num_local, **shared)
+    return GroupTokenizer(group_dims=dims, group_tokens=tokens, **shared)
 
 
 def _build_pooling(spec: SequenceSpec) -> nn.Module:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from rankmixer_dist.config import RunConfig, Schedule
+from rankmixer_dist.config import ModelConfig, RunConfig, Schedule
+from rankmixer_dist.errors import UserError
 from rankmixer_dist.models.features import FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 from rankmixer_dist.models.ranker import Ranker, build_ranker
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, DenseEngine, OptimizerSettings, PlainEngine
@@ -37,39 +38,66 @@ def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_r
     Args:
         numerics: statistics by feature, for standardisation.
         base_rates: share of positives of each task, where its logit starts.
+
+    Raises:
+        UserError: sizes that do not go together.
     """
-    schema, model = config.features, config.model
+    schema, model, tokenizer = config.features, config.model, config.model.tokenizer
     torch.manual_seed(config.seed)
-    return build_ranker(
-        fields=[
-            FieldSpec(name=name, dim=schema.tables[feature.table].dim)
-            for name, feature in schema.features.items()
-            if isinstance(feature, IdFeature | MultiIdFeature)
-        ],
-        sequences=[
-            SequenceSpec(
-                name=name,
-                dim=schema.tables[feature.table].dim,
-                max_length=feature.max_length,
-                query=feature.query,
-                pooling=feature.pooling,
-                attention_hidden=model.attention_hidden,
-                softmax=model.attention_softmax,
-            )
-            for name, feature in schema.of_kind(SequenceFeature).items()
-        ],
-        numerics=[
-            NumericSpec(name=name, mean=numerics[name].mean, std=numerics[name].std)
-            for name in schema.of_kind(NumericFeature)
-        ],
-        groups=_groups(schema),
-        token_dim=model.token_dim,
-        num_blocks=model.num_blocks,
-        hidden_dim=round(model.hidden_ratio * model.token_dim),
-        norm=model.norm,
-        # A task without a single positive, negative or labelled row still has to start somewhere.
-        base_rates=[0.5 if math.isnan(rate) else min(max(rate, _RAREST), 1 - _RAREST) for rate in base_rates],
-    )
+    try:
+        return build_ranker(
+            fields=[
+                FieldSpec(name=name, dim=schema.tables[feature.table].dim)
+                for name, feature in schema.features.items()
+                if isinstance(feature, IdFeature | MultiIdFeature)
+            ],
+            sequences=[
+                SequenceSpec(
+                    name=name,
+                    dim=schema.tables[feature.table].dim,
+                    max_length=feature.max_length,
+                    query=feature.query,
+                    pooling=feature.pooling,
+                    attention_hidden=model.attention_hidden,
+                    softmax=model.attention_softmax,
+                )
+                for name, feature in schema.of_kind(SequenceFeature).items()
+            ],
+            numerics=[
+                NumericSpec(name=name, mean=numerics[name].mean, std=numerics[name].std)
+                for name in schema.of_kind(NumericFeature)
+            ],
+            groups=_groups(schema),
+            token_dim=model.token_dim,
+            tokenizer=tokenizer.kind,
+            num_tokens=tokenizer.num_tokens,
+            tokenizer_hidden=round(tokenizer.hidden_ratio * model.token_dim) if tokenizer.hidden_ratio else None,
+            global_token=tokenizer.global_token,
+            backbone=model.backbone,
+            options=backbone_options(model, num_tasks=len(schema.tasks)),
+            head_hidden=model.head_hidden,
+            auxiliary=auxiliary_weight(model) > 0,
+            # A task without a single positive, negative or labelled row still has to start somewhere.
+            base_rates=[0.5 if math.isnan(rate) else min(max(rate, _RAREST), 1 - _RAREST) for rate in base_rates],
+        )
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def backbone_options(model: ModelConfig, *, num_tasks: int) -> dict[str, Any]:
+    """The chosen backbone's own arguments, from its section of the config."""
+    options = getattr(model, model.backbone).model_dump()
+    options.pop("auxiliary_weight", None)
+    if "hidden_ratio" in options:
+        options["hidden_dim"] = round(options.pop("hidden_ratio") * model.token_dim)
+    if options.get("num_gates", num_tasks) is None:
+        options["num_gates"] = num_tasks
+    return options
+
+
+def auxiliary_weight(model: ModelConfig) -> float:
+    """Weight of the loss of the backbone's intermediate stages."""
+    return getattr(getattr(model, model.backbone), "auxiliary_weight", 0.0)
 
 
 def _groups(schema: Schema) -> list[GroupSpec]:

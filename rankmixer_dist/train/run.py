@@ -13,7 +13,14 @@ from rankmixer_dist.errors import UserError
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.topology import Topology, barrier, failing_together
 from rankmixer_dist.sparse.shard import Tables
-from rankmixer_dist.train.build import Statistics, build_engine, build_model, build_tables, learning_rate
+from rankmixer_dist.train.build import (
+    Statistics,
+    auxiliary_weight,
+    build_engine,
+    build_model,
+    build_tables,
+    learning_rate,
+)
 from rankmixer_dist.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
 from rankmixer_dist.train.metrics_log import MetricsLog
@@ -79,6 +86,7 @@ def train(
         tables,
         engine,
         task_weights_K=torch.tensor(plan.task_weights, device=topology.device),
+        auxiliary_weight=auxiliary_weight(config.model),
         world_size=topology.world_size,
         stopwatch=stopwatch,
     )

@@ -14,14 +14,22 @@ class TrainStep:
 
     Args:
         task_weights_K: weight of each task's loss in the total.
+        auxiliary_weight: weight of the loss of each of the model's auxiliary stages, if it has any.
         stopwatch: told how long lookup (`sparse`) and dense model (`dense`) took, backward included.
     """
 
     def __init__(
-        self, tables: Tables, engine: DenseEngine, *, task_weights_K: Tensor, world_size: int, stopwatch: Stopwatch
+        self,
+        tables: Tables,
+        engine: DenseEngine,
+        *,
+        task_weights_K: Tensor,
+        auxiliary_weight: float,
+        world_size: int,
+        stopwatch: Stopwatch,
     ) -> None:
         self._tables, self._engine = tables, engine
-        self._task_weights_K = task_weights_K
+        self._task_weights_K, self._auxiliary_weight = task_weights_K, auxiliary_weight
         self._world_size = world_size
         self._stopwatch = stopwatch
 
@@ -36,10 +44,11 @@ class TrainStep:
         self._tables.set_lr(sparse_lr)  # before backward, which is where the tables update
         embeddings = self._tables(batch.ids)
         watch.lap("sparse")
-        logits_BK = self._engine(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN)
-        loss, per_task_K = multi_task_loss(
-            logits_BK, batch.labels_BK, batch.weight_B, self._task_weights_K, batch.global_weight
-        )
+        logits = self._engine(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN)
+        *auxiliary, logits_BK = logits if logits.dim() == 3 else (logits,)
+        loss, per_task_K = self._loss(logits_BK, batch)
+        for stage_BK in auxiliary:
+            loss = loss + self._auxiliary_weight * self._loss(stage_BK, batch)[0]
         # Autograd reaches the lookup's outputs only after the whole dense model; the first of them to get its
         # gradient marks where the backward of the dense half ends.
         crossing = _FirstGradient([*embeddings.fields.values(), *embeddings.sequences.values()], watch)
@@ -48,6 +57,9 @@ class TrainStep:
         self._engine.step(lr)
         watch.lap("dense")
         return per_task_K.detach()
+
+    def _loss(self, logits_BK: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return multi_task_loss(logits_BK, batch.labels_BK, batch.weight_B, self._task_weights_K, batch.global_weight)
 
 
 class _FirstGradient:

@@ -5,6 +5,7 @@ import torch
 
 from rankmixer_dist.layers import reference
 from rankmixer_dist.layers.reference.rankmixer import rankmixer
+from rankmixer_dist.models.backbones import BACKBONES
 from rankmixer_dist.models.features import Features, FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 from rankmixer_dist.models.ranker import Ranker, build_ranker
 
@@ -24,7 +25,7 @@ SPECS = {
         GroupSpec("what", 1, ("age", "item")),
     ],
 }
-SIZES = {"token_dim": 8, "num_blocks": 2, "hidden_dim": 6, "base_rates": (0.5, 0.1, 0.3)}
+SIZES = {"token_dim": 8, "options": {"num_blocks": 2, "hidden_dim": 6}, "base_rates": (0.5, 0.1, 0.3)}
 LENGTHS = {"watched": [3, 0, 1], "keys": [0, 4, 2]}
 
 
@@ -122,7 +123,7 @@ def test_numerics_that_follow_one_another_in_both_orders_are_read_as_one_slice()
 
 def test_every_parameter_learns():
     fields, sequences, lengths, numerics_BN = batch(torch.float32)
-    ranker = build(norm="pre", head_hidden=(5,))
+    ranker = build(options={"num_blocks": 2, "hidden_dim": 6, "norm": "pre"}, head_hidden=(5,))
     ranker(fields, sequences, lengths, numerics_BN).square().sum().backward()
     assert [name for name, p in ranker.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -153,3 +154,28 @@ def test_the_same_seed_gives_the_same_model():
 def test_mistakes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("tokenizer", [{}, {"tokenizer": "chunk", "num_tokens": 3, "global_token": True}])
+def test_every_backbone_scores_the_same_tokens(name, tokenizer):
+    options = {"num_heads": 2} if name in ("hiformer", "hetero_attention", "hhft") else {}
+    options |= {"num_blocks": 1, "hidden_dim": 6} if name == "rankmixer" else {}
+    options |= {"rank": 4} if name in ("rdcn", "dhen") else {}
+    ranker = build(backbone=name, options=options, auxiliary=True, **tokenizer)
+    assert type(ranker.backbone) is BACKBONES[name]
+    logits = ranker(*batch(torch.float32))
+    stages = 1 + ranker.backbone.num_auxiliary
+    assert logits.shape == ((stages, 3, 3) if stages > 1 else (3, 3))
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in ranker.parameters())
+    assert ranker.cost().parameters == sum(p.numel() for p in ranker.parameters())
+
+
+def test_auxiliary_stages_are_for_training_alone():
+    ranker = build(backbone="tokenmixer_large", options={"num_blocks": 5}, auxiliary=True)
+    stages_SBK = ranker(*batch(torch.float32))
+    assert stages_SBK.shape == (3, 3, 3)
+    assert not torch.equal(stages_SBK[0], stages_SBK[1])
+    assert torch.equal(ranker.eval()(*batch(torch.float32)), stages_SBK[2])
+    assert build(backbone="tokenmixer_large", options={"num_blocks": 5})(*batch(torch.float32)).shape == (3, 3)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rankmixer_dist.config import KuaiRandSource, RunConfig, TimeRange, load_config, nearest
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.config import KuaiRandSource, RunConfig, TimeRange, load_config
+from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import MultiIdFeature, Schema, SequenceFeature
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankmixer_dist.cost import heads_part, peak_flops, rankmixer_part, target_attention_part, tokenizer_part, total
+from rankmixer_dist.cost import heads_part, peak_flops, rankmixer_part, target_attention_part, total
 from rankmixer_dist.layers.target_attention import TargetAttention
 from rankmixer_dist.layers.task_heads import TaskHeads
-from rankmixer_dist.layers.tokenizer import GroupTokenizer
 from rankmixer_dist.models.ranker import FieldSpec, GroupSpec, NumericSpec, SequenceSpec, build_ranker
 from rankmixer_dist.models.rankmixer import RankMixer
 
@@ -29,11 +28,6 @@ def assert_cost(part, module, *inputs):
 
 def leaf(*shape):
     return torch.randn(shape, requires_grad=True)
-
-
-def test_tokenizer():
-    sizes = {"group_dims": (5, 9, 5), "group_tokens": (1, 2, 3), "token_dim": 7}
-    assert_cost(tokenizer_part(**sizes), GroupTokenizer(**sizes), leaf(ROWS, 19))
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -65,8 +59,7 @@ def test_a_whole_ranker_reports_its_cost_by_part():
         numerics=[NumericSpec("age", 0.0, 1.0)],
         groups=[GroupSpec("a", 2, ("user", "watched")), GroupSpec("b", 1, ("item", "age", "liked"))],
         token_dim=12,
-        num_blocks=2,
-        hidden_dim=20,
+        options={"num_blocks": 2, "hidden_dim": 20},
         base_rates=(0.5, 0.5),
         head_hidden=(4,),
     )

@@ -1,27 +1,14 @@
-"""A run, as one YAML file: strict, typed and immutable. Importing it needs no torch."""
+"""A run, as one YAML file: strict, typed and immutable."""
 
-import difflib
 import itertools
-import types
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AwareDatetime, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.config.model import ModelConfig
+from rankmixer_dist.errors import nearest
 from rankmixer_dist.schema import Schema, Strict
 
 
@@ -104,18 +91,6 @@ class LoaderConfig(Strict):
     batch_size: PositiveInt = Field(default=2048, description="rows of a global batch, shared evenly by the ranks")
     shuffle: Literal["chunks", "none"] = "chunks"
     prefetch: PositiveInt = Field(default=4, description="batches read ahead in the background")
-
-
-class ModelConfig(Strict):
-    """The dense model; T, the number of tokens, is the sum over the semantic groups."""
-
-    backbone: Literal["rankmixer"] = "rankmixer"
-    token_dim: PositiveInt = Field(default=64, description="D")
-    num_blocks: PositiveInt = Field(default=2, description="L")
-    hidden_ratio: PositiveFloat = Field(default=2, description="k: the per-token FFN's hidden width is k * D")
-    norm: Literal["post", "pre"] = "post"
-    attention_hidden: tuple[PositiveInt, ...] = Field(default=(32, 16), description="target attention's MLP widths")
-    attention_softmax: bool = False
 
 
 class Schedule(Strict):
@@ -203,12 +178,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        num_tokens, token_dim = self.features.num_tokens, self.model.token_dim
-        if token_dim % num_tokens:
-            raise ValueError(
-                f"model.token_dim {token_dim} is not divisible by the {num_tokens} tokens of the semantic groups; "
-                f"try {max(1, round(token_dim / num_tokens)) * num_tokens}"
-            )
+        self._check_tokens()
         for key, split in (("train.split", self.train.split), ("eval.split", self.eval.split)):
             if split not in self.data.splits:
                 raise ValueError(f"{key} {split!r} is not one of data.splits: {', '.join(self.data.splits)}")
@@ -220,6 +190,18 @@ class RunConfig(Strict):
                 raise ValueError(f"sparse.sharding names {table!r}, which is not a table{known}")
         return self
 
+    def _check_tokens(self) -> None:
+        model = self.model
+        if model.tokenizer.kind == "group" and model.tokenizer.num_tokens is not None:
+            raise ValueError("model.tokenizer.num_tokens is for chunk and auto_split; a group's tokens are in `groups`")
+        num_tokens, token_dim = model.num_tokens(self.features.num_tokens), model.token_dim
+        mixes = model.backbone == "rankmixer" and model.rankmixer.mixing == "heads" and model.rankmixer.skip
+        if mixes and token_dim % num_tokens:
+            raise ValueError(
+                f"model.token_dim {token_dim} is not divisible by the {num_tokens} tokens of the semantic groups; "
+                f"try {max(1, round(token_dim / num_tokens)) * num_tokens}"
+            )
+
     @property
     def run_dir(self) -> Path:
         """The run directory."""
@@ -228,118 +210,3 @@ class RunConfig(Strict):
     def to_yaml(self) -> str:
         """The resolved config as YAML text that `load_config` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
-    """Reads `path`, lays it over the file that it `extends`, applies `section.key=value` overrides, checks the whole.
-
-    Raises:
-        UserError: the file is missing or not YAML, a key is unknown (the nearest known one is named), a value does
-            not fit, or an environment variable that it refers to is not set.
-    """
-    path = Path(path)
-    merged = _read_run(path)
-    try:
-        # A `features=PATH` override names the file that the other overrides then reach into.
-        for override in sorted(overrides, key=lambda text: not text.startswith("features=")):
-            key, equals, _ = override.partition("=")
-            if not equals or not key:
-                raise UserError(f"override {override!r} is not of the form section.key=value")
-            if key != "features":
-                _include_features(merged, path)
-            merged.merge_with(OmegaConf.from_dotlist([override]))
-        _include_features(merged, path)
-        values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_describe(error)}") from error
-
-
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known word closest to `word`, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _read_run(path: Path, within: tuple[Path, ...] = ()) -> DictConfig:
-    """A run's file over the one that its `extends` names, relative to it; lists and values replace, mappings merge."""
-    run = _read_yaml(path)
-    base_name = run.pop("extends", None)
-    if base_name is None:
-        return run
-    base_path = path.parent / str(base_name)
-    if base_path.resolve() in within:
-        raise UserError(f"{path}: extends {base_name}, which extends it")
-    base = _read_run(base_path, (*within, path.resolve()))
-    if isinstance(base.get("features"), str):
-        base.features = str(base_path.parent.resolve() / base.features)
-    return DictConfig(OmegaConf.merge(base, run))
-
-
-def _include_features(config: DictConfig, path: Path) -> None:
-    if isinstance(config.get("features"), str):
-        config.features = _read_yaml(path.parent / config.features)
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    try:
-        loaded = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if isinstance(loaded, ListConfig) or not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: not a mapping of keys to values")
-    return loaded
-
-
-def _describe(error: ValidationError) -> str:
-    """The first problem in one line, with the nearest known key for an unknown one, and how many more there are."""
-    problems = error.errors()
-    # An unknown key often also leaves a required one missing; the typo is the cause, so it is told first.
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    models, location = _walk(problem["loc"])
-    where = ".".join(location) or "config"
-    if problem["type"] == "extra_forbidden":
-        text = f"unknown key {where}{nearest(location[-1], {key for model in models for key in model.model_fields})}"
-    else:
-        text = f"{where}: {problem['msg'].removeprefix('Value error, ')}".removeprefix("config: ")
-        if problem["type"] not in ("value_error", "missing"):
-            text += f" (got {problem['input']!r})"
-    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
-
-
-def _walk(location: tuple[int | str, ...]) -> tuple[list[type[BaseModel]], list[str]]:
-    """The models that could hold the last key of `location`, and the location without the tags of unions."""
-    annotations: list[Any] = [RunConfig]
-    models: list[type[BaseModel]] = []
-    keys: list[str] = []
-    for part in location:
-        models = _models(annotations)
-        tagged = [m for m in models if "kind" in m.model_fields and part in _tag(m)]
-        if tagged:
-            annotations = list(tagged)
-            continue
-        keys.append(str(part))
-        held = [m.model_fields[str(part)].annotation for m in models if part in m.model_fields]
-        annotations = held or annotations  # a key of a dict: what it holds stays as it is
-    return models, keys
-
-
-def _tag(model: type[BaseModel]) -> tuple[Any, ...]:
-    return typing.get_args(model.model_fields["kind"].annotation)
-
-
-def _models(annotations: typing.Iterable[Any]) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
-    for annotation in annotations:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found.append(annotation)
-        elif typing.get_origin(annotation) is dict:
-            found += _models(typing.get_args(annotation)[1:])
-        elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
-            found += _models(typing.get_args(annotation))
-    return found

@@ -1,0 +1,26 @@
+"""A run, as one YAML file: strict, typed and immutable. Importing it needs no torch."""
+
+from rankmixer_dist.config.load import load_config
+from rankmixer_dist.config.model import BackboneName, ModelConfig
+from rankmixer_dist.config.run import (
+    KuaiRandSource,
+    RunConfig,
+    Schedule,
+    Source,
+    StartFrom,
+    SyntheticSource,
+    TimeRange,
+)
+
+__all__ = [
+    "BackboneName",
+    "KuaiRandSource",
+    "ModelConfig",
+    "RunConfig",
+    "Schedule",
+    "Source",
+    "StartFrom",
+    "SyntheticSource",
+    "TimeRange",
+    "load_config",
+]

@@ -1,0 +1,189 @@
+"""The dense model's section of a run: one backbone is chosen by name, and each has a section of its own options.
+
+The options bear the names of the backbones' arguments (`rankmixer_dist.models`), where they are explained, but for
+`hidden_ratio`, the hidden width in units of D. Defaults are sizes for D = 64; all of them fit every configuration.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rankmixer_dist.schema import Strict
+
+HiddenDims = tuple[PositiveInt, ...]
+
+
+class TokenizerConfig(Strict):
+    """How features become tokens."""
+
+    kind: Literal["group", "chunk", "auto_split"] = Field(
+        default="group",
+        description="group: each semantic group gives its tokens; chunk: the row in equal pieces; auto_split: all "
+        "tokens read all features",
+    )
+    num_tokens: PositiveInt | None = Field(
+        default=None, description="of chunk and auto_split; as many as the groups have by default"
+    )
+    hidden_ratio: PositiveFloat | None = Field(
+        default=None, description="hidden width of an MLP a group or token, in units of D; null for linear projections"
+    )
+    global_token: bool = Field(default=False, description="one more token, an MLP of all features")
+
+
+class RankMixerConfig(Strict):
+    """RankMixer, paper-exact by default, and its ablations."""
+
+    num_blocks: PositiveInt = Field(default=2, description="L")
+    hidden_ratio: PositiveFloat = Field(default=2, description="k: the per-token FFN's hidden width is k * D")
+    norm: Literal["post", "pre", "none"] = "post"
+    norm_kind: Literal["layer", "rms"] = "layer"
+    skip: bool = True
+    shared_ffn: bool = False
+    mixing: Literal["heads", "self_attention", "concat_mlp", "share", "none"] = "heads"
+    num_heads: PositiveInt | None = Field(default=None, description="as many as tokens by default")
+
+
+class TokenMixerLargeConfig(Strict):
+    """TokenMixer-Large."""
+
+    num_blocks: PositiveInt = 4
+    hidden_ratio: PositiveFloat = 1
+    num_heads: PositiveInt | None = Field(default=None, description="as many as tokens by default")
+    inter_residual: NonNegativeInt = 2
+    down_init: Annotated[float, Field(ge=0, le=1)] = 0.01
+    auxiliary_weight: NonNegativeFloat = Field(
+        default=0.1, description="weight of each auxiliary stage's loss beside the output's; 0 for no auxiliary heads"
+    )
+
+
+class DLRMMLPConfig(Strict):
+    """DLRM-MLP."""
+
+    hidden_dims: HiddenDims = (512, 256)
+
+
+class DCNv2Config(Strict):
+    """DCN-V2."""
+
+    num_layers: PositiveInt = 3
+    rank: PositiveInt | None = None
+    num_experts: PositiveInt = 1
+    hidden_dims: HiddenDims = (512, 256)
+    structure: Literal["parallel", "stacked"] = "parallel"
+
+
+class RDCNConfig(Strict):
+    """RDCN."""
+
+    num_layers: PositiveInt = 3
+    rank: PositiveInt = 64
+    slot_dim: PositiveInt = 1
+    temperature: PositiveFloat = 1.0
+    plain_cross: bool = True
+    hidden_dims: HiddenDims = (512, 256)
+
+
+class MMoEConfig(Strict):
+    """Multi-gate mixture of experts."""
+
+    num_experts: PositiveInt = 4
+    num_gates: PositiveInt | None = Field(default=None, description="one a task by default")
+    hidden_dims: HiddenDims = (512, 256)
+
+
+class AutoIntConfig(Strict):
+    """AutoInt."""
+
+    num_layers: PositiveInt = 3
+    num_heads: PositiveInt = 2
+    head_dim: PositiveInt | None = None
+    scaled: bool = False
+
+
+class DHENConfig(Strict):
+    """DHEN."""
+
+    num_layers: PositiveInt = 2
+    interactions: tuple[Literal["dot", "cross", "attention", "linear"], ...] = ("dot", "cross", "attention", "linear")
+    ensemble: Literal["concat", "sum"] = "concat"
+    tokens_per_module: PositiveInt | None = None
+    num_heads: PositiveInt = 1
+    ffn_dim: PositiveInt | None = None
+    rank: PositiveInt = 64
+    dot_hidden_dims: HiddenDims = (512,)
+    hidden_dims: HiddenDims = (512, 256)
+
+
+class WukongConfig(Strict):
+    """Wukong."""
+
+    num_layers: PositiveInt = 2
+    num_fm: PositiveInt | None = None
+    num_linear: PositiveInt | None = None
+    rank: PositiveInt | None = None
+    fm_hidden_dims: HiddenDims = (512,)
+    hidden_dims: HiddenDims = (512, 256)
+
+
+class HeteroAttentionConfig(Strict):
+    """Heterogeneous attention."""
+
+    num_blocks: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    head_dim: PositiveInt | None = None
+    hidden_ratio: PositiveFloat = 4
+    norm: Literal["post", "pre"] = "post"
+
+
+class HiformerConfig(HeteroAttentionConfig):
+    """Hiformer."""
+
+    rank: PositiveInt | None = None
+
+
+class HHFTConfig(Strict):
+    """Heterogeneous attention blocks, then Hiformer's."""
+
+    num_hetero_blocks: PositiveInt = 2
+    num_hiformer_blocks: PositiveInt = 1
+    num_heads: PositiveInt = 4
+    head_dim: PositiveInt | None = None
+    rank: PositiveInt | None = None
+    hidden_ratio: PositiveFloat = 4
+    norm: Literal["post", "pre"] = "post"
+
+
+BackboneName = Literal[
+    "rankmixer", "tokenmixer_large", "dlrm_mlp", "dcn_v2", "rdcn", "moe", "autoint", "dhen", "hiformer", "wukong",
+    "hetero_attention", "hhft",
+]  # fmt: skip
+"""The sections of `ModelConfig` that hold a backbone's options; `rankmixer_dist.models.backbones` has their classes."""
+
+
+class ModelConfig(Strict):
+    """The dense model; T, the number of tokens, is the sum over the semantic groups unless the tokenizer says else."""
+
+    backbone: BackboneName = "rankmixer"
+    token_dim: PositiveInt = Field(default=64, description="D")
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    attention_hidden: tuple[PositiveInt, ...] = Field(default=(32, 16), description="target attention's MLP widths")
+    attention_softmax: bool = False
+    head_hidden: HiddenDims = Field(default=(), description="hidden widths of each task's head")
+    rankmixer: RankMixerConfig = RankMixerConfig()
+    tokenmixer_large: TokenMixerLargeConfig = TokenMixerLargeConfig()
+    dlrm_mlp: DLRMMLPConfig = DLRMMLPConfig()
+    dcn_v2: DCNv2Config = DCNv2Config()
+    rdcn: RDCNConfig = RDCNConfig()
+    moe: MMoEConfig = MMoEConfig()
+    autoint: AutoIntConfig = AutoIntConfig()
+    dhen: DHENConfig = DHENConfig()
+    hiformer: HiformerConfig = HiformerConfig()
+    wukong: WukongConfig = WukongConfig()
+    hetero_attention: HeteroAttentionConfig = HeteroAttentionConfig()
+    hhft: HHFTConfig = HHFTConfig()
+
+    def num_tokens(self, group_tokens: int) -> int:
+        """T, given the tokens of all semantic groups."""
+        tokenizer = self.tokenizer
+        local = group_tokens if tokenizer.kind == "group" else tokenizer.num_tokens or group_tokens
+        return local + tokenizer.global_token
