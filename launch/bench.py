@@ -13,19 +13,22 @@ from pathlib import Path
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import load_config
 
-WHAT = ("loader", "metrics")
+WHAT = {"dense": "rankmixer_100m", "loader": "quickstart", "metrics": "quickstart"}
+"""What can be measured, and the config that it is measured with by default."""
+
+ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "torchrec", "deepspeed", "ray", "pyarrow", "numpy", "scikit-learn")
 
 
 def main(arguments: list[str]) -> None:
     """Parses the command line, measures, prints and writes the figures."""
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
-    parser.add_argument("--what", required=True, choices=WHAT, help="loader needs the config's prepared data")
+    parser.add_argument("--what", required=True, choices=sorted(WHAT), help="loader needs the config's prepared data")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
-    parser.add_argument("--config", default="configs/quickstart.yaml", help="YAML file of a run")
+    parser.add_argument("--config", help="YAML file of a run; one of configs/ that fits by default")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
     parsed = parser.parse_args(arguments)
-    config = load_config(parsed.config, parsed.overrides)
+    config = load_config(parsed.config or ROOT / f"configs/{WHAT[parsed.what]}.yaml", parsed.overrides)
     figures = importlib.import_module(f"benchmarks.{parsed.what}").measure(config)
     for figure in figures:
         mine, other = (f"{value:,.3g} {figure.unit}" for value in (figure.value, figure.reference))

@@ -58,8 +58,13 @@ def _read_run(path: Path, within: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def _include_features(config: DictConfig, path: Path) -> None:
-    if isinstance(config.get("features"), str):
-        config.features = _read_yaml(path.parent / config.features)
+    """Reads the file that `features` names, or lays its keys over the one that its own `extends` names."""
+    features = config.get("features")
+    if isinstance(features, str):
+        config.features = _read_yaml(path.parent / features)
+    elif isinstance(features, DictConfig) and "extends" in features:
+        base = _read_yaml(path.parent / features.pop("extends"))
+        config.features = OmegaConf.merge(base, features)
 
 
 def _read_yaml(path: Path) -> DictConfig:

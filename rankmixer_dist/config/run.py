@@ -166,7 +166,9 @@ class RunConfig(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
     runs: Path = Path("runs")
     seed: int = 1
-    features: Schema = Field(description="the schema, or the path of its YAML file, relative to this one")
+    features: Schema = Field(
+        description="the schema, or the path of its YAML file, relative to this one, or `extends: PATH` with changes"
+    )
     source: Source
     data: DataConfig
     loader: LoaderConfig = LoaderConfig()

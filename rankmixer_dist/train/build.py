@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psutil
@@ -82,6 +83,23 @@ def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_r
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+
+
+def weightless_model(config: RunConfig) -> Ranker:
+    """The dense model on the meta device, for its sizes; it needs neither memory nor prepared data.
+
+    Raises:
+        UserError: sizes that do not go together.
+    """
+    numerics = {name: _Unknown() for name in config.features.of_kind(NumericFeature)}
+    with torch.device("meta"):
+        return build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks))
+
+
+@dataclass(frozen=True)
+class _Unknown:
+    mean: float = 0.0
+    std: float = 1.0
 
 
 def backbone_options(model: ModelConfig, *, num_tasks: int) -> dict[str, Any]:
