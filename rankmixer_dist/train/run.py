@@ -56,11 +56,11 @@ def train(
     if topology.world_size > 1 and (config.sparse.placement == "local" or config.dense.engine == "plain"):
         raise UserError("sparse.placement local and dense.engine plain are for one process; use the defaults")
     share = topology.share_of(config.loader.batch_size)
+    model = build_model(config, numerics=numerics, base_rates=base_rates)
+    cost = model.cost()
     with failing_together():
         if topology.is_first:
             claim_run_dir(config)
-    model = build_model(config, numerics=numerics, base_rates=base_rates)
-    cost = model.cost()
     tables, placed = build_tables(config, topology, rows_per_rank=share)
     saved = checkpoints(config.run_dir)
     if config.train.start_from is not None and not saved:

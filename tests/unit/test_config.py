@@ -308,3 +308,48 @@ def test_a_schema_answers_for_columns_and_kinds(tmp_path: Path) -> None:
 def test_the_default_values_are_themselves_valid(tmp_path: Path) -> None:
     config = load_config(write_run(tmp_path))
     assert RunConfig.model_validate(config.model_dump()) == config
+
+
+def test_a_run_can_extend_another(tmp_path: Path) -> None:
+    base = write_run(tmp_path)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "more.yaml").write_text("extends: ../run.yaml\nname: more\nloader: {batch_size: 64}\n")
+    (folder / "most.yaml").write_text("extends: more.yaml\nname: most\nloader: {prefetch: 2}\n")
+    most, small = load_config(folder / "most.yaml", ["seed=5"]), load_config(base)
+    assert (most.name, most.seed, most.loader.batch_size, most.loader.prefetch) == ("most", 5, 64, 2)
+    assert most.features == small.features
+    assert most.data == small.data
+
+
+def test_features_can_extend_a_file(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    features = yaml.safe_load((tmp_path / "run.yaml").read_text())["features"]
+    (tmp_path / "features.yaml").write_text(yaml.safe_dump(features))
+    changed = {"extends": "features.yaml", "groups": {"who": 3}, "tables": {"hour": {"dim": 8}}}
+    path = write_run(tmp_path, lambda run: run.update(features=changed))
+    schema = load_config(path, ["features.groups.what=5"]).features
+    assert schema.groups == {"who": 3, "what": 5}
+    assert schema.tables["hour"].dim == 8
+    assert schema.tables["hour"].rows == 8
+
+
+def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    assert "b.yaml: extends a.yaml, which extends it" in message(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("extends: none.yaml\n")
+    assert "none.yaml: no such file" in message(tmp_path / "c.yaml")
+
+
+def test_a_backbone_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    text = message(write_run(tmp_path), "model.backbone=wukon")
+    assert "model.backbone" in text
+    assert "'wukong'" in text
+    assert "unknown key model.wukong.num_layer; did you mean 'num_layers'?" in message(
+        write_run(tmp_path), "model.wukong.num_layer=3"
+    )
+
+
+def test_tokens_of_groups_are_not_chosen_twice(tmp_path: Path) -> None:
+    assert "a group's tokens are in `groups`" in message(write_run(tmp_path), "model.tokenizer.num_tokens=4")

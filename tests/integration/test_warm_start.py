@@ -1,0 +1,89 @@
+"""A run that starts from another's weights takes what matches by name and shape, and says what it did not take."""
+
+import json
+
+import pytest
+import torch
+
+from rankmixer_dist.config import load_config
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, init_tables
+from rankmixer_dist.sparse.storage import load_tables
+from rankmixer_dist.sparse.tables import EmbeddingTables
+from rankmixer_dist.train.build import build_model
+from rankmixer_dist.train.checkpoint import checkpoints
+from rankmixer_dist.train.warm_start import find_checkpoint, warm_start
+
+
+class Statistics:
+    mean, std = 0.0, 1.0
+
+
+@pytest.fixture(scope="module")
+def first(launch, small_config):
+    """The directory of a run of 20 steps."""
+    ended = launch.python("launch/train.py", str(small_config), "name=first", "train.max_steps=20")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return load_config(small_config, ["name=first"]).run_dir
+
+
+def parts(config):
+    """Tables and dense model as they start."""
+    tables = LocalTables(
+        EmbeddingTables(config.features, device=torch.device("cpu")), settings=RowWiseAdagradSettings(lr=0.1, eps=1e-8)
+    )
+    init_tables(tables, scale=0.01, seed=9)
+    numerics = {name: Statistics() for name in config.features.features}
+    return tables, build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks))
+
+
+def held(tables):
+    return {shard.table: (shard.weight.clone(), shard.sum.clone()) for shard in tables.local_shards()}
+
+
+@pytest.mark.parametrize("accumulators", [True, False])
+def test_what_matches_is_taken_and_the_rest_starts_afresh(small_config, first, accumulators):
+    saved = find_checkpoint(first)
+    original, _ = parts(load_config(small_config))
+    load_tables(original, saved / "tables")
+    config = load_config(
+        small_config, ["features.tables.author.rows=4000", "model.rankmixer.num_blocks=3", "model.head_hidden=[5]"]
+    )
+    tables, model = parts(config)
+    before, weights = held(tables), {name: p.detach().clone() for name, p in model.named_parameters()}
+    began = warm_start(saved, tables, model, accumulators=accumulators)
+    after, expected = held(tables), held(original)
+    assert began.fresh_tables == ["author"]
+    assert torch.equal(after["author"][0], before["author"][0])
+    for name in began.tables:
+        assert torch.equal(after[name][0], expected[name][0])
+        assert torch.equal(after[name][1], expected[name][1] if accumulators else before[name][1])
+        assert float(expected[name][1].max()) > 0
+    dense = torch.load(saved / "dense.pt", weights_only=True)["weights"]
+    assert all(name.startswith(("backbone.blocks.2.", "heads.layers.")) for name in began.fresh_dense)
+    assert {name for name, _ in model.named_parameters()} == {*began.dense, *began.fresh_dense}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, dense[name] if name in began.dense else weights[name]), name
+    assert "6 of 7 tables" in str(began)
+    assert "afresh: author, backbone.blocks.2" in str(began)
+
+
+def test_two_ranks_start_where_one_stopped(launch, small_config, first):
+    arguments = ["name=second", f"train.start_from.run={first}", "train.max_steps=1"]
+    ended = launch.torchrun("launch/train.py", str(small_config), *arguments, ranks=2)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "7 of 7 tables" in ended.stdout
+    run_dir = load_config(small_config, ["name=second"]).run_dir
+    assert json.loads((run_dir / "start.json").read_text())["fresh_dense"] == []
+    # The first batch of both runs is the same; the loss is taken before the first update.
+    losses = [json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"] for folder in (first, run_dir)]
+    assert losses[1] < losses[0] - 0.1
+    again = launch.python("launch/train.py", str(small_config), *arguments[:2], "train.max_steps=2")
+    assert "goes on from" in again.stdout
+    assert "starts from" not in again.stdout
+
+
+def test_nothing_to_start_from_is_refused(small_config, first, tmp_path):
+    with pytest.raises(UserError, match=r"train\.start_from\.run .*no complete checkpoint"):
+        find_checkpoint(tmp_path)
+    assert find_checkpoint(checkpoints(first)[-1]) == checkpoints(first)[-1]
