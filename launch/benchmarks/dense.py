@@ -9,13 +9,19 @@ from benchmarks.figure import Figure, interleaved
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.models.backbones import build_backbone
 from rankmixer_dist.train.build import backbone_options
+from rankmixer_dist.train.memory import keep_freed_memory
 
 ROWS = 256
 
 
 def measure(config: RunConfig) -> list[Figure]:
     """The config's backbone at its T and D on 256 rows, in fp32 and bf16; without tokenizer, heads and optimizer."""
-    return [figure for dtype in (torch.float32, torch.bfloat16) for figure in _measure(config, dtype)]
+    keep_freed_memory(torch.device("cpu"))  # as training does
+    figures = _measure(config, torch.float32)
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print("bf16 left out: this CPU has no units for it, and torch would multiply number by number")
+        return figures
+    return figures + _measure(config, torch.bfloat16)
 
 
 def _measure(config: RunConfig, dtype: torch.dtype) -> list[Figure]:

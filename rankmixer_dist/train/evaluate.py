@@ -13,6 +13,7 @@ from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.train.build import Statistics, build_model, build_tables
 from rankmixer_dist.train.checkpoint import checkpoints, load_for_scoring
 from rankmixer_dist.train.loop import Epochs
+from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.progress import EvaluateProgress
 from rankmixer_dist.train.run_dir import require_run, write_json
 from rankmixer_dist.train.scoring import score_split
@@ -42,6 +43,7 @@ def evaluate(
         UserError: the run was not trained, or not with this config.
     """
     share = topology.share_of(config.eval.batch_size)
+    keep_freed_memory(topology.device)
     checkpoint = Path()
     with failing_together():
         checkpoint = _newest(require_run(config))

@@ -23,6 +23,7 @@ from rankmixer_dist.train.build import (
 )
 from rankmixer_dist.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
+from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.metrics_log import MetricsLog
 from rankmixer_dist.train.peak import peak_flops
 from rankmixer_dist.train.progress import TrainProgress
@@ -56,6 +57,7 @@ def train(
     if topology.world_size > 1 and (config.sparse.placement == "local" or config.dense.engine == "plain"):
         raise UserError("sparse.placement local and dense.engine plain are for one process; use the defaults")
     share = topology.share_of(config.loader.batch_size)
+    keep_freed_memory(topology.device)
     model = build_model(config, numerics=numerics, base_rates=base_rates)
     cost = model.cost()
     with failing_together():
