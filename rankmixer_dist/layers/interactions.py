@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rankmixer_dist.layers.cross import CrossLayer
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.sizes import check_sizes
+from rankmixer_dist.layers.token_attention import attend
 from rankmixer_dist.layers.token_linear import TokenLinear
 
 
@@ -145,11 +146,10 @@ class AttentionInteraction(nn.Module):
     def _attend(self, x_TBD: Tensor) -> Tensor:
         num_tokens, rows, token_dim = x_TBD.shape
         head_dim = token_dim // self.num_heads
-        # Heads join the batch: N = B H. With few tokens the score matrix is small, so no fused kernel is needed.
+        # Heads join the batch: N = B H.
         heads = [
             part.reshape(num_tokens, rows * self.num_heads, head_dim)
             for part in self.query_key_value(x_TBD).chunk(3, dim=2)
         ]
         query_NTd, key_NTd, value_NTd = (part.transpose(0, 1) for part in heads)
-        weights_NTT = (torch.bmm(query_NTd, key_NTd.transpose(1, 2)) * head_dim**-0.5).softmax(dim=2)
-        return torch.bmm(weights_NTT, value_NTd).transpose(0, 1).reshape(num_tokens, rows, token_dim)
+        return attend(query_NTd, key_NTd, value_NTd).transpose(0, 1).reshape(num_tokens, rows, token_dim)

@@ -1,10 +1,10 @@
 """The AutoInt backbone (arXiv 1810.11921): stacked self-attention between fields, weights shared by all of them."""
 
-import torch
 from torch import Tensor, nn
 
 from rankmixer_dist.cost.attention import autoint_part
 from rankmixer_dist.cost.part import Part
+from rankmixer_dist.layers.precision import widen
 from rankmixer_dist.layers.token_attention import attend, head_width
 from rankmixer_dist.models.backbone import Backbone
 
@@ -91,7 +91,7 @@ class AutoInt(Backbone):
         x_TBA = x_BTD.transpose(0, 1)
         for layer in self.layers:
             x_TBA = layer(x_TBA)
-        return x_TBA.transpose(0, 1).flatten(1).to(torch.promote_types(x_TBA.dtype, torch.float32))
+        return widen(x_TBA.transpose(0, 1).flatten(1))
 
     def cost(self) -> Part:
         """Parameters and FLOPs per row."""
