@@ -1,5 +1,6 @@
 """From a YAML file and command-line overrides to a checked config, or to one clear line that says what is wrong."""
 
+import re
 import types
 import typing
 from pathlib import Path
@@ -92,6 +93,8 @@ def _describe(error: ValidationError) -> str:
         text = f"{where}: {problem['msg'].removeprefix('Value error, ')}".removeprefix("config: ")
         if problem["type"] not in ("value_error", "missing"):
             text += f" (got {problem['input']!r})"
+        if problem["type"] == "literal_error":
+            text += nearest(str(problem["input"]), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 

@@ -8,11 +8,9 @@ from typing import Any, Protocol
 import torch
 
 from rankmixer_dist.batch import Position
-from rankmixer_dist.config import RunConfig, StartFrom
+from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.topology import Topology, barrier, failing_together
-from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.build import (
     Statistics,
     auxiliary_weight,
@@ -60,13 +58,19 @@ def train(
     keep_freed_memory(topology.device)
     model = build_model(config, numerics=numerics, base_rates=base_rates)
     cost = model.cost()
+    saved, start = checkpoints(config.run_dir), config.train.start_from
+    start_checkpoint: Path | None = None
     with failing_together():
+        if start is not None and not saved:
+            start_checkpoint = find_checkpoint(start.run)
         if topology.is_first:
             claim_run_dir(config)
     tables, placed = build_tables(config, topology, rows_per_rank=share)
-    saved = checkpoints(config.run_dir)
-    if config.train.start_from is not None and not saved:
-        _start(config, config.train.start_from, topology, tables, model)
+    if start is not None and start_checkpoint is not None:
+        began = warm_start(start_checkpoint, tables, model, accumulators=start.accumulators)
+        if topology.is_first:
+            print(began, flush=True)
+            write_json(config.run_dir / "start.json", asdict(began))
     engine = build_engine(config, model, topology, rows_per_rank=share)
     plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train)
     if topology.is_first:
@@ -117,16 +121,6 @@ def train(
         )
     if log is not None:
         log.close()
-
-
-def _start(config: RunConfig, start: StartFrom, topology: Topology, tables: Tables, model: Ranker) -> None:
-    checkpoint = Path()
-    with failing_together():
-        checkpoint = find_checkpoint(start.run)
-    began = warm_start(checkpoint, tables, model, accumulators=start.accumulators)
-    if topology.is_first:
-        print(began, flush=True)
-        write_json(config.run_dir / "start.json", asdict(began))
 
 
 def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per_row: int) -> Plan:

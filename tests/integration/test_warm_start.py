@@ -83,7 +83,13 @@ def test_two_ranks_start_where_one_stopped(launch, small_config, first):
     assert "starts from" not in again.stdout
 
 
-def test_nothing_to_start_from_is_refused(small_config, first, tmp_path):
+def test_nothing_to_start_from_is_refused(launch, small_config, first, tmp_path):
+    refused = launch.python(
+        "launch/train.py", str(small_config), "name=third", f"train.start_from.run={tmp_path}", "train.max_steps=1"
+    )
+    assert refused.returncode == 2
+    assert "no complete checkpoint there" in refused.stderr
+    assert not load_config(small_config, ["name=third"]).run_dir.exists()
     with pytest.raises(UserError, match=r"train\.start_from\.run .*no complete checkpoint"):
         find_checkpoint(tmp_path)
     assert find_checkpoint(checkpoints(first)[-1]) == checkpoints(first)[-1]

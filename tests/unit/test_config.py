@@ -345,7 +345,7 @@ def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
 def test_a_backbone_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     text = message(write_run(tmp_path), "model.backbone=wukon")
     assert "model.backbone" in text
-    assert "'wukong'" in text
+    assert "did you mean 'wukong'?" in text
     assert "unknown key model.wukong.num_layer; did you mean 'num_layers'?" in message(
         write_run(tmp_path), "model.wukong.num_layer=3"
     )
