@@ -50,9 +50,10 @@ def main(arguments: list[str]) -> None:
     result: dict[str, Any] = {"rows": test.num_rows, "split": config.eval.split, "tasks": {}}
     for task in config.features.tasks:
         label = LABEL_PREFIX + task
-        penalty, scores = _fit(x_train, train[label].to_numpy(), x_test)
+        known, scored = (~np.isnan(table[label].to_numpy()) for table in (train, test))
+        penalty, scores = _fit(x_train[known], train[label].to_numpy()[known], x_test[scored])
         metrics = TaskMetrics()
-        metrics.update(scores, test[label].to_numpy(), test[USER_ID].to_numpy())
+        metrics.update(scores, test[label].to_numpy()[scored], test[USER_ID].to_numpy()[scored])
         result["tasks"][task] = {**metrics.compute(), "C": penalty}
         figures = result["tasks"][task]
         print(f"{task:12} C {penalty:<5g} AUC {figures['auc']:.4f}  UAUC {figures['uauc']:.4f}  NE {figures['ne']:.4f}")

@@ -97,14 +97,13 @@ class Predictions:
     tasks: list[str]
 
     def batches(self, task: str) -> Iterator[tuple[NDArray[np.floating], NDArray]]:
-        """Scores and labels of one task, batch by batch."""
+        """Scores and labels of one task, batch by batch, of the rows whose label is known."""
         score, label = f"score_{task}", f"label_{task}"
         dataset = parquet_dataset.dataset(self.files, format="parquet")
         for batch in dataset.to_batches(columns=[score, label], batch_size=1 << 20):
-            yield (
-                batch.column(score).to_numpy(zero_copy_only=False),
-                batch.column(label).to_numpy(zero_copy_only=False),
-            )
+            labels = batch.column(label).to_numpy(zero_copy_only=False)
+            known = labels == labels  # NaN is an unknown label
+            yield batch.column(score).to_numpy(zero_copy_only=False)[known], labels[known]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ SCHEMA = Schema.model_validate(
 )
 
 
-def prepared(**columns):
+def prepared(schema=SCHEMA, **columns):
     """Five good rows with some columns replaced, prepared: (rows, reasons)."""
     raw = {
         "row_id": [0, 1, 2, 3, 4],
@@ -43,7 +43,7 @@ def prepared(**columns):
         "length": [5.0, 10.0, None, 29.9, 1e6],
     } | columns
     table = pa.table({"watched": pa.array(raw.pop("watched"), pa.list_(pa.int64())), **raw})
-    done = prepare(table, SCHEMA, truth_columns={}, time_ranges=[(0, 100)])
+    done = prepare(table, schema, truth_columns={}, time_ranges=[(0, 100)])
     return done.rows.to_pylist(), done.set_aside.to_pylist()
 
 
@@ -87,6 +87,20 @@ def test_a_bad_row_is_set_aside_with_its_reason(column, values, reason):
     rows, aside = prepared(**{column: values})
     assert [row["row_id"] for row in rows] == [0, 1, 3, 4]
     assert [(row["row_id"], row["set_aside_reason"]) for row in aside] == [(2, reason)]
+
+
+def test_an_unknown_label_is_masked_where_the_task_says_so():
+    masked = SCHEMA.model_dump(mode="json")
+    masked["tasks"] = {"finish": {"unknown": "mask"}, "like": {"unknown": "mask"}}
+    columns = {"like": [1.0, None, 0.0, None, 0.5], "finish": [0.0, 1.0, None, float("nan"), 1.0]}
+    rows, aside = prepared(schema=Schema.model_validate(masked), **columns)
+    assert [row["row_id"] for row in rows] == [0, 1, 2]
+    np.testing.assert_array_equal([row["label_finish"] for row in rows], [0, 1, np.nan])
+    np.testing.assert_array_equal([row["label_like"] for row in rows], [1, np.nan, 0])
+    assert [(row["row_id"], row["set_aside_reason"]) for row in aside] == [
+        (3, "no_label_known"),
+        (4, "label_not_0_or_1"),
+    ]
 
 
 def test_equal_ids_of_two_tables_land_on_unrelated_rows():

@@ -239,6 +239,23 @@ def test_a_resumed_run_shows_the_later_line_of_each_step(tmp_path: Path) -> None
     assert log.columns["step"].tolist() == [10, 20, 30, 40] and log.columns["loss"].tolist() == [9, 1, 1, 1]
 
 
+def test_rows_of_unknown_label_are_in_no_curve(full_run: Path) -> None:
+    whole = read_run(full_run).predictions
+    assert whole is not None
+    expected = prediction_curves(whole.batches("like"))
+    path = full_run / "predictions" / "part-0.parquet"
+    table = pq.read_table(path)
+    extra = table.slice(0, 100).set_column(
+        table.schema.get_field_index("label_like"), "label_like", pa.array([float("nan")] * 100, pa.float32())
+    )
+    pq.write_table(pa.concat_tables([table, extra]), path)
+    found = read_run(full_run).predictions
+    assert found is not None
+    curves = prediction_curves(found.batches("like"))
+    assert (curves.rows, curves.positives, curves.auc) == (expected.rows, expected.positives, expected.auc)
+    assert prediction_curves(found.batches("finish")).rows == expected.rows + 100
+
+
 def test_nulls_in_the_log(tmp_path: Path) -> None:
     unknown = dict.fromkeys(("mfu", "comm_s", "sparse_lr", "mem_gb"))
     write_log(tmp_path, [log_line(step, **unknown) for step in (10, 20)])
