@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from rankmixer_dist.config import RunConfig, load_config
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 
 _LAST_WORD_S = 3.0
 
@@ -39,9 +39,10 @@ def parse_config(parser: argparse.ArgumentParser, arguments: list[str]) -> RunCo
 
 
 def run_verb(main: Callable[[list[str]], None]) -> NoReturn:
-    """Runs a verb with the command line's arguments: exit code 0 on success, 2 after one clear line on a `UserError`.
+    """Runs a verb with the command line's arguments: exit code 0 on success, 2 after one clear line on a `UserError`,
+    `EXIT_PREEMPTED` after one on `Preempted`.
 
-    Of the ranks of one job that fail alike, only local rank 0 speaks; any other exception keeps its traceback.
+    Of the ranks of one job that end alike, only local rank 0 speaks; any other exception keeps its traceback.
     """
     # Deprecations inside third-party packages are for the people who pin their versions, not for those who run a verb.
     warnings.simplefilter("ignore", FutureWarning)
@@ -51,10 +52,10 @@ def run_verb(main: Callable[[list[str]], None]) -> NoReturn:
         main(sys.argv[1:])
     except UserError as error:
         code = 2
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        else:
-            time.sleep(_LAST_WORD_S)  # the first rank to end makes the launcher end the others, the speaker included
+        _say(f"error: {error}")
+    except Preempted as stop:
+        code = EXIT_PREEMPTED
+        _say(f"stopped: {stop}")
     except SystemExit as error:  # argparse
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -65,3 +66,11 @@ def run_verb(main: Callable[[list[str]], None]) -> NoReturn:
     sys.stderr.flush()
     # Not sys.exit: gloo's threads that DeepSpeed's groups keep alive abort a process in its static destructors.
     os._exit(code)
+
+
+def _say(line: str) -> None:
+    """One line from local rank 0; the others give it the time to speak."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(" ".join(line.split()), file=sys.stderr)
+    else:
+        time.sleep(_LAST_WORD_S)  # the first rank to end makes the launcher end the others, the speaker included

@@ -1,11 +1,21 @@
-"""The one kind of error that a person who runs a verb can mend."""
+"""How a verb ends other than well: an error that a person can mend, a run asked to stop, a run that stalled."""
 
 import difflib
 from collections.abc import Iterable
 
+EXIT_PREEMPTED = 75
+"""Exit code of a run that was asked to stop, saved and left: sysexits' EX_TEMPFAIL, "try again later", for whoever
+restarts jobs. torchrun turns it into 1, and its report names it."""
+EXIT_STALLED = 70
+"""Exit code of a rank that ended itself because nothing moved: sysexits' EX_SOFTWARE."""
+
 
 class UserError(ValueError):
     """A mistake in a config, the data or the command line; the message says in one line what to change."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has left everything in order; the message says where a next start goes on."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

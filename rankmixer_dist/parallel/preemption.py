@@ -1,0 +1,75 @@
+"""A signal to stop, which reaches some rank at some moment, as one answer on all ranks at the same step."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+
+from rankmixer_dist.parallel.topology import Topology
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Turns SIGTERM and SIGUSR1 into a flag for the length of a `with` block, which all ranks enter and leave together.
+
+    torchrun and the deepspeed launcher pass SIGTERM on to their ranks and kill them 30 s later (torchrun:
+    `--shutdown-timeout`); SLURM sends what `--signal` says, also to torchrun itself, which lives through it only when
+    TORCHELASTIC_SIGNALS_TO_HANDLE names it. Only the main thread may enter, since only it may handle signals.
+
+    The block's end puts the former handlers back, unless the ranks have agreed to stop: then they are on their way out,
+    which a second signal, or the same one come late, must not cut short.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._asked = self._agreed = False
+        self._group: Any = None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: Any = None
+
+    def __enter__(self) -> Self:
+        if self._topology.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+        self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._agreed:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        self._close(failed=error is not None)
+
+    def agreed(self) -> bool:
+        """Whether to stop now: the same answer on all ranks, each of which calls this once a step.
+
+        It comes from the flags as they were at the previous call, so that their exchange takes place behind a step;
+        once True it stays True.
+        """
+        if self._group is None:
+            self._agreed = self._asked
+        elif self._work is not None:
+            self._work.wait()
+            self._agreed, self._work = bool(self._flag), None
+        if self._group is not None and not self._agreed:
+            self._flag.fill_(int(self._asked))
+            self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return self._agreed
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def _close(self, *, failed: bool) -> None:
+        if self._group is None:
+            return
+        if self._work is not None:
+            if failed:
+                return  # the other ranks may never come to this exchange; the end of the default group ends it
+            self._work.wait()
+            self._work = None
+        dist.destroy_process_group(self._group)
+        self._group = None
