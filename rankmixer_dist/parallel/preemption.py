@@ -11,6 +11,10 @@ from rankmixer_dist.parallel.topology import Topology
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
+_left_under_way: list[Any] = []
+"""Groups that a failing rank leaves while an exchange is under way. Gloo frees a group only after its last exchange,
+which the other ranks may never come to; so the failing rank would not end, and the launcher would not notice."""
+
 
 class StopRequest:
     """Turns SIGTERM and SIGUSR1 into a flag for the length of a `with` block, which all ranks enter and leave together.
@@ -68,7 +72,8 @@ class StopRequest:
             return
         if self._work is not None:
             if failed:
-                return  # the other ranks may never come to this exchange; the end of the default group ends it
+                _left_under_way.append(self._group)
+                return
             self._work.wait()
             self._work = None
         dist.destroy_process_group(self._group)

@@ -32,9 +32,23 @@ def steps_until_stopped(topology: Topology, receivers: set[int], number: signal.
     return step
 
 
+def fail_on_one_rank(topology: Topology) -> None:
+    """The last rank fails with an exchange under way, to which the others do not come: they wait to be ended."""
+    with StopRequest(topology) as stop:
+        if topology.rank < topology.world_size - 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(40)
+        stop.agreed()
+        if topology.rank == topology.world_size - 1:
+            raise RuntimeError("this rank fails")
+
+
 def main(arguments: list[str]) -> None:
     """Prints a JSON line a trial: who got which signal, and the steps that each rank took."""
     with process_group() as topology:
+        if arguments == ["fails"]:
+            fail_on_one_rank(topology)
+            return
         everyone = set(range(topology.world_size))
         for seed, receivers in enumerate([*({rank} for rank in everyone), everyone] * 4):
             number = (signal.SIGTERM, signal.SIGUSR1)[seed % 2]

@@ -25,6 +25,12 @@ def test_all_ranks_stop_at_the_same_step(launch, ranks):
     assert ended.stderr.count("stopped: saved at step 7; start it again to go on") == 1
 
 
+def test_a_rank_that_fails_ends_at_once(launch):
+    ended = launch.torchrun("tests/distributed/preemption_cases.py", "fails", ranks=2)
+    assert "RuntimeError: this rank fails" in ended.stderr
+    assert "Signal 15 (SIGTERM) received" in ended.stderr, "the launcher was to end the other rank"
+
+
 ALONE = Topology(0, 1, 0, 1, torch.device("cpu"))
 
 
