@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
 
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, verify_checksums
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest, verify_checksums
 from data_pipeline.sources import ROW_HASH, Source
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError, nearest
@@ -71,18 +70,18 @@ def standing_manifest(folder: Path, prepared_from: dict[str, Any], *, verify: bo
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     advice = "delete or rename it, or set data.prepared to another folder"
+    if not (folder / MANIFEST_NAME).exists():
+        raise UserError(f"{folder}: exists, but holds no data prepared by this version; {advice}")
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(f"{folder}: exists, but holds no data prepared by this version; {advice}") from error
-    for key in prepared_from:
-        if manifest.prepared_from.get(key) != prepared_from[key]:
-            raise UserError(
-                f"{folder}: was prepared from other input: {key} was {manifest.prepared_from.get(key)}, "
-                f"is {prepared_from[key]}; {advice}"
-            )
-    if verify:
-        verify_checksums(folder, (shard for shards in manifest.splits.values() for shard in shards))
+        manifest = load_manifest(folder)
+        for key in prepared_from:
+            was = manifest.prepared_from.get(key)
+            if was != prepared_from[key]:
+                raise UserError(f"{folder}: was prepared from other input: {key} was {was}, is {prepared_from[key]}")
+        if verify:
+            verify_checksums(folder, (shard for shards in manifest.splits.values() for shard in shards))
+    except UserError as error:
+        raise UserError(f"{error}; that folder is never overwritten, so {advice}") from error
     return manifest
 
 

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
-from data_pipeline.manifest import Manifest, Shard
+from data_pipeline.manifest import Manifest, Shard, prepared_columns
+from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.batch import Batch, Position
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.schema import Schema
 
 _CACHED_CHUNKS = 4
@@ -61,7 +62,9 @@ class Loader:
         self._rank = rank
         self._shuffle, self._seed, self._prefetch = shuffle, seed, prefetch
         self._assemble = BatchAssembler(schema, rows=self._share, with_truth=with_truth, pin_memory=pin_memory)
-        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, self._assemble.columns())
+        prepared = prepared_columns(schema, has_truth=manifest.has_truth)
+        columns = pa.schema([prepared.field(name) for name in self._assemble.columns()])
+        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns)
         self.batch_size = batch_size
         self.rows = manifest.rows(split)
         self.steps_per_epoch = -(-self.rows // batch_size)
@@ -137,7 +140,7 @@ class _Order:
 class _Chunks:
     """The row groups of a split, numbered in the order of time; the last few read are kept for the next slice."""
 
-    def __init__(self, folder: Path, shards: list[Shard], row_group_rows: int, columns: list[str]) -> None:
+    def __init__(self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema) -> None:
         self._paths = [folder / shard.path for shard in shards]
         sizes, places = [], []
         for index, shard in enumerate(shards):
@@ -162,15 +165,29 @@ class _Chunks:
     def _load(self, chunk: int) -> pa.Table:
         shard, group = self._places[chunk]
         try:
-            if shard not in self._files:
-                self._files[shard] = pq.ParquetFile(self._paths[shard], memory_map=True)
-                if len(self._files) > _CACHED_FILES:
-                    self._files.popitem(last=False)[1].close()
-            table = self._files[shard].read_row_group(group, columns=self._columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self._paths[shard]}: row group {group} cannot be read: {error}") from error
-        if table.num_rows != self.rows[chunk]:
+            table = self._open(shard).read_row_group(group, columns=self._columns.names, use_threads=False)
+            if table.num_rows != self.rows[chunk]:
+                raise _DamagedError(f"it has {table.num_rows} rows, not {self.rows[chunk]}")
+        except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:
             raise UserError(
-                f"{self._paths[shard]}: row group {group} has {table.num_rows} rows, not {self.rows[chunk]}"
-            )
+                f"{self._paths[shard]}: row group {group} cannot be read ({one_line(error)}); "
+                "if the file was damaged, prepare the data again"
+            ) from error
         return table
+
+    def _open(self, shard: int) -> pq.ParquetFile:
+        if shard not in self._files:
+            file = pq.ParquetFile(self._paths[shard], **READ_OPTIONS)
+            # A column whose name was damaged would be left out silently, one of another type be read as other values.
+            columns = {field.name: field for field in file.schema_arrow}
+            for column in self._columns:
+                if column.name not in columns or not columns[column.name].equals(column):
+                    raise _DamagedError(f"it has no column {column.name!r} of type {column.type}")
+            self._files[shard] = file
+            if len(self._files) > _CACHED_FILES:
+                self._files.popitem(last=False)[1].close()
+        return self._files[shard]
+
+
+class _DamagedError(Exception):
+    """A file is well-formed, but not what was written."""

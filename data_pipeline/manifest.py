@@ -1,6 +1,5 @@
 """The manifest of prepared data: which rows lie where, and proof that they are the ones that were written."""
 
-import hashlib
 import json
 import math
 import os
@@ -11,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import PositiveInt, ValidationError
 
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.checksum import file_checksum, text_checksum
+from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.schema import (
     LABEL_PREFIX,
     ROW_ID,
@@ -25,7 +25,8 @@ from rankmixer_dist.schema import (
 )
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 2
+# Of the shards' bytes too: 3 = the manifest carries a checksum of itself, and the shards one of every page.
+FORMAT_VERSION = 3
 
 
 class Shard(Strict):
@@ -85,9 +86,10 @@ class Manifest(Strict):
         return sum(shard.positives[task] for shard in self.splits[split]) / labelled if labelled else math.nan
 
     def write(self, folder: Path) -> None:
-        """Writes `manifest.json`, complete or not at all."""
+        """Writes `manifest.json`, complete or not at all, with a checksum of its own content under `checksum`."""
+        content = self.model_dump(mode="json")
         aside = folder / (MANIFEST_NAME + ".partial")
-        aside.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+        aside.write_text(json.dumps({"checksum": _content_checksum(content), **content}, indent=1) + "\n")
         os.replace(aside, folder / MANIFEST_NAME)
 
 
@@ -121,37 +123,53 @@ def schema_hash(schema: Schema) -> str:
         table.pop("dim")
     for task in content["tasks"].values():
         task.pop("weight")
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return _content_checksum(content)
 
 
-def file_checksum(path: Path) -> str:
-    """BLAKE2b of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _content_checksum(content: dict[str, Any]) -> str:
+    """Of what a JSON text says: neither the order of its keys nor its white space counts."""
+    return text_checksum(json.dumps(content, sort_keys=True).encode())
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of `folder`, as it was written.
+
+    Raises:
+        UserError: there is none, it cannot be read, is another version's, or was changed after it was written.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run launch/preprocess.py with this config first") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({one_line(error)}); prepare the data again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a manifest but {type(content).__name__}; prepare the data again")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version!r}, this is {FORMAT_VERSION}; prepare the data again")
+    checksum = content.pop("checksum", None)
+    if checksum != _content_checksum(content):
+        raise UserError(f"{path}: its checksum is not that of its content; the file changed, prepare the data again")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise UserError(f"{path}: not a manifest of this version ({problem}); prepare the data again") from error
 
 
 def read_manifest(folder: Path, schema: Schema) -> Manifest:
     """The manifest of `folder`, refused when it was prepared for another schema.
 
     Raises:
-        UserError: there is none, it cannot be read, or its schema hash is another one's.
+        UserError: `load_manifest` refuses it, or its schema hash is another one's.
     """
-    path = folder / MANIFEST_NAME
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run launch/preprocess.py with this config first") from error
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise UserError(f"{path}: not a manifest of this version ({problem}); prepare the data again") from error
-    if manifest.format_version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: format version {manifest.format_version}, this is {FORMAT_VERSION}; prepare the data again"
-        )
+    manifest = load_manifest(folder)
     if manifest.schema_hash != schema_hash(schema):
         raise UserError(
-            f"{path}: prepared for another schema ({manifest.schema_hash}, the config's is {schema_hash(schema)}); "
-            "run launch/preprocess.py again or set data.prepared to another folder"
+            f"{folder / MANIFEST_NAME}: prepared for another schema ({manifest.schema_hash}, the config's is "
+            f"{schema_hash(schema)}); run launch/preprocess.py again or set data.prepared to another folder"
         )
     return manifest
 
@@ -160,11 +178,19 @@ def verify_checksums(folder: Path, shards: Iterable[Shard]) -> None:
     """Compares every shard's bytes with its checksum.
 
     Raises:
-        UserError: a shard is missing or its bytes have changed.
+        UserError: a shard is missing, cannot be read, or its bytes have changed.
     """
     for shard in shards:
         path = folder / shard.path
-        if not path.is_file():
-            raise UserError(f"{path}: the manifest names it, but there is no such file; prepare the data again")
-        if file_checksum(path) != shard.checksum:
+        try:
+            checksum = file_checksum(path)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path}: the manifest names it, but there is no such file; prepare the data again"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({one_line(error)}); mend that or prepare the data again"
+            ) from error
+        if checksum != shard.checksum:
             raise UserError(f"{path}: its checksum is not the manifest's; the file changed, prepare the data again")

@@ -9,12 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.manifest import NumericStatistics, Shard, file_checksum, prepared_columns
+from data_pipeline.manifest import NumericStatistics, Shard, prepared_columns
+from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, NumericFeature, Schema
 
 # Measured on row groups of 128 to 1024 rows: lz4 reads 2 to 3 times as fast as zstd, for files 1.5 times as large, and
 # a dictionary makes ids no faster and small row groups slower. Statistics are kept where a reader can prune by them.
-WRITE_OPTIONS = {"compression": "lz4", "use_dictionary": False, "write_statistics": [ROW_ID, USER_ID, TIMESTAMP]}
+# A checksum of every page makes files of 256 rows a row group 0.4 % larger.
+WRITE_OPTIONS = {
+    "compression": "lz4",
+    "use_dictionary": False,
+    "write_statistics": [ROW_ID, USER_ID, TIMESTAMP],
+    "write_page_checksum": True,
+}
+# No memory map: to read where a mapped file was cut short, or its disk fails, kills the process with a bus error.
+# Against a map without page checksums a loader's epoch took 0.97 to 1.04 times the CPU time, which is within the noise.
+READ_OPTIONS = {"memory_map": False, "page_checksum_verification": True}
 
 
 @dataclass(frozen=True)

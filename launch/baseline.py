@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from data_pipeline.reading import open_prepared
+from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.command_line import config_parser, run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.metrics import TaskMetrics
@@ -39,7 +40,9 @@ def main(arguments: list[str]) -> None:
     config = load_config(parsed.config, parsed.overrides)
     manifest = open_prepared(config, [config.train.split, config.eval.split], rank=0, world_size=1)
     train, test = (
-        pa.concat_tables(pq.read_table(config.data.prepared / shard.path) for shard in manifest.splits[split])
+        pa.concat_tables(
+            pq.read_table(config.data.prepared / shard.path, **READ_OPTIONS) for shard in manifest.splits[split]
+        )
         for split in (config.train.split, config.eval.split)
     )
     crosses = [tuple(cross.split(":")) for cross in parsed.cross]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.sources import FILE_INDEX_SHIFT, Unit, UnreadableError
-from rankmixer_dist.errors import UserError, nearest
+from rankmixer_dist.errors import UserError, nearest, one_line
 from rankmixer_dist.schema import ROW_ID
 
 _MAX_FOOTER_BYTES = 1 << 26  # a damaged length must not make the fingerprint read a whole log
@@ -61,7 +61,9 @@ class ParquetLog:
                 table = file.read_row_group(unit.row_group, columns=self.schema.names, use_threads=False)
             table = table.select(self.schema.names).cast(self.schema)
         except (OSError, pa.ArrowException) as error:
-            raise UnreadableError(f"{unit.path}: row group {unit.row_group} cannot be read: {_line(error)}") from error
+            raise UnreadableError(
+                f"{unit.path}: row group {unit.row_group} cannot be read: {one_line(error)}"
+            ) from error
         first = (unit.file_index << FILE_INDEX_SHIFT) + unit.first_row
         return table.append_column(ROW_ID, pa.array(np.arange(first, first + unit.rows)))
 
@@ -107,8 +109,4 @@ def _read_footer(path: Path) -> pq.FileMetaData | str:
     try:
         return pq.read_metadata(path)
     except (OSError, pa.ArrowException) as error:
-        return f"{path}: not a readable Parquet file: {_line(error)}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        return f"{path}: not a readable Parquet file: {one_line(error)}"

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 from benchmarks.figure import Figure, interleaved
 from data_pipeline.assemble import BatchAssembler
 from data_pipeline.reading import open_prepared, open_split
+from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.batch import Position
 from rankmixer_dist.config import RunConfig
 
@@ -25,7 +26,7 @@ def measure(config: RunConfig) -> list[Figure]:
 
     def read() -> None:
         for shard in manifest.splits[split]:
-            file = pq.ParquetFile(config.data.prepared / shard.path, memory_map=True)
+            file = pq.ParquetFile(config.data.prepared / shard.path, **READ_OPTIONS)
             for group in range(shard.row_groups):
                 file.read_row_group(group, columns=columns, use_threads=False)
 

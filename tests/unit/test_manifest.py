@@ -12,12 +12,12 @@ from data_pipeline.manifest import (
     Manifest,
     NumericStatistics,
     Shard,
-    file_checksum,
     prepared_columns,
     read_manifest,
     schema_hash,
     verify_checksums,
 )
+from rankmixer_dist.checksum import file_checksum, text_checksum
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema
 
@@ -76,8 +76,12 @@ def standing(tmp_path):
 
 
 def rewrite(folder, **values):
+    """Changes values of the manifest, its checksum along with them."""
     path = folder / MANIFEST_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    content = json.loads(path.read_text()) | values
+    del content["checksum"]
+    content["checksum"] = text_checksum(json.dumps(content, sort_keys=True).encode())
+    path.write_text(json.dumps(content))
 
 
 def test_what_is_written_is_read_back(standing):
@@ -99,6 +103,7 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path):
     ("values", "problem"),
     [
         ({"format_version": 0}, "format version 0"),
+        ({"format_version": "3"}, "format version '3'"),
         ({"splits": {"train": [{"path": "a"}]}}, "Field required"),
         ({"surprise": 1}, "Extra inputs"),
     ],
@@ -112,7 +117,23 @@ def test_a_manifest_of_another_version_is_refused(standing, values, problem):
 def test_a_manifest_cut_short_is_refused(standing):
     path = standing[0] / MANIFEST_NAME
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match="not a manifest"):
+    with pytest.raises(UserError, match="cannot be read as JSON .* prepare the data again"):
+        read_manifest(standing[0], schema_with())
+
+
+def test_json_that_is_no_manifest_is_refused(standing):
+    (standing[0] / MANIFEST_NAME).write_text("[3]")
+    with pytest.raises(UserError, match="not a manifest but list"):
+        read_manifest(standing[0], schema_with())
+
+
+@pytest.mark.parametrize(
+    "change", [{"row_group_rows": 101}, {"numerics": {}}, {"checksum": "0" * 32}, {"checksum": None}, {"surprise": 1}]
+)
+def test_a_manifest_changed_after_it_was_written_is_refused(standing, change):
+    path = standing[0] / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"manifest\.json: its checksum is not that of its content; .* again"):
         read_manifest(standing[0], schema_with())
 
 
