@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import PositiveInt, ValidationError
 
-from rankmixer_dist.checksum import file_checksum, text_checksum
+from rankmixer_dist.checksum import file_checksum, json_checksum
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.schema import (
     LABEL_PREFIX,
@@ -89,7 +89,7 @@ class Manifest(Strict):
         """Writes `manifest.json`, complete or not at all, with a checksum of its own content under `checksum`."""
         content = self.model_dump(mode="json")
         aside = folder / (MANIFEST_NAME + ".partial")
-        aside.write_text(json.dumps({"checksum": _content_checksum(content), **content}, indent=1) + "\n")
+        aside.write_text(json.dumps({"checksum": json_checksum(content), **content}, indent=1) + "\n")
         os.replace(aside, folder / MANIFEST_NAME)
 
 
@@ -123,12 +123,7 @@ def schema_hash(schema: Schema) -> str:
         table.pop("dim")
     for task in content["tasks"].values():
         task.pop("weight")
-    return _content_checksum(content)
-
-
-def _content_checksum(content: dict[str, Any]) -> str:
-    """Of what a JSON text says: neither the order of its keys nor its white space counts."""
-    return text_checksum(json.dumps(content, sort_keys=True).encode())
+    return json_checksum(content)
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -150,7 +145,7 @@ def load_manifest(folder: Path) -> Manifest:
     if version != FORMAT_VERSION:
         raise UserError(f"{path}: format version {version!r}, this is {FORMAT_VERSION}; prepare the data again")
     checksum = content.pop("checksum", None)
-    if checksum != _content_checksum(content):
+    if checksum != json_checksum(content):
         raise UserError(f"{path}: its checksum is not that of its content; the file changed, prepare the data again")
     try:
         return Manifest.model_validate(content)

@@ -16,7 +16,8 @@ DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.py configs/quickstart.yam
 srun --ntasks-per-node 8 python launch/train.py configs/quickstart.yaml   (with MASTER_ADDR and MASTER_PORT set)
 
 The run directory runs/<name>/ gets config.yaml, plan.json, metrics.jsonl, tensorboard/ and checkpoints/. Started again
-with the same config, a run goes on from its newest checkpoint.
+with the same config, on any number of ranks, a run goes on from its newest checkpoint. SIGTERM and SIGUSR1 end it after
+the step, saved, with exit code 75: start it again to go on.
 """
 
 
@@ -42,19 +43,21 @@ def run_on(config: RunConfig, topology: "Topology") -> None:
 
     topology.share_of(config.loader.batch_size)
     ranks = {"rank": topology.rank, "world_size": topology.world_size}
+    best = config.checkpoint.best
     with failing_together():
-        manifest = open_prepared(config, [config.train.split], **ranks)
-    rows = open_split(
-        config,
-        manifest,
-        config.train.split,
-        **ranks,
-        batch_size=config.loader.batch_size,
-        training=True,
-        pin_memory=topology.device.type == "cuda",
-    )
+        manifest = open_prepared(config, [config.train.split, *([best.split] if best else [])], **ranks)
+    pinned = {"pin_memory": topology.device.type == "cuda"}
+    batch_size = config.loader.batch_size
+    rows = open_split(config, manifest, config.train.split, **ranks, batch_size=batch_size, training=True, **pinned)
+    validation_rows = None
+    if best is not None:
+        topology.share_of(config.eval.batch_size)
+        batch_size = config.eval.batch_size
+        validation_rows = open_split(
+            config, manifest, best.split, **ranks, batch_size=batch_size, training=False, **pinned
+        )
     base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
-    train(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
+    train(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates, validation_rows=validation_rows)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from rankmixer_dist.config.load import load_config
 from rankmixer_dist.config.model import BackboneName, ModelConfig
 from rankmixer_dist.config.run import (
+    BestCheckpoint,
     KuaiRandSource,
     RunConfig,
     Schedule,
@@ -14,6 +15,7 @@ from rankmixer_dist.config.run import (
 
 __all__ = [
     "BackboneName",
+    "BestCheckpoint",
     "KuaiRandSource",
     "ModelConfig",
     "RunConfig",

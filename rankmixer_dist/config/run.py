@@ -139,6 +139,9 @@ class StartFrom(Strict):
 
     run: Path = Field(description="a run directory, for its newest checkpoint, or one of its checkpoints")
     accumulators: bool = Field(default=True, description="take up the tables' optimizer state too")
+    rename: dict[str, str] = Field(
+        default={}, description="table, or beginning of dense parameters' names, here -> what it is called there"
+    )
 
 
 class TrainConfig(Strict):
@@ -149,8 +152,39 @@ class TrainConfig(Strict):
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many steps, epochs or not")
     log_every: PositiveInt = 10
-    checkpoint_every: PositiveInt | None = Field(default=None, description="steps; the end of a run always saves")
-    keep_checkpoints: PositiveInt = 2
+    on_non_finite: Literal["stop", "skip"] = Field(
+        default="stop", description="a batch whose loss is not finite ends the run, or is left out and counted"
+    )
+    stall_timeout_s: PositiveFloat | None = Field(
+        default=600.0, description="a rank that does nothing for so long is reported with its stack, and the job ends"
+    )
+    audit_rows: bool = Field(default=False, description="write the ids of the rows trained on into rows_trained/")
+
+
+class BestCheckpoint(Strict):
+    """Scores a split beside each checkpoint and keeps the one with the best figure, however old it is."""
+
+    split: str
+    task: str
+    metric: Literal["auc", "uauc", "logloss", "ne"] = "auc"
+
+    @property
+    def figure(self) -> str:
+        """Name of the figure, e.g. `finish.auc`."""
+        return f"{self.task}.{self.metric}"
+
+    def is_better(self, new: float, old: float) -> bool:
+        """Whether `new` beats `old`: higher for AUC and UAUC, lower for the others."""
+        return new > old if self.metric in ("auc", "uauc") else new < old
+
+
+class CheckpointConfig(Strict):
+    """When a run saves its state, and what it keeps; the end of a run always saves."""
+
+    every: PositiveInt | None = Field(default=None, description="steps")
+    keep: PositiveInt = Field(default=2, description="newest checkpoints to keep")
+    asynchronous: bool = Field(default=True, description="train on while a checkpoint is being written")
+    best: BestCheckpoint | None = None
 
 
 class EvalConfig(Strict):
@@ -158,6 +192,7 @@ class EvalConfig(Strict):
 
     split: str = "test"
     batch_size: PositiveInt = 4096
+    checkpoint: Literal["latest", "best"] = Field(default="latest", description="best: by checkpoint.best")
 
 
 class RunConfig(Strict):
@@ -176,12 +211,20 @@ class RunConfig(Strict):
     sparse: SparseConfig = SparseConfig()
     dense: DenseConfig = DenseConfig()
     train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         self._check_tokens()
-        for key, split in (("train.split", self.train.split), ("eval.split", self.eval.split)):
+        splits = {"train.split": self.train.split, "eval.split": self.eval.split}
+        best = self.checkpoint.best
+        if best is not None:
+            splits["checkpoint.best.split"] = best.split
+            if best.task not in self.features.tasks:
+                known = ", ".join(self.features.tasks)
+                raise ValueError(f"checkpoint.best.task {best.task!r} is not one of the tasks: {known}")
+        for key, split in splits.items():
             if split not in self.data.splits:
                 raise ValueError(f"{key} {split!r} is not one of data.splits: {', '.join(self.data.splits)}")
         if self.dense.engine == "plain" and self.dense.precision != "fp32":

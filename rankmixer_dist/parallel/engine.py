@@ -8,7 +8,7 @@ over the ranks, TorchRec divides the table gradients by their number, and N rank
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,12 +19,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
+
+from rankmixer_dist.pieces import Piece, dense_key, dense_pieces
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # On CPU DeepSpeed would compile a C++ extension at the first start, for an inference all-reduce that nobody calls here.
@@ -39,18 +35,6 @@ class OptimizerSettings:
     lr: float
     weight_decay: float = 0.0
     clip_norm: float | None = None
-
-
-@dataclass(frozen=True)
-class DenseState:
-    """The dense model between two steps, by parameter name and in full shape, fp32 on the CPU.
-
-    `moments`: optimizer state tensors of each parameter, e.g. `exp_avg`; `updates`: optimizer steps taken.
-    """
-
-    weights: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]
-    updates: int
 
 
 class DenseEngine(Protocol):
@@ -68,12 +52,25 @@ class DenseEngine(Protocol):
         """Clips, updates at this learning rate and clears the gradients."""
         ...
 
-    def state(self) -> DenseState:
-        """Whole weights and optimizer moments, whatever the ZeRO stage; every rank must call it."""
+    @property
+    def updates(self) -> int:
+        """Optimizer steps taken."""
         ...
 
-    def load_state(self, state: DenseState) -> None:
-        """Takes up `state`, which may come from another world size, ZeRO stage or precision."""
+    def moments(self) -> tuple[str, ...]:
+        """Kinds of optimizer state that each parameter has, e.g. `exp_avg`; none before the first step."""
+        ...
+
+    def pieces(self) -> list[Piece]:
+        """This rank's part of the fp32 weights and of the optimizer's moments, flat, whatever the ZeRO stage."""
+        ...
+
+    def make_room(self, moments: Sequence[str], updates: int) -> None:
+        """Prepares a fresh engine for a state of that many steps: `pieces` then has its moments too, to be filled."""
+        ...
+
+    def refresh(self) -> None:
+        """Takes up what was written into `pieces`; all ranks call it."""
         ...
 
 
@@ -107,11 +104,21 @@ class PlainEngine:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def state(self) -> DenseState:
-        return _whole_state(dict(self.module.named_parameters()), self.optimizer)
+    @property
+    def updates(self) -> int:
+        return _updates(self.optimizer)
 
-    def load_state(self, state: DenseState) -> None:
-        _load_whole_state(dict(self.module.named_parameters()), self.optimizer, state)
+    def moments(self) -> tuple[str, ...]:
+        return _moments(self.optimizer)
+
+    def pieces(self) -> list[Piece]:
+        return _whole_pieces(dict(self.module.named_parameters()), self.optimizer)
+
+    def make_room(self, moments: Sequence[str], updates: int) -> None:
+        _make_room(self.module.parameters(), self.optimizer, moments, updates)
+
+    def refresh(self) -> None:
+        pass
 
 
 class DeepSpeedEngine:
@@ -162,36 +169,50 @@ class DeepSpeedEngine:
         _set_lr(self.optimizer, lr)
         self._engine.step()
 
-    def state(self) -> DenseState:
-        if not self._is_partitioned:
-            return _whole_state(self._masters(), self._base_optimizer)
-        keys = [key for key in self._partition_state() if key != "step"]
-        return DenseState(
-            weights={n: _cpu_fp32(safe_get_full_fp32_param(p)) for n, p in self.module.named_parameters()},
-            moments={
-                n: {key: _cpu_fp32(safe_get_full_optimizer_state(p, key)) for key in keys}
-                for n, p in self.module.named_parameters()
-            },
-            updates=int(self._partition_state().get("step", 0)),
-        )
+    @property
+    def updates(self) -> int:
+        return _updates(self._base_optimizer)
 
-    def load_state(self, state: DenseState) -> None:
+    def moments(self) -> tuple[str, ...]:
+        return _moments(self._base_optimizer)
+
+    def pieces(self) -> list[Piece]:
         if not self._is_partitioned:
-            _load_whole_state(self._masters(), self._base_optimizer, state)
-            self._refresh(state)
-            return
-        self._create_moments(state)
+            return _whole_pieces(self._masters(), self._base_optimizer)
+        self._link_moments()
+        pieces = []
         for name, parameter in self.module.named_parameters():
-            safe_set_full_fp32_param(parameter, state.weights[name].to(parameter.device))
-            for key, value in state.moments[name].items():
-                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
-        self._refresh(state)
+            mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+            if mapping is None:  # lies on other ranks only
+                continue
+            shape, offsets = (parameter.numel(),), (mapping.lp_fragment_address.start,)
+            own = {"weight": mapping.get_hp_fragment()}
+            own |= {kind: mapping.get_hp_fragment(kind) for kind in self.moments()}
+            pieces += [Piece(dense_key(name, kind), shape, offsets, part.detach()) for kind, part in own.items()]
+        return pieces
+
+    def make_room(self, moments: Sequence[str], updates: int) -> None:
+        if self._is_partitioned:
+            partitions = [part for group in self._base_optimizer.param_groups for part in group["params"]]
+            _make_room(partitions, self._base_optimizer, moments, updates)
+            self.optimizer._hp_optimizer_states_linked = False
+        else:
+            _make_room(self._masters().values(), self._base_optimizer, moments, updates)
 
     @torch.no_grad()
-    def _refresh(self, state: DenseState) -> None:
-        """Sets the weights that forward reads; under bf16 they are the rounded copy of the fp32 ones."""
+    def refresh(self) -> None:
+        """Forward reads the parameters themselves; under ZeRO or bf16 they are copies of the fp32 weights."""
+        if self._is_partitioned:
+            self.optimizer.update_lp_params()
+            return
+        masters = self._masters()
         for name, parameter in self.module.named_parameters():
-            parameter.copy_(state.weights[name])
+            parameter.copy_(masters[name])
+
+    def _link_moments(self) -> None:
+        """Lets the parameters find their part of the moments, which DeepSpeed does in the first step after a start."""
+        if self.updates:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:
@@ -206,50 +227,32 @@ class DeepSpeedEngine:
         master = {id(p): m for low, high in groups for p, m in zip(low, high, strict=True)}
         return {name: master[id(parameter)] for name, parameter in self.module.named_parameters()}
 
-    def _create_moments(self, state: DenseState) -> None:
-        """Gives the flat partitions the moments that a first update would, and lets the parameters find them.
-
-        DeepSpeed links the parameters to their optimizer state once, after the first step, and a fresh engine has
-        not made one.
-        """
-        base = self._base_optimizer
-        keys = next(iter(state.moments.values()), {})
-        for group in base.param_groups:
-            for partition in group["params"]:
-                base.state[partition] = {key: torch.zeros_like(partition) for key in keys}
-                base.state[partition]["step"] = torch.tensor(float(state.updates))
-        self.optimizer._hp_optimizer_states_linked = False
-        self.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _partition_state(self) -> dict[str, Any]:
-        """Optimizer state of the first flat partition, empty before the first update; all hold the same keys."""
-        return next(iter(self._base_optimizer.state.values()), {})
-
 
 def _set_lr(optimizer: Any, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def _cpu_fp32(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", torch.float32, copy=True)
+def _updates(optimizer: torch.optim.Optimizer) -> int:
+    state: dict[str, Any] = next(iter(optimizer.state.values()), {})
+    return int(state.get("step", 0))
 
 
-def _whole_state(masters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> DenseState:
-    weights, moments, updates = {}, {}, 0
-    for name, master in masters.items():
-        state = optimizer.state[master]
-        weights[name] = _cpu_fp32(master)
-        moments[name] = {key: _cpu_fp32(value) for key, value in state.items() if key != "step"}
-        updates = int(state["step"]) if state else 0
-    return DenseState(weights=weights, moments=moments, updates=updates)
+def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """All parameters, or flat partitions of them, have the same kinds of state."""
+    return tuple(key for key in next(iter(optimizer.state.values()), {}) if key != "step")
 
 
-@torch.no_grad()
-def _load_whole_state(masters: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: DenseState) -> None:
-    for name, master in masters.items():
-        master.copy_(state.weights[name])
-        optimizer.state[master] = {
-            "step": torch.tensor(float(state.updates)),
-            **{key: value.to(master.device, copy=True) for key, value in state.moments[name].items()},
-        }
+def _whole_pieces(masters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> list[Piece]:
+    pieces = dense_pieces(masters)
+    for kind in _moments(optimizer):
+        pieces += dense_pieces({name: optimizer.state[master][kind] for name, master in masters.items()}, kind)
+    return pieces
+
+
+def _make_room(
+    parameters: Iterable[Tensor], optimizer: torch.optim.Optimizer, moments: Sequence[str], updates: int
+) -> None:
+    for parameter in parameters:
+        optimizer.state[parameter] = {kind: torch.zeros_like(parameter) for kind in moments}
+        optimizer.state[parameter]["step"] = torch.tensor(float(updates))

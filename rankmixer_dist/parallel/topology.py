@@ -76,8 +76,12 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     try:
         yield Topology(rank, world_size, local_rank, local_world_size, device)
         dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # With other ranks there may be exchanges under way that they never come to, and gloo would wait for them.
+        if world_size == 1:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def gather_objects(value: Any) -> list[Any] | None:
@@ -101,21 +105,42 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def any_over_ranks(flag: torch.Tensor) -> bool:
+    """Whether a boolean scalar is true on any rank."""
+    value = flag.to(torch.int32)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     dist.barrier()
 
 
+def new_gloo_group() -> dist.ProcessGroup:
+    """A group of all ranks for CPU tensors, whose exchanges do not mix with other groups'; all ranks call it."""
+    return dist.new_group(backend="gloo")
+
+
+def all_gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """`value` of every rank in rank order, on every rank."""
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered
+
+
 @contextmanager
-def failing_together() -> Iterator[None]:
-    """When the block ends in a `UserError` on any rank, all ranks raise the first one, so that none waits for it."""
+def failing_together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """When the block ends in a `UserError` or an `OSError` on any rank, all raise the first, so that none waits for it.
+
+    Raises:
+        UserError: with the message of the first rank that failed.
+    """
     mine: str | None = None
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         mine = str(error)
-    errors: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, mine)
-    for message in errors:
+    for message in all_gather_objects(mine, group):
         if message is not None:
             raise UserError(message)

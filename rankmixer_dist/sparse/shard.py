@@ -1,7 +1,7 @@
 """Places the tables on the ranks: a plan with its reasons, the sharded module, its fused optimizer and its shards."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from torchrec.distributed.types import BoundsCheckMode, ModuleSharder, ShardingE
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rankmixer_dist.batch import JaggedIds
+from rankmixer_dist.pieces import Piece
 from rankmixer_dist.sparse.init import fill_uniform_
 from rankmixer_dist.sparse.tables import Embeddings, EmbeddingTables
 
@@ -58,16 +59,16 @@ class Tables(Protocol):
         """This rank's pieces of every table."""
         ...
 
-    def state(self) -> dict[str, Any]:
-        """`<table>.weight` and `<table>.sum` of every table, views that torch.distributed.checkpoint fills in place."""
-        ...
-
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `first_row`.. of `table` on this rank: `weight` [rows, dim] and its optimizer's `sum` [rows]."""
+    """Rows `first_row`.. of `table` on this rank: `weight` [rows, dim] and its optimizer's `sum` [rows].
+
+    `table_rows`: of the whole table.
+    """
 
     table: str
+    table_rows: int
     first_row: int
     weight: Tensor
     sum: Tensor
@@ -95,14 +96,8 @@ class LocalTables:
     def local_shards(self) -> Iterator[Shard]:
         for table, parameter, optimizer in self._optimizers():
             total = optimizer.state[parameter]["sum"]
-            yield Shard(table=table, first_row=0, weight=parameter.detach(), sum=total.view(-1))
-
-    def state(self) -> dict[str, Any]:
-        tensors: dict[str, Any] = {}
-        for shard in self.local_shards():
-            tensors[f"{shard.table}.weight"] = shard.weight
-            tensors[f"{shard.table}.sum"] = shard.sum
-        return tensors
+            weight = parameter.detach()
+            yield Shard(table=table, table_rows=len(weight), first_row=0, weight=weight, sum=total.view(-1))
 
 
 class ShardedTables:
@@ -120,7 +115,24 @@ class ShardedTables:
             group["lr"] = lr
         optimizer.step()  # the update itself is in backward; this hands the rate to the kernels
 
-    def state(self) -> dict[str, Any]:
+    def local_shards(self) -> Iterator[Shard]:
+        tensors = self._tensors()
+        for table in {name.rpartition(".")[0]: None for name in tensors}:
+            weights = _pieces(tensors[f"{table}.weight"])
+            # A table-wise table that lies on another rank has a weight without pieces here, and no accumulator.
+            sums = _pieces(tensors[f"{table}.sum"]) if weights else []
+            for piece, total in zip(weights, sums, strict=True):
+                assert piece.first_row == total.first_row
+                yield Shard(
+                    table=table,
+                    table_rows=tensors[f"{table}.weight"].size(0),
+                    first_row=piece.first_row,
+                    weight=piece.tensor,
+                    sum=total.tensor.view(-1),
+                )
+
+    def _tensors(self) -> dict[str, Any]:
+        """`<table>.weight` and `<table>.sum` of every table, as TorchRec holds them."""
         tensors: dict[str, Any] = {}
         for name, weight in self.module.state_dict().items():
             tensors[f"{name.split('.')[-2]}.weight"] = weight
@@ -129,16 +141,6 @@ class ShardedTables:
                 if key.endswith(".momentum1"):
                     tensors[key.removesuffix(".momentum1") + ".sum"] = value
         return tensors
-
-    def local_shards(self) -> Iterator[Shard]:
-        tensors = self.state()
-        for table in {name.rpartition(".")[0]: None for name in tensors}:
-            weights = _pieces(tensors[f"{table}.weight"])
-            # A table-wise table that lies on another rank has a weight without pieces here, and no accumulator.
-            sums = _pieces(tensors[f"{table}.sum"]) if weights else []
-            for piece, total in zip(weights, sums, strict=True):
-                assert piece.first_row == total.first_row
-                yield Shard(table=table, first_row=piece.first_row, weight=piece.tensor, sum=total.tensor.view(-1))
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,22 @@ def _explain(
         "bytes_per_rank": bytes_per_rank,
         "reason": reason,
     }
+
+
+def table_key(table: str, kind: str = "weight") -> str:
+    """Name of a table's weights, or of its optimizer's `sum`, in a checkpoint."""
+    return f"tables/{table}.{kind}"
+
+
+def table_pieces(tables: Tables, kinds: Sequence[str] = ("weight", "sum")) -> list[Piece]:
+    """This rank's part of every table, of the given kinds."""
+    pieces = []
+    for shard in tables.local_shards():
+        for kind in kinds:
+            part: Tensor = getattr(shard, kind)
+            shape, offsets = (shard.table_rows, *part.shape[1:]), (shard.first_row, *(0 for _ in part.shape[1:]))
+            pieces.append(Piece(table_key(shard.table, kind), shape, offsets, part))
+    return pieces
 
 
 def init_tables(tables: Tables, *, scale: float, seed: int) -> None:

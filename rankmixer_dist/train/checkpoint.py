@@ -1,111 +1,96 @@
-"""Checkpoints that are complete or absent: written aside by all ranks, then renamed by one.
+"""A run's whole state as a checkpoint, and back: tables, dense model, both optimizers, generators, data position."""
 
-checkpoints/step-00000120/
-  progress.json     step, rows, data position, seed, versions
-  dense.pt          whole dense weights and optimizer moments, fp32 (read with weights_only)
-  tables/           every table and its optimizer state, by torch.distributed.checkpoint, whatever the sharding
-"""
-
-import json
-import os
-import shutil
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from rankmixer_dist.batch import Position
+from rankmixer_dist.checkpoint.about import About, DataPosition
+from rankmixer_dist.checkpoint.folder import TENSORS
+from rankmixer_dist.checkpoint.opening import open_checkpoint
+from rankmixer_dist.checkpoint.storage import read_pieces
+from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.parallel.engine import DenseEngine, DenseState
-from rankmixer_dist.parallel.topology import Topology, barrier
-from rankmixer_dist.sparse.shard import Tables
-from rankmixer_dist.sparse.storage import load_tables, save_tables
+from rankmixer_dist.parallel.engine import DenseEngine
+from rankmixer_dist.parallel.topology import Topology, failing_together
+from rankmixer_dist.pieces import Piece, module_pieces, whole
+from rankmixer_dist.sparse.shard import Tables, table_pieces
 from rankmixer_dist.train.loop import Progress
 
-_PREFIX = "step-"
+
+def describe(
+    config: RunConfig, progress: Progress, engine: DenseEngine, topology: Topology, metrics: Mapping[str, float]
+) -> About:
+    """Everything of a run's state that is not a tensor."""
+    return About(
+        step=progress.step,
+        rows=progress.rows,
+        position=DataPosition(epoch=progress.position.epoch, row=progress.position.row),
+        updates=engine.updates,
+        moments=engine.moments(),
+        shapes={name: tuple(parameter.shape) for name, parameter in engine.module.named_parameters()},
+        world_size=topology.world_size,
+        config=config.model_dump(mode="json"),
+        versions={package: version(package) for package in ("torch", "torchrec", "deepspeed")},
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+    )
 
 
-def checkpoints(run_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    folder = run_dir / "checkpoints"
-    return sorted(path for path in folder.glob(_PREFIX + "*") if path.suffix == "") if folder.is_dir() else []
+def state_pieces(tables: Tables, engine: DenseEngine, topology: Topology) -> list[Piece]:
+    """This rank's part of all tensors of a run's state."""
+    return [*table_pieces(tables), *engine.pieces(), *_random_pieces(topology)]
 
 
-def save_checkpoint(
-    run_dir: Path, progress: Progress, tables: Tables, engine: DenseEngine, *, topology: Topology, keep: int
-) -> Path:
-    """Saves a run's state; all ranks call it. The oldest beyond `keep` are removed once the new one is complete."""
-    final = run_dir / "checkpoints" / f"{_PREFIX}{progress.step:08d}"
-    aside = final.with_name(final.name + ".partial")
-    if topology.is_first:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    barrier()
-    save_tables(tables, aside / "tables")
-    state = engine.state()
-    if topology.is_first:
-        torch.save(asdict(state), aside / "dense.pt")
-        about = {
-            "step": progress.step,
-            "rows": progress.rows,
-            "position": {"epoch": progress.position.epoch, "row": progress.position.row},
-            "world_size": topology.world_size,
-            "torch": torch.__version__,
-        }
-        (aside / "progress.json").write_text(json.dumps(about, indent=1) + "\n")
-    barrier()
-    if topology.is_first:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
-        for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old)
-    barrier()
-    return final
+def resume(checkpoint: Path, tables: Tables, engine: DenseEngine, topology: Topology) -> Progress:
+    """Takes up the state that `checkpoint` holds, whatever ranks, plan and ZeRO stage it was saved under.
 
-
-def load_checkpoint(path: Path, tables: Tables, engine: DenseEngine) -> dict[str, Any]:
-    """Takes up the tables, the dense model and both optimizers from `path`, saved under any sharding or ZeRO stage.
-
-    Returns:
-        The content of progress.json.
+    Random numbers go on where they were if the number of ranks is the same; else they begin anew.
 
     Raises:
-        UserError: a file of the checkpoint is missing or does not fit the model.
+        UserError: it is damaged, or of another model.
     """
-    about, saved = _read(path, engine.module)
-    load_tables(tables, path / "tables")
-    engine.load_state(DenseState(**saved))
+    about = _open(checkpoint, engine.module, topology)
+    engine.make_room(about.moments, about.updates)
+    random = _random_pieces(topology) if about.world_size == topology.world_size else []
+    read_pieces([*table_pieces(tables), *engine.pieces(), *random], checkpoint / TENSORS)
+    engine.refresh()
+    if random:
+        torch.set_rng_state(random[0].tensor)
+    else:
+        torch.manual_seed(about.config["seed"] + about.step)
+    if topology.device.type == "cuda" and random:
+        torch.cuda.set_rng_state(random[1].tensor, topology.device)
+    return Progress(about.step, about.rows, Position(about.position.epoch, about.position.row))
+
+
+def load_for_scoring(checkpoint: Path, tables: Tables, module: nn.Module, topology: Topology) -> None:
+    """Takes up the weights alone; raises as `resume` does."""
+    _open(checkpoint, module, topology)
+    read_pieces([*table_pieces(tables, ["weight"]), *module_pieces(module)], checkpoint / TENSORS)
+
+
+def _random_pieces(topology: Topology) -> list[Piece]:
+    """Copies of this rank's generators' states, the CPU's first."""
+    states = {"cpu": torch.get_rng_state()}
+    if topology.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(topology.device)
+    return [whole(f"random/{device}-{topology.rank:05d}", state) for device, state in states.items()]
+
+
+def _open(checkpoint: Path, module: nn.Module, topology: Topology) -> About:
+    about: About | None = None
+    with failing_together():
+        about = open_checkpoint(checkpoint, rank=topology.rank, world_size=topology.world_size)
+        shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        for name in sorted(shapes.keys() | about.shapes.keys()):
+            if shapes.get(name) != about.shapes.get(name):
+                raise UserError(
+                    f"{checkpoint}: saved from another model: parameter {name} has shape {about.shapes.get(name)} "
+                    f"there and {shapes.get(name)} here"
+                )
+    assert about is not None
     return about
-
-
-def load_for_scoring(path: Path, tables: Tables, module: nn.Module) -> None:
-    """Takes up the weights alone; raises as `load_checkpoint` does."""
-    _, saved = _read(path, module)
-    load_tables(tables, path / "tables")
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(saved["weights"][name])
-
-
-def _read(path: Path, module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    about, saved = read_dense(path)
-    names = {name for name, _ in module.named_parameters()}
-    if names != saved["weights"].keys():
-        missing = sorted(names ^ saved["weights"].keys())[0]
-        raise UserError(f"{path}: saved from another model; parameter {missing!r} is in only one of the two")
-    return about, saved
-
-
-def read_dense(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """progress.json and dense.pt of a checkpoint.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    try:
-        about = json.loads((path / "progress.json").read_text())
-        saved = torch.load(path / "dense.pt", weights_only=True, map_location="cpu")
-    except (OSError, json.JSONDecodeError, RuntimeError) as error:
-        raise UserError(f"{path}: not a readable checkpoint: {error}") from error
-    return about, saved

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from rankmixer_dist.batch import Batch, Position
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import Preempted
 from rankmixer_dist.parallel.comm_time import CommTimer
 from rankmixer_dist.parallel.topology import Topology, sum_over_ranks
+from rankmixer_dist.train.non_finite import NonFiniteRows
 from rankmixer_dist.train.schedule import LearningRate
+from rankmixer_dist.train.step import StepResult
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 _COMM_EVERY_INTERVALS = 5
@@ -57,63 +58,107 @@ class Progress:
     position: Position
 
 
+class Hooks(Protocol):
+    """What a run does beside its steps; every rank calls each hook at the same step."""
+
+    def doing(self, step: int, what: str) -> None:
+        """The loop moves on."""
+        ...
+
+    def on_step(self, batch: Batch) -> None:
+        """A step was taken."""
+        ...
+
+    def on_log(self, line: dict[str, Any]) -> None:
+        """A log interval ended."""
+        ...
+
+    def on_checkpoint(self, progress: Progress) -> None:
+        """The state after this step is to be saved."""
+        ...
+
+    def stops(self) -> bool:
+        """Whether the run was asked to stop; the same answer on all ranks."""
+        ...
+
+
 def run_loop(
     batches: Epochs,
-    step: Callable[..., Tensor],
+    step: Callable[..., StepResult],
     plan: Plan,
     *,
     progress: Progress,
     topology: Topology,
     stopwatch: Stopwatch,
-    on_step: Callable[[], None],
-    on_log: Callable[[dict[str, Any]], None],
-    on_checkpoint: Callable[[Progress], None],
+    non_finite: NonFiniteRows,
+    hooks: Hooks,
 ) -> Progress:
-    """Trains from `progress` to the end of the plan; saves every `checkpoint_every` steps and at the end.
+    """Trains from `progress` to the end of the plan, or until it is asked to stop; saves now and then and at the end.
+
+    A checkpoint ends a log interval, so a run that goes on from it writes the same lines as one that never stopped.
 
     Raises:
-        UserError: the loss is no longer finite; names the step.
+        UserError: the loss is no longer finite; names the step and where the rows' ids are.
+        Preempted: the run was asked to stop, and its state is saved.
     """
-    interval = _Interval(plan, topology, stopwatch)
+    interval = _Interval(plan, topology, stopwatch, non_finite)
     saved = progress.step
+
+    def save(rates: dict[str, float]) -> None:
+        nonlocal saved
+        if not interval.is_empty:
+            hooks.on_log(interval.close(progress, **rates))
+        hooks.doing(progress.step, "saving a checkpoint")
+        hooks.on_checkpoint(progress)
+        saved = progress.step
+
     while progress.step < plan.total_steps and progress.position.epoch < plan.epochs:
+        hooks.doing(progress.step, "waiting for data")
         reading = batches.epoch(progress.position)
         for batch, position in interval.timed(reading):
+            hooks.doing(progress.step + 1, "in the training step")
             rates = {"lr": plan.lr.at(progress.step), "sparse_lr": plan.sparse_lr.at(progress.step)}
+            on_device = batch.to(topology.device)
             with interval.maybe_timed_exchange(progress.step):
-                losses_K = step(batch.to(topology.device), **rates)
-            interval.add(losses_K, batch)
+                result = step(on_device, **rates)
             progress.step += 1
             progress.rows += int(batch.global_weight)
             progress.position = position
-            on_step()
+            interval.add(progress.step, on_device, result)
+            hooks.on_step(batch)
             last = progress.step == plan.total_steps
             if last or progress.step % plan.log_every == 0:
-                on_log(interval.close(progress, **rates))
+                hooks.on_log(interval.close(progress, **rates))
             if plan.checkpoint_every is not None and progress.step % plan.checkpoint_every == 0 and not last:
-                on_checkpoint(progress)
-                saved = progress.step
+                save(rates)
+            if hooks.stops() and not last:
+                if saved != progress.step:
+                    save(rates)
+                raise Preempted(f"asked to stop; saved at step {progress.step} of {plan.total_steps}")
             if last:
                 break
+            hooks.doing(progress.step, "waiting for data")
         else:
             progress.position = Position(progress.position.epoch + 1, 0)
         reading.close()  # type: ignore[attr-defined]
     if saved != progress.step:
-        on_checkpoint(progress)
+        hooks.doing(progress.step, "saving a checkpoint")
+        hooks.on_checkpoint(progress)
     return progress
 
 
 class _Interval:
     """Sums what happened since the last log line."""
 
-    def __init__(self, plan: Plan, topology: Topology, stopwatch: Stopwatch) -> None:
+    def __init__(self, plan: Plan, topology: Topology, stopwatch: Stopwatch, non_finite: NonFiniteRows) -> None:
         self._plan, self._topology, self._stopwatch = plan, topology, stopwatch
+        self._non_finite = non_finite
         self._comm_s: float | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._losses = torch.zeros(len(self._plan.tasks), device=self._topology.device)
-        self._rows, self._steps, self._wait_s = 0.0, 0, 0.0
+        self._rows, self._steps, self._skipped, self._wait_s = 0.0, 0, 0, 0.0
         self._start = time.perf_counter()
 
     def timed(self, reading: Iterator[tuple[Batch, Position]]) -> Iterator[tuple[Batch, Position]]:
@@ -136,23 +181,32 @@ class _Interval:
             yield
         self._comm_s = timer.seconds
 
-    def add(self, losses_K: Tensor, batch: Batch) -> None:
-        # A batch's loss is a mean over its own weight; the interval's is the mean over all its rows.
-        self._losses += losses_K * batch.global_weight
-        self._rows += batch.global_weight
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was taken since the last line."""
+        return self._steps == 0
+
+    def add(self, step: int, batch: Batch, result: StepResult) -> None:
         self._steps += 1
+        if result.skipped:
+            self._skipped += 1
+            self._non_finite.skip(step, batch, result.bad_B)
+            return
+        self._non_finite.add(step, batch, result.bad_B)
+        # A batch's loss is a mean over its own weight; the interval's is the mean over all its rows.
+        self._losses += result.losses_K * batch.global_weight
+        self._rows += batch.global_weight
 
     def close(self, progress: Progress, *, lr: float, sparse_lr: float) -> dict[str, Any]:
         plan = self._plan
         parts = self._stopwatch.totals()
-        losses = (sum_over_ranks(self._losses) / self._rows).tolist()
+        summed = sum_over_ranks(self._losses)
+        losses = (summed / self._rows).tolist() if self._rows else [math.nan] * len(plan.tasks)  # all were left out
         seconds = time.perf_counter() - self._start
         loss = math.fsum(weight * value for weight, value in zip(plan.task_weights, losses, strict=True))
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is not finite at step {progress.step}; lower dense.lr or sparse.lr, add warm-up, or set "
-                "dense.clip_norm"
-            )
+        if self._rows and not math.isfinite(loss):
+            self._non_finite.stop()
+        self._non_finite.clear()
         rate = self._rows / seconds
         peak = plan.peak_flops and plan.peak_flops * self._topology.world_size
         line = {
@@ -165,6 +219,7 @@ class _Interval:
             "sparse_lr": sparse_lr,
             "samples_per_s": rate,
             "mfu": rate * plan.flops_per_row / peak if peak else None,
+            "skipped_steps": self._skipped,
             "step_s": seconds / self._steps,
             "data_wait_s": self._wait_s / self._steps,
             "data_wait_share": self._wait_s / seconds,

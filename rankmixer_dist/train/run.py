@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from rankmixer_dist.batch import Position
+from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology, barrier, failing_together
@@ -19,16 +20,17 @@ from rankmixer_dist.train.build import (
     build_tables,
     learning_rate,
 )
-from rankmixer_dist.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from rankmixer_dist.train.checkpoint import resume
 from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
 from rankmixer_dist.train.memory import keep_freed_memory
-from rankmixer_dist.train.metrics_log import MetricsLog
+from rankmixer_dist.train.non_finite import NonFiniteRows
 from rankmixer_dist.train.peak import peak_flops
-from rankmixer_dist.train.progress import TrainProgress
 from rankmixer_dist.train.run_dir import claim_run_dir, write_json
+from rankmixer_dist.train.run_hooks import RunHooks
+from rankmixer_dist.train.scoring import ScoredRows
 from rankmixer_dist.train.step import TrainStep
 from rankmixer_dist.train.stopwatch import Stopwatch
-from rankmixer_dist.train.warm_start import find_checkpoint, warm_start
+from rankmixer_dist.train.warm_start import warm_start
 
 
 class TrainingRows(Epochs, Protocol):
@@ -45,8 +47,12 @@ def train(
     *,
     numerics: Mapping[str, Statistics],
     base_rates: Sequence[float],
+    validation_rows: ScoredRows | None = None,
 ) -> None:
     """Trains `config`'s run over all ranks and leaves its directory complete.
+
+    Args:
+        validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
 
     Raises:
         UserError: the config cannot be run on these ranks, the run directory holds another config, or the loss is no
@@ -62,12 +68,20 @@ def train(
     start_checkpoint: Path | None = None
     with failing_together():
         if start is not None and not saved:
-            start_checkpoint = find_checkpoint(start.run)
+            start_checkpoint = find_checkpoint(start.run, key="train.start_from.run")
         if topology.is_first:
             claim_run_dir(config)
     tables, placed = build_tables(config, topology, rows_per_rank=share)
     if start is not None and start_checkpoint is not None:
-        began = warm_start(start_checkpoint, tables, model, accumulators=start.accumulators)
+        began = warm_start(
+            start_checkpoint,
+            tables,
+            model,
+            topology,
+            schema=config.features,
+            accumulators=start.accumulators,
+            rename=start.rename,
+        )
         if topology.is_first:
             print(began, flush=True)
             write_json(config.run_dir / "start.json", asdict(began))
@@ -78,8 +92,7 @@ def train(
 
     progress = Progress(step=0, rows=0, position=Position(0, 0))
     if saved:
-        about = load_checkpoint(saved[-1], tables, engine)
-        progress = Progress(step=about["step"], rows=about["rows"], position=Position(**about["position"]))
+        progress = resume(saved[-1], tables, engine, topology)
         if topology.is_first:
             print(f"goes on from {saved[-1]}", flush=True)
     if progress.step >= plan.total_steps:
@@ -95,19 +108,9 @@ def train(
         auxiliary_weight=auxiliary_weight(config.model),
         world_size=topology.world_size,
         stopwatch=stopwatch,
+        skip_non_finite=config.train.on_non_finite == "skip",
     )
-    log = MetricsLog(config.run_dir, resume_step=progress.step) if topology.is_first else None
-    with TrainProgress(total_steps=plan.total_steps, done_steps=progress.step, enabled=topology.is_first) as shown:
-
-        def on_log(line: dict[str, Any]) -> None:
-            if log is not None:
-                log.write(line)
-            shown.show(line)
-
-        def on_checkpoint(done: Progress) -> None:
-            keep = config.train.keep_checkpoints
-            save_checkpoint(config.run_dir, done, tables, engine, topology=topology, keep=keep)
-
+    with RunHooks(config, topology, tables, engine, progress, plan, validation_rows) as hooks:
         run_loop(
             rows,
             step,
@@ -115,12 +118,9 @@ def train(
             progress=progress,
             topology=topology,
             stopwatch=stopwatch,
-            on_step=shown.advance,
-            on_log=on_log,
-            on_checkpoint=on_checkpoint,
+            non_finite=NonFiniteRows(config.run_dir, topology),
+            hooks=hooks,
         )
-    if log is not None:
-        log.close()
 
 
 def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per_row: int) -> Plan:
@@ -133,7 +133,7 @@ def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per
         epochs=config.train.epochs,
         total_steps=steps,
         log_every=config.train.log_every,
-        checkpoint_every=config.train.checkpoint_every,
+        checkpoint_every=config.checkpoint.every,
         lr=learning_rate(config.dense.lr, config.dense.schedule, total_steps=steps),
         sparse_lr=learning_rate(config.sparse.lr, config.sparse.schedule, total_steps=steps),
         tasks=tuple(config.features.tasks),

@@ -12,11 +12,13 @@ from rankmixer_dist.errors import UserError
 
 CHANGEABLE = frozenset(
     {
-        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "train.epochs", "train.max_steps",
-        "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "eval.split", "eval.batch_size",
+        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
+        "train.epochs", "train.max_steps", "train.log_every", "train.stall_timeout_s", "checkpoint", "eval.split",
+        "eval.batch_size", "eval.checkpoint",
     }
 )  # fmt: skip
-"""Keys that may differ between two starts of a run: they change how long it is or how it is watched, not what it is."""
+"""Keys that may differ between two starts of a run: how long it is, where its parts lie, how it is watched; not what
+it learns."""
 
 
 def claim_run_dir(config: RunConfig) -> Path:

@@ -2,9 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +12,21 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.batch import Batch
+from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.metrics import TaskMetrics
 from rankmixer_dist.parallel.topology import Topology, barrier, gather_objects
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID
 from rankmixer_dist.sparse.shard import Tables
+from rankmixer_dist.train.loop import Epochs
 
 SCORE_PREFIX = "score_"
+
+
+class ScoredRows(Epochs, Protocol):
+    """One rank's batches of a split in the order of time, and all ranks' rows."""
+
+    @property
+    def rows(self) -> int: ...
 
 
 @torch.no_grad()
@@ -32,58 +40,55 @@ def predict(tables: Tables, module: nn.Module, batch: Batch) -> Tensor:
 def score_split(
     tables: Tables,
     module: nn.Module,
-    batches: Iterator[Batch],
+    rows: ScoredRows,
     *,
     tasks: tuple[str, ...],
-    run_dir: Path,
+    predictions: Path | None,
     topology: Topology,
     on_batch: Callable[[int], None],
 ) -> dict[str, Any] | None:
-    """Scores every row once over all ranks and writes `predictions/part-<rank>.parquet`, all parts or none.
+    """Scores every row once over all ranks and leaves the model as it was, in training or not.
 
     Args:
-        batches: this rank's batches of the split.
+        rows: this rank's batches of the split.
+        predictions: folder for the scores, `part-<rank>.parquet`, all parts or none; None to keep the figures alone.
         on_batch: told the global batch's rows after each one.
 
     Returns:
         `rows` and `tasks` of eval.json on rank 0 (with `reachable` where the data knows the true probabilities), None
         elsewhere.
     """
+    was_training = module.training
     tables.module.eval()
     module.eval()
-    aside = run_dir / "predictions.partial"
-    if topology.is_first:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    barrier()
+    writer = _PredictionWriter(predictions, tasks, topology) if predictions is not None else None
     scored = {task: TaskMetrics() for task in tasks}
     truth: dict[str, TaskMetrics] = {}
-    rows = 0
-    with pq.ParquetWriter(aside / f"part-{topology.rank:05d}.parquet", _prediction_columns(tasks)) as writer:
-        for batch in batches:
-            on_device = batch.to(topology.device)
-            scores_BK = predict(tables, module, on_device).cpu().numpy()
-            real = batch.weight_B.numpy() > 0
-            labels_BK, user_id = batch.labels_BK.numpy()[real], batch.user_id_B.numpy()[real]
-            for place, task in enumerate(tasks):
-                labelled = ~np.isnan(labels_BK[:, place])
-                labels, users = labels_BK[labelled, place], user_id[labelled]
-                scored[task].update(scores_BK[real, place][labelled], labels, users)
-                if batch.truth_BK is not None:
-                    known = truth.setdefault(task, TaskMetrics())
-                    known.update(batch.truth_BK.numpy()[real, place][labelled], labels, users)
-            rows += int(real.sum())
-            writer.write_table(_predictions(batch, real, scores_BK[real], tasks))
-            on_batch(int(batch.global_weight))
-    barrier()
-    if topology.is_first:
-        final = run_dir / "predictions"
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
+    scored_rows = 0
+    for batch, _ in rows.epoch(Position(0, 0)):
+        on_device = batch.to(topology.device)
+        scores_BK = predict(tables, module, on_device).cpu().numpy()
+        real = batch.weight_B.numpy() > 0
+        labels_BK, user_id = batch.labels_BK.numpy()[real], batch.user_id_B.numpy()[real]
+        for place, task in enumerate(tasks):
+            labelled = ~np.isnan(labels_BK[:, place])
+            labels, users = labels_BK[labelled, place], user_id[labelled]
+            scored[task].update(scores_BK[real, place][labelled], labels, users)
+            if batch.truth_BK is not None:
+                known = truth.setdefault(task, TaskMetrics())
+                known.update(batch.truth_BK.numpy()[real, place][labelled], labels, users)
+        scored_rows += int(real.sum())
+        if writer is not None:
+            writer.write(batch, real, scores_BK[real])
+        on_batch(int(batch.global_weight))
+    if writer is not None:
+        writer.publish()
+    tables.module.train(was_training)
+    module.train(was_training)
     states = {
         name: {t: m.to_arrays() for t, m in by_task.items()} for name, by_task in (("scored", scored), ("truth", truth))
     }
-    parts = gather_objects({**states, "rows": rows})
+    parts = gather_objects({**states, "rows": scored_rows})
     if parts is None:
         return None
     figures: dict[str, Any] = {task: _merged(parts, "scored", task).compute() for task in tasks}
@@ -91,6 +96,14 @@ def score_split(
         best = _merged(parts, "truth", task).compute()
         figures[task]["reachable"] = {"auc": best["auc"], "uauc": best["uauc"]}
     return {"rows": sum(part["rows"] for part in parts), "tasks": figures}
+
+
+def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The single figures of a `score_split` result as `<task>.<figure>`, those without a value left out."""
+    found: dict[str, float] = {}
+    for task, figures in result["tasks"].items():
+        found |= {f"{task}.{name}": float(value) for name, value in figures.items() if isinstance(value, int | float)}
+    return found
 
 
 def _merged(parts: list[Any], name: str, task: str) -> TaskMetrics:
@@ -101,14 +114,30 @@ def _merged(parts: list[Any], name: str, task: str) -> TaskMetrics:
     return total
 
 
-def _prediction_columns(tasks: tuple[str, ...]) -> pa.Schema:
-    columns = [pa.field(name, pa.int64()) for name in (ROW_ID, USER_ID, TIMESTAMP)]
-    columns += [pa.field(prefix + task, pa.float32()) for task in tasks for prefix in (LABEL_PREFIX, SCORE_PREFIX)]
-    return pa.schema(columns)
+class _PredictionWriter:
+    """A rank's part of the predictions; they replace older ones once all parts are complete."""
 
+    def __init__(self, folder: Path, tasks: tuple[str, ...], topology: Topology) -> None:
+        self._folder, self._topology = folder, topology
+        self._aside = folder.with_name(folder.name + ".partial")
+        if topology.is_first:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            self._aside.mkdir(parents=True)
+        barrier()
+        columns = [pa.field(name, pa.int64()) for name in (ROW_ID, USER_ID, TIMESTAMP)]
+        columns += [pa.field(prefix + task, pa.float32()) for task in tasks for prefix in (LABEL_PREFIX, SCORE_PREFIX)]
+        self._columns = pa.schema(columns)
+        self._writer = pq.ParquetWriter(self._aside / f"part-{topology.rank:05d}.parquet", self._columns)
 
-def _predictions(batch: Batch, real: np.ndarray, scores_BK: np.ndarray, tasks: tuple[str, ...]) -> pa.Table:
-    columns = [batch.row_id_B.numpy()[real], batch.user_id_B.numpy()[real], batch.timestamp_B.numpy()[real]]
-    for place in range(len(tasks)):
-        columns += [batch.labels_BK.numpy()[real, place], scores_BK[:, place]]
-    return pa.table([pa.array(column) for column in columns], schema=_prediction_columns(tasks))
+    def write(self, batch: Batch, real: np.ndarray, scores_RK: np.ndarray) -> None:
+        columns = [batch.row_id_B.numpy()[real], batch.user_id_B.numpy()[real], batch.timestamp_B.numpy()[real]]
+        for place in range(scores_RK.shape[1]):
+            columns += [batch.labels_BK.numpy()[real, place], scores_RK[:, place]]
+        self._writer.write_table(pa.table([pa.array(column) for column in columns], schema=self._columns))
+
+    def publish(self) -> None:
+        self._writer.close()
+        barrier()
+        if self._topology.is_first:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os.replace(self._aside, self._folder)

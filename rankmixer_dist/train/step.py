@@ -1,12 +1,29 @@
 """One training step over both halves: lookup, dense forward, one backward through both, two updates."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.losses import multi_task_loss
 from rankmixer_dist.parallel.engine import DenseEngine
+from rankmixer_dist.parallel.topology import any_over_ranks
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    losses_K: [K] this rank's part of the global batch's loss per task, detached; the sum over ranks is the loss.
+    bad_B: [B] rows with a logit that is not finite.
+    skipped: the batch was left out, on all ranks.
+    """
+
+    losses_K: Tensor
+    bad_B: Tensor
+    skipped: bool = False
 
 
 class TrainStep:
@@ -15,6 +32,8 @@ class TrainStep:
     Args:
         task_weights_K: weight of each task's loss in the total.
         auxiliary_weight: weight of the loss of each of the model's auxiliary stages, if it has any.
+        skip_non_finite: leave a batch out before it touches a weight if its loss is not finite on any rank; asking
+            costs an exchange a step, and on a GPU a wait for the forward pass.
         stopwatch: told how long lookup (`sparse`) and dense model (`dense`) took, backward included.
     """
 
@@ -27,28 +46,30 @@ class TrainStep:
         auxiliary_weight: float,
         world_size: int,
         stopwatch: Stopwatch,
+        skip_non_finite: bool = False,
     ) -> None:
         self._tables, self._engine = tables, engine
         self._task_weights_K, self._auxiliary_weight = task_weights_K, auxiliary_weight
-        self._world_size = world_size
+        self._world_size, self._skip_non_finite = world_size, skip_non_finite
         self._stopwatch = stopwatch
 
-    def __call__(self, batch: Batch, *, lr: float, sparse_lr: float) -> Tensor:
-        """Takes the step.
-
-        Returns:
-            [K] this rank's part of the global batch's loss per task, detached; the sum over ranks is the loss.
-        """
+    def __call__(self, batch: Batch, *, lr: float, sparse_lr: float) -> StepResult:
+        """Takes the step."""
         watch = self._stopwatch
         watch.start()
         self._tables.set_lr(sparse_lr)  # before backward, which is where the tables update
         embeddings = self._tables(batch.ids)
         watch.lap("sparse")
         logits = self._engine(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN)
+        finite = logits.detach().isfinite().all(dim=-1)  # [B], or [stages, B]
+        bad_B = (batch.weight_B > 0) & ~(finite.all(dim=0) if finite.dim() == 2 else finite)
         *auxiliary, logits_BK = logits if logits.dim() == 3 else (logits,)
         loss, per_task_K = self._loss(logits_BK, batch)
         for stage_BK in auxiliary:
             loss = loss + self._auxiliary_weight * self._loss(stage_BK, batch)[0]
+        if self._skip_non_finite and any_over_ranks(~loss.detach().isfinite()):
+            watch.lap("dense")
+            return StepResult(per_task_K.detach(), bad_B, skipped=True)
         # Autograd reaches the lookup's outputs only after the whole dense model; the first of them to get its
         # gradient marks where the backward of the dense half ends.
         crossing = _FirstGradient([*embeddings.fields.values(), *embeddings.sequences.values()], watch)
@@ -56,7 +77,7 @@ class TrainStep:
         watch.lap("sparse" if crossing.passed else "dense")
         self._engine.step(lr)
         watch.lap("dense")
-        return per_task_K.detach()
+        return StepResult(per_task_K.detach(), bad_B)
 
     def _loss(self, logits_BK: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return multi_task_loss(logits_BK, batch.labels_BK, batch.weight_B, self._task_weights_K, batch.global_weight)

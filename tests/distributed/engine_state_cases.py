@@ -1,13 +1,16 @@
 """Run by torchrun: saves the state of each kind of engine and goes on from it in every other kind."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from rankmixer_dist.checkpoint.storage import read_pieces, read_whole, write_pieces
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, OptimizerSettings
-from rankmixer_dist.parallel.topology import process_group, sum_over_ranks
+from rankmixer_dist.parallel.topology import broadcast_object, process_group, sum_over_ranks
 
 ROWS, BEFORE, AFTER = 24, 5, 6
 
@@ -40,16 +43,20 @@ def main(arguments: list[str]) -> None:
         for source in (0, 1, 2):
             saved_from = engine(source, seed=0)
             start = losses(saved_from, range(BEFORE))
-            state = saved_from.state()
+            folder = Path(broadcast_object(tempfile.mkdtemp()))
+            write_pieces(saved_from.pieces(), folder / "saved")
+            state, moments = read_whole(folder / "saved"), saved_from.moments()
             expected = losses(saved_from, range(BEFORE, BEFORE + AFTER))
             for target in (0, 1, 2):
                 loaded_into = engine(target, seed=1)
-                loaded_into.load_state(state)
-                again = loaded_into.state()
-                same = again.updates == state.updates == BEFORE
-                for name, weight in state.weights.items():
-                    same &= torch.equal(again.weights[name], weight) and len(state.moments[name]) > 0
-                    same &= all(torch.equal(again.moments[name][k], v) for k, v in state.moments[name].items())
+                loaded_into.make_room(moments, BEFORE)
+                read_pieces(loaded_into.pieces(), folder / "saved")
+                loaded_into.refresh()
+                write_pieces(loaded_into.pieces(), folder / f"again-{target}")
+                again = read_whole(folder / f"again-{target}")
+                same = again.keys() == state.keys() and len(state) == 6 * (1 + len(moments)) > 6
+                same &= all(torch.equal(again[key], tensor) for key, tensor in state.items())
+                same &= loaded_into.updates == BEFORE
                 found = losses(loaded_into, range(BEFORE, BEFORE + AFTER))
                 if topology.is_first:
                     line = {"source": source, "target": target, "same_state": same, "start": start}

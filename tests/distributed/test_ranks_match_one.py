@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from rankmixer_dist.checkpoint.folder import checkpoints
+from rankmixer_dist.checkpoint.storage import read_whole
 from rankmixer_dist.config import load_config
-from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, init_tables
-from rankmixer_dist.sparse.storage import load_tables
+from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, init_tables, table_key
 from rankmixer_dist.sparse.tables import EmbeddingTables
-from rankmixer_dist.train.checkpoint import checkpoints
 
 STEPS = 50
 # Ten times the largest differences seen after 50 steps, each relative to the largest value of its tensor's kind.
@@ -31,18 +31,18 @@ def trained(launch, small_config: Path, ranks: int, cases: dict[str, list[str]])
 def outcome(small_config: Path, overrides: list[str]) -> dict:
     config = load_config(small_config, overrides)
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-    saved = checkpoints(config.run_dir)[-1]
-    tables = LocalTables(
-        EmbeddingTables(config.features, device=torch.device("cpu")), settings=RowWiseAdagradSettings(lr=0.1, eps=1e-8)
-    )
-    load_tables(tables, saved / "tables")
-    dense = torch.load(saved / "dense.pt", weights_only=True)
+    tensors = read_whole(checkpoints(config.run_dir)[-1] / "tensors")
+
+    def of(folder: str, is_weight: bool) -> dict[str, torch.Tensor]:
+        keys = [key for key in tensors if key.startswith(folder) and key.endswith(".weight") == is_weight]
+        return {key: tensors[key] for key in keys}
+
     return {
         "losses": torch.tensor([line["loss"] for line in lines], dtype=torch.float64),
-        "dense": dense["weights"],
-        "moments": {f"{n}.{key}": value for n, each in dense["moments"].items() for key, value in each.items()},
-        "tables": {shard.table: shard.weight for shard in tables.local_shards()},
-        "sums": {shard.table: shard.sum for shard in tables.local_shards()},
+        "dense": of("dense/", True),
+        "moments": of("dense/", False),
+        "tables": of("tables/", True),
+        "sums": of("tables/", False),
     }
 
 
@@ -78,7 +78,7 @@ def test_the_reference_did_learn(small_config, alone):
         settings=RowWiseAdagradSettings(lr=0.1, eps=1e-8),
     )
     init_tables(start, scale=load_config(small_config).sparse.init_scale, seed=1)
-    moved = difference({shard.table: shard.weight for shard in start.local_shards()}, alone["tables"])
+    moved = difference({table_key(shard.table): shard.weight for shard in start.local_shards()}, alone["tables"])
     assert moved > 0.3
     assert all(total.max() > 0 for total in alone["sums"].values())
     assert alone["losses"][-5:].mean() < alone["losses"][:5].mean()

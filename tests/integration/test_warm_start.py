@@ -5,18 +5,29 @@ import json
 import pytest
 import torch
 
+from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
+from rankmixer_dist.checkpoint.storage import read_pieces, read_whole
 from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, init_tables
-from rankmixer_dist.sparse.storage import load_tables
+from rankmixer_dist.parallel.topology import process_group
+from rankmixer_dist.pieces import dense_key
+from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, init_tables, table_pieces
 from rankmixer_dist.sparse.tables import EmbeddingTables
 from rankmixer_dist.train.build import build_model
-from rankmixer_dist.train.checkpoint import checkpoints
-from rankmixer_dist.train.warm_start import find_checkpoint, warm_start
+from rankmixer_dist.train.warm_start import warm_start
+
+KEY = "train.start_from.run"
 
 
 class Statistics:
     mean, std = 0.0, 1.0
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    """A process group of this process alone."""
+    with process_group() as topology:
+        yield topology
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +53,16 @@ def held(tables):
 
 
 @pytest.mark.parametrize("accumulators", [True, False])
-def test_what_matches_is_taken_and_the_rest_starts_afresh(small_config, first, accumulators):
-    saved = find_checkpoint(first)
+def test_what_matches_is_taken_and_the_rest_starts_afresh(small_config, first, one_rank, accumulators):
+    saved = find_checkpoint(first, key=KEY)
     original, _ = parts(load_config(small_config))
-    load_tables(original, saved / "tables")
+    read_pieces(table_pieces(original), saved / "tensors")
     config = load_config(
         small_config, ["features.tables.author.rows=4000", "model.rankmixer.num_blocks=3", "model.head_hidden=[5]"]
     )
     tables, model = parts(config)
     before, weights = held(tables), {name: p.detach().clone() for name, p in model.named_parameters()}
-    began = warm_start(saved, tables, model, accumulators=accumulators)
+    began = warm_start(saved, tables, model, one_rank, schema=config.features, accumulators=accumulators, rename={})
     after, expected = held(tables), held(original)
     assert began.fresh_tables == ["author"]
     assert torch.equal(after["author"][0], before["author"][0])
@@ -59,13 +70,48 @@ def test_what_matches_is_taken_and_the_rest_starts_afresh(small_config, first, a
         assert torch.equal(after[name][0], expected[name][0])
         assert torch.equal(after[name][1], expected[name][1] if accumulators else before[name][1])
         assert float(expected[name][1].max()) > 0
-    dense = torch.load(saved / "dense.pt", weights_only=True)["weights"]
+    dense = read_whole(saved / "tensors")
     assert all(name.startswith(("backbone.blocks.2.", "heads.layers.")) for name in began.fresh_dense)
     assert {name for name, _ in model.named_parameters()} == {*began.dense, *began.fresh_dense}
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, dense[name] if name in began.dense else weights[name]), name
+        expected_weight = dense[dense_key(name)].view_as(parameter) if name in began.dense else weights[name]
+        assert torch.equal(parameter, expected_weight), name
     assert "6 of 7 tables" in str(began)
     assert "afresh: author, backbone.blocks.2" in str(began)
+
+
+def test_a_renamed_table_and_layer_are_taken_under_their_old_names(small_config, first, one_rank):
+    saved = find_checkpoint(first, key=KEY)
+    held_there = read_whole(saved / "tensors")
+    config = load_config(small_config)
+    tables, model = parts(config)
+    rename = {"author": "video", "backbone.blocks.0.ffn": "backbone.blocks.1.ffn"}
+    schema = config.features.model_copy(
+        update={"tables": config.features.tables | {"author": config.features.tables["video"]}}
+    )
+    with pytest.raises(UserError, match="'autor' is no table"):
+        warm_start(saved, tables, model, one_rank, schema=schema, accumulators=True, rename={"autor": "author"})
+    assert schema.tables["author"] != config.features.tables["author"]
+    tables = LocalTables(
+        EmbeddingTables(schema, device=torch.device("cpu")), settings=RowWiseAdagradSettings(lr=0.1, eps=1e-8)
+    )
+    began = warm_start(saved, tables, model, one_rank, schema=schema, accumulators=True, rename=rename)
+    assert began.renamed["author"] == "video"
+    assert began.renamed["backbone.blocks.0.ffn.up.weight"] == "backbone.blocks.1.ffn.up.weight"
+    assert began.fresh_tables == []
+    assert torch.equal(held(tables)["author"][0], held_there["tables/video.weight"])
+    taken = held_there[dense_key("backbone.blocks.1.ffn.up.weight")]
+    assert torch.equal(model.backbone.blocks[0].ffn.up.weight.view(-1), taken)
+    assert "author" in began.unused
+    assert "renamed: author was video" in str(began)
+
+
+def test_groups_whose_features_changed_are_named(small_config, first, one_rank):
+    config = load_config(small_config, ["features.features.hour.group=user"])
+    tables, model = parts(config)
+    saved = find_checkpoint(first, key=KEY)
+    began = warm_start(saved, tables, model, one_rank, schema=config.features, accumulators=True, rename={})
+    assert began.changed_groups == ["user", "context"]
 
 
 def test_two_ranks_start_where_one_stopped(launch, small_config, first):
@@ -91,5 +137,5 @@ def test_nothing_to_start_from_is_refused(launch, small_config, first, tmp_path)
     assert "no complete checkpoint there" in refused.stderr
     assert not load_config(small_config, ["name=third"]).run_dir.exists()
     with pytest.raises(UserError, match=r"train\.start_from\.run .*no complete checkpoint"):
-        find_checkpoint(tmp_path)
-    assert find_checkpoint(checkpoints(first)[-1]) == checkpoints(first)[-1]
+        find_checkpoint(tmp_path, key=KEY)
+    assert find_checkpoint(checkpoints(first)[-1], key=KEY) == checkpoints(first)[-1]

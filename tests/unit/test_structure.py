@@ -23,11 +23,18 @@ MAX_LINES = 500
 FLOOR_0 = ("errors", "checksum", "schema", "config", "command_line", "cost", "metrics", "report", "environment")
 ALLOWED: dict[str, set[str]] = {component: set(FLOOR_0[:index]) for index, component in enumerate(FLOOR_0)}
 # Floor 1: tensors. A layer never asks for a config, so layers stand on nothing but torch and the formulas of cost.
-ALLOWED |= {"layers": {"errors", "cost"}, "batch": {"errors", "schema"}, "losses": {"errors", "schema"}}
-FLOOR_1 = {*FLOOR_0, "layers", "batch", "losses"}
+ALLOWED |= {
+    "layers": {"errors", "cost"},
+    "batch": {"errors", "schema"},
+    "losses": {"errors", "schema"},
+    "pieces": set(),
+}
+FLOOR_1 = {*FLOOR_0, "layers", "batch", "losses", "pieces"}
 # Floor 2 to 5. `sparse` and `parallel` are siblings and do not know each other.
 ALLOWED |= {"models": FLOOR_1, "sparse": {*FLOOR_1, "models"}, "parallel": {*FLOOR_1, "models"}}
-FLOOR_3 = {*FLOOR_1, "models", "sparse", "parallel"}
+# Checkpoints move pieces of tensors between ranks and files; whose they are is not their business.
+ALLOWED |= {"checkpoint": {*FLOOR_0, "pieces", "parallel"}}
+FLOOR_3 = {*FLOOR_1, "models", "sparse", "parallel", "checkpoint"}
 ALLOWED |= {"serving": FLOOR_3, "train": FLOOR_3}
 # Data is prepared and read without the model: floor 0, and the batch that it hands over.
 ALLOWED |= {"data_pipeline": {*FLOOR_0, "batch"}, "launch": {*FLOOR_3, "serving", "train", "data_pipeline"}}
@@ -38,7 +45,7 @@ DOORS: dict[str, set[str]] = {
     "torchrec": {"sparse"},
     "fbgemm_gpu": {"sparse"},
     "deepspeed": {"parallel"},
-    "torch.distributed": {"parallel", "sparse"},
+    "torch.distributed": {"parallel", "sparse", "checkpoint"},
     "ray": {"data_pipeline"},
     "torch": {*ALLOWED} - {*FLOOR_0},
 }

@@ -1,0 +1,107 @@
+"""What a checkpoint says of itself, and the proof that its bytes are those that were written."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
+
+from rankmixer_dist.checksum import file_checksum, json_checksum
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.schema import Strict
+
+ABOUT_NAME = "checkpoint.json"
+FORMAT_VERSION = 1
+
+
+class DataPosition(Strict):
+    """Rows of epoch `epoch`'s stream that are done (`batch.Position`)."""
+
+    epoch: NonNegativeInt
+    row: NonNegativeInt
+
+
+class File(Strict):
+    """A file of a checkpoint."""
+
+    bytes: NonNegativeInt
+    checksum: str
+
+
+class About(Strict):
+    """Everything in a checkpoint that is not a tensor.
+
+    updates: steps of the dense optimizer. moments: kinds of its state, e.g. `exp_avg`. shapes: of the dense parameters,
+    whose tensors are stored flat. config: the run's, resolved. metrics: of the evaluation beside it, if there was one.
+    files: path below the checkpoint -> size and checksum of every other file.
+    """
+
+    format_version: int = FORMAT_VERSION
+    step: PositiveInt
+    rows: NonNegativeInt
+    position: DataPosition
+    updates: NonNegativeInt
+    moments: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+    world_size: PositiveInt
+    config: dict[str, Any]
+    versions: dict[str, str]
+    metrics: dict[str, float] = {}
+    files: dict[str, File] = {}
+
+    def write(self, folder: Path) -> None:
+        """Writes `checkpoint.json`, sealed by a checksum of its own content."""
+        content = self.model_dump(mode="json")
+        with (folder / ABOUT_NAME).open("w") as file:
+            file.write(json.dumps({"checksum": json_checksum(content), **content}, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_about(folder: Path) -> About:
+    """Reads `checkpoint.json`.
+
+    Raises:
+        UserError: it is missing, damaged, or of another version.
+    """
+    path = folder / ABOUT_NAME
+    try:
+        content = json.loads(path.read_bytes())
+        seal = content.pop("checksum", None)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged: {error}") from error
+    if seal != json_checksum(content):
+        raise UserError(f"{path}: damaged: its content is not what its checksum says")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {content.get('format_version')}, this program reads {FORMAT_VERSION}")
+    try:
+        return About.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise UserError(f"{path}: not a description of a checkpoint: {error.errors()[0]['msg']}") from error
+
+
+def describe_files(folder: Path, paths: Iterable[Path]) -> dict[str, File]:
+    """Sizes and checksums of files below `folder`."""
+    return {str(p.relative_to(folder)): File(bytes=p.stat().st_size, checksum=file_checksum(p)) for p in paths}
+
+
+def verify_files(folder: Path, files: Mapping[str, File]) -> None:
+    """Compares the bytes of `files` with their checksums.
+
+    Raises:
+        UserError: one is missing or not what was written; names it.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        try:
+            found = describe_files(folder, [path])[name]
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}") from error
+        if found.bytes != expected.bytes:
+            raise UserError(f"{path}: damaged: {found.bytes} bytes, {expected.bytes} were written")
+        if found.checksum != expected.checksum:
+            raise UserError(f"{path}: damaged: its checksum is not the one it was written with")

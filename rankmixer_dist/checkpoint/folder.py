@@ -1,0 +1,114 @@
+"""A run's folder of checkpoints: which are there, which is the newest and the best, which may go.
+
+checkpoints/
+  latest               name of the newest complete checkpoint
+  best                 name of the best one by the metric that the config names
+  step-00000120/
+    checkpoint.json    step, data position, config, versions, checksums of the files beside it
+    tensors/           tables, dense weights, optimizer state, random numbers' state
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from rankmixer_dist.errors import UserError
+
+FOLDER_NAME = "checkpoints"
+LATEST, BEST = "latest", "best"
+TENSORS = "tensors"
+_PREFIX, _ASIDE = "step-", ".partial"
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where a run's checkpoint of `step` lies."""
+    return run_dir / FOLDER_NAME / f"{_PREFIX}{step:08d}"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    folder = run_dir / FOLDER_NAME
+    found = [path for path in folder.glob(_PREFIX + "*") if path.suffix == ""] if folder.is_dir() else []
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was made."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def begin(final: Path) -> Path:
+    """An empty folder to write a checkpoint into; what died writers left is removed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob("*" + _ASIDE):
+        shutil.rmtree(left)
+    aside = final.with_name(final.name + _ASIDE)
+    aside.mkdir()
+    return aside
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Makes a written checkpoint a complete one, and the newest."""
+    if final.exists():  # a run that went back to an older checkpoint and came by again
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    point(final, LATEST)
+
+
+def discard(aside: Path) -> None:
+    """Removes what could be written of a checkpoint."""
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def point(checkpoint: Path, pointer: str) -> None:
+    """Makes a pointer name a complete checkpoint; it never names another one in between."""
+    aside = checkpoint.parent / f"{pointer}{_ASIDE}.txt"
+    with aside.open("w") as file:
+        file.write(checkpoint.name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, checkpoint.parent / pointer)
+    _sync(checkpoint.parent)
+
+
+def pointed(run_dir: Path, pointer: str) -> Path | None:
+    """The checkpoint that a pointer names, if there is one."""
+    path = run_dir / FOLDER_NAME / pointer
+    if not path.is_file():
+        return None
+    checkpoint = path.parent / path.read_text(errors="replace").strip()
+    return checkpoint if checkpoint in checkpoints(run_dir) else None
+
+
+def prune(run_dir: Path, *, keep: int) -> None:
+    """Removes the oldest checkpoints beyond `keep`, but not the best one."""
+    best = pointed(run_dir, BEST)
+    for path in checkpoints(run_dir)[:-keep]:
+        if path != best:
+            # Renamed first: a reader finds it whole or not at all.
+            gone = path.with_name(path.name + _ASIDE)
+            os.replace(path, gone)
+            shutil.rmtree(gone)
+
+
+def find_checkpoint(path: Path, *, key: str, pointer: str | None = None) -> Path:
+    """The newest checkpoint of a run directory (or the one that `pointer` names), or `path` if it is a checkpoint.
+
+    Raises:
+        UserError: it is neither; `key` is the config key that named it.
+    """
+    if path.parent.name == FOLDER_NAME and path.is_dir():
+        return path
+    checkpoint = pointed(path, pointer) if pointer else next(reversed(checkpoints(path)), None)
+    if checkpoint is None:
+        raise UserError(f"{key} {path}: no complete checkpoint there; train that run first")
+    return checkpoint
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""Writes checkpoints while the run trains on: training waits for a copy in memory, a thread does the rest."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankmixer_dist.checkpoint.about import About, describe_files, read_about
+from rankmixer_dist.checkpoint.folder import (
+    BEST,
+    TENSORS,
+    begin,
+    checkpoint_path,
+    checkpoints,
+    discard,
+    point,
+    pointed,
+    prune,
+    publish,
+)
+from rankmixer_dist.checkpoint.storage import INDEX_NAME, write_pieces
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together, new_gloo_group
+from rankmixer_dist.pieces import Piece
+
+Metrics = Mapping[str, float]
+
+
+class Saver:
+    """Saves a run's state, complete or not at all; every rank has one, and all call its methods alike.
+
+    A save that fails (a full disk, a folder that cannot be written) leaves the checkpoints that are there alone, says
+    so and lets the run go on, which may have better luck with the next; `finish` raises if the last one failed.
+
+    Args:
+        keep: complete checkpoints to keep; older ones go once a new one is complete.
+        asynchronous: False waits until each checkpoint is complete.
+        is_better: whether a checkpoint's metrics (the first argument) beat those of the best so far, which is kept too
+            and which `best` names; without it there is no best.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        topology: Topology,
+        *,
+        keep: int,
+        asynchronous: bool = True,
+        is_better: Callable[[Metrics, Metrics], bool] | None = None,
+    ) -> None:
+        self._run_dir, self._topology, self._keep = run_dir, topology, keep
+        self._asynchronous, self._is_better = asynchronous, is_better
+        # The writing threads talk to each other while training does: a group of their own keeps the two apart.
+        self._group = new_gloo_group()
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None
+        self._copies: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self.waited_s = 0.0
+
+    def save(self, about: About, pieces: Sequence[Piece]) -> None:
+        """Copies this rank's pieces and begins to write them; a save that is still under way is waited for first."""
+        start = time.perf_counter()
+        self._join()
+        if self._asynchronous:
+            pieces = [self._copied(piece) for piece in pieces]
+            if self._topology.device.type == "cuda":
+                torch.cuda.synchronize(self._topology.device)
+        self._failure = None
+        self._thread = threading.Thread(target=self._write, args=(about, pieces), name="checkpoint", daemon=True)
+        self._thread.start()
+        if not self._asynchronous:
+            self._join()
+        self.waited_s += time.perf_counter() - start
+
+    def finish(self) -> None:
+        """Waits for the save that is under way.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        start = time.perf_counter()
+        self._join()
+        self.waited_s += time.perf_counter() - start
+        if self._failure is not None:
+            raise UserError(self._failure)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _copied(self, piece: Piece) -> Piece:
+        """The piece in host memory, which is kept for the next save: fresh memory costs more than the copy."""
+        key = (piece.key, piece.offsets)
+        copy = self._copies.get(key)
+        if copy is None or copy.shape != piece.tensor.shape:
+            on_gpu = piece.tensor.device.type == "cuda"
+            copy = torch.empty(piece.tensor.shape, dtype=piece.tensor.dtype, pin_memory=on_gpu)
+            self._copies[key] = copy
+        copy.copy_(piece.tensor.detach(), non_blocking=True)
+        return Piece(piece.key, piece.shape, piece.offsets, copy)
+
+    def _write(self, about: About, pieces: Sequence[Piece]) -> None:
+        try:
+            self._write_together(about, pieces)
+        except Exception as error:
+            self._failure = self._say(about.step, error)
+
+    def _write_together(self, about: About, pieces: Sequence[Piece]) -> None:
+        final = checkpoint_path(self._run_dir, about.step)
+        aside = final.with_name(final.name + ".partial")
+        first = self._topology.is_first
+        with failing_together(self._group):
+            if first:
+                begin(final)
+        write_pieces(pieces, aside / TENSORS, group=self._group)
+        files = {}
+        with failing_together(self._group):
+            written = [*(aside / TENSORS).glob(f"__{self._topology.rank}_*")]
+            files = describe_files(aside, [*written, *([aside / TENSORS / INDEX_NAME] if first else [])])
+        of_all = all_gather_objects(files, self._group)
+        with failing_together(self._group):
+            if first:
+                merged = {name: file for of_rank in of_all for name, file in of_rank.items()}
+                about.model_copy(update={"files": merged}).write(aside)
+                publish(aside, final)
+                self._mark_best(final, about.metrics)
+                prune(self._run_dir, keep=self._keep)
+
+    def _mark_best(self, checkpoint: Path, metrics: Metrics) -> None:
+        if self._is_better is None:
+            return
+        best = pointed(self._run_dir, BEST)
+        if best is None or best == checkpoint or self._is_better(metrics, read_about(best).metrics):
+            point(checkpoint, BEST)
+
+    def _say(self, step: int, error: Exception) -> str:
+        final = checkpoint_path(self._run_dir, step)
+        if self._topology.is_first:
+            discard(final.with_name(final.name + ".partial"))
+        left = checkpoints(self._run_dir)
+        kept = f"{left[-1].name} is kept" if left else "there is no older one"
+        reason = " ".join(str(error).split())
+        message = f"{final}: not saved, {kept}: {reason}; free some space or mend the folder"
+        if self._topology.is_first:
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+        return message

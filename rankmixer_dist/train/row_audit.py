@@ -1,0 +1,48 @@
+"""The proof that a run trained on every row once: the ids of the rows of each step, on disk."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from rankmixer_dist.batch import Batch
+from rankmixer_dist.parallel.topology import Topology, barrier
+
+FOLDER_NAME = "rows_trained"
+
+
+class RowAudit:
+    """Writes the ids of a rank's rows since the checkpoint before, as each checkpoint is made.
+
+    A run that goes on from a checkpoint forgets the files of later steps, as it forgets what it learnt in them; so the
+    files of a run are, at any time, the rows that its newest checkpoint has seen.
+    """
+
+    def __init__(self, run_dir: Path, topology: Topology, *, resume_step: int) -> None:
+        self._folder, self._rank = run_dir / FOLDER_NAME, topology.rank
+        self._ids: list[np.ndarray] = []
+        if topology.is_first:
+            self._folder.mkdir(exist_ok=True)
+            for path in self._folder.glob("step-*"):
+                if int(path.name.split(".")[0].removeprefix("step-")) > resume_step or path.suffix == ".partial":
+                    path.unlink()
+        barrier()
+
+    def add(self, batch: Batch) -> None:
+        """The rows of a step that was taken."""
+        self._ids.append(batch.row_id_B[batch.weight_B > 0].cpu().numpy())
+
+    def write(self, step: int) -> None:
+        """Writes the rows up to `step`."""
+        path = self._folder / f"step-{step:08d}.rank-{self._rank:05d}.npy"
+        aside = path.with_suffix(".partial")
+        with aside.open("wb") as file:
+            np.save(file, np.concatenate([np.empty(0, np.int64), *self._ids]))
+        os.replace(aside, path)
+        self._ids.clear()
+
+
+def trained_rows(run_dir: Path) -> np.ndarray:
+    """Ids of all rows that a run has trained on, once for each time."""
+    parts = [np.load(path) for path in sorted((run_dir / FOLDER_NAME).glob("step-*.npy"))]
+    return np.concatenate([np.empty(0, np.int64), *parts])

@@ -1,0 +1,119 @@
+"""What a run does beside its steps: log, save, score, audit, and answer signals and stalls."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rankmixer_dist.batch import Batch
+from rankmixer_dist.checkpoint.saver import Saver
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.errors import Preempted
+from rankmixer_dist.parallel.engine import DenseEngine
+from rankmixer_dist.parallel.preemption import StopRequest
+from rankmixer_dist.parallel.topology import Topology, broadcast_object
+from rankmixer_dist.parallel.watchdog import Watchdog
+from rankmixer_dist.sparse.shard import Tables
+from rankmixer_dist.train.checkpoint import describe, state_pieces
+from rankmixer_dist.train.loop import Plan, Progress
+from rankmixer_dist.train.metrics_log import MetricsLog
+from rankmixer_dist.train.progress import TrainProgress
+from rankmixer_dist.train.row_audit import RowAudit
+from rankmixer_dist.train.scoring import ScoredRows, figures_of, score_split
+
+
+class RunHooks:
+    """`loop.Hooks` of a run, for the length of a `with` block: it ends when all that was begun is written.
+
+    Args:
+        progress: where the run begins; what a run that died left of later steps is removed.
+        validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        topology: Topology,
+        tables: Tables,
+        engine: DenseEngine,
+        progress: Progress,
+        plan: Plan,
+        validation_rows: ScoredRows | None,
+    ) -> None:
+        self._config, self._topology, self._tables, self._engine = config, topology, tables, engine
+        self._validation_rows = validation_rows
+        first, run_dir, best = topology.is_first, config.run_dir, config.checkpoint.best
+        self._saver = Saver(
+            run_dir,
+            topology,
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.asynchronous,
+            is_better=None if best is None else lambda new, old: best.is_better(new[best.figure], old[best.figure]),
+        )
+        self._audit = RowAudit(run_dir, topology, resume_step=progress.step) if config.train.audit_rows else None
+        self._log = MetricsLog(run_dir, resume_step=progress.step) if first else None
+        self._shown = TrainProgress(total_steps=plan.total_steps, done_steps=progress.step, enabled=first)
+        self._stop = StopRequest(topology)
+        self._watchdog = Watchdog(topology, config.train.stall_timeout_s, run_dir / "watchdog")
+
+    def __enter__(self) -> Self:
+        self._shown.__enter__()
+        self._stop.__enter__()
+        self._watchdog.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None or issubclass(kind, Preempted):
+                self._saver.finish()
+        finally:
+            self._watchdog.__exit__(kind, error, trace)
+            self._stop.__exit__(kind, error, trace)
+            self._shown.__exit__(kind, error, trace)
+            if self._log is not None:
+                self._log.close()
+
+    def doing(self, step: int, what: str) -> None:
+        """Tells the watchdog that the loop moves on."""
+        self._watchdog.beat(step, what)
+
+    def on_step(self, batch: Batch) -> None:
+        """Moves the bar, and remembers the rows if they are audited."""
+        self._shown.advance()
+        if self._audit is not None:
+            self._audit.add(batch)
+
+    def on_log(self, line: dict[str, Any]) -> None:
+        """Writes and shows the figures of an interval."""
+        line["checkpoint_wait_s"], self._saver.waited_s = self._saver.waited_s, 0.0
+        if self._log is not None:
+            self._log.write(line)
+        self._shown.show(line)
+
+    def on_checkpoint(self, progress: Progress) -> None:
+        """Scores the validation split if there is one, and begins to save."""
+        metrics = self._validate()
+        if self._audit is not None:
+            self._audit.write(progress.step)
+        about = describe(self._config, progress, self._engine, self._topology, metrics)
+        self._saver.save(about, state_pieces(self._tables, self._engine, self._topology))
+
+    def stops(self) -> bool:
+        """Whether a signal asked the run to stop."""
+        return self._stop.agreed()
+
+    def _validate(self) -> Mapping[str, float]:
+        if self._validation_rows is None:
+            return {}
+        tasks = tuple(self._config.features.tasks)
+        result = score_split(
+            self._tables,
+            self._engine.module,
+            self._validation_rows,
+            tasks=tasks,
+            predictions=None,
+            topology=self._topology,
+            on_batch=lambda rows: None,
+        )
+        return broadcast_object(None if result is None else figures_of(result))

@@ -1,0 +1,128 @@
+"""Saving: complete or absent, beside training, with the last few and the best one kept."""
+
+import resource
+import threading
+
+import pytest
+import torch
+
+from rankmixer_dist.checkpoint import saver as saver_module
+from rankmixer_dist.checkpoint.folder import BEST, LATEST, checkpoint_path, checkpoints, find_checkpoint, pointed
+from rankmixer_dist.checkpoint.opening import open_checkpoint
+from rankmixer_dist.checkpoint.saver import Saver
+from rankmixer_dist.checkpoint.storage import read_whole
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.pieces import whole
+from tests.unit.checkpoint.conftest import about, pieces
+
+
+def steps(run_dir):
+    return [int(path.name[5:]) for path in checkpoints(run_dir)]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_is_saved_is_what_was_there_at_the_call(tmp_path, one_rank, asynchronous, monkeypatch):
+    gate = threading.Event()
+    written = saver_module.write_pieces
+
+    def late(*args, **kwargs):
+        assert gate.wait(60)
+        written(*args, **kwargs)
+
+    monkeypatch.setattr(saver_module, "write_pieces", late)
+    weight = torch.randn(30)
+    expected = weight.clone()
+    saver = Saver(tmp_path, one_rank, keep=2, asynchronous=asynchronous)
+    if not asynchronous:
+        gate.set()
+    saver.save(about(1), [whole("dense/layer.weight", weight)])
+    if asynchronous:
+        assert steps(tmp_path) == []  # the thread has not even begun to write
+        assert pointed(tmp_path, LATEST) is None
+    weight.zero_()  # training goes on
+    gate.set()
+    saver.finish()
+    assert steps(tmp_path) == [1]
+    assert pointed(tmp_path, LATEST) == checkpoint_path(tmp_path, 1)
+    assert torch.equal(read_whole(checkpoint_path(tmp_path, 1) / "tensors")["dense/layer.weight"], expected)
+    assert saver.waited_s > 0
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path, one_rank):
+    saver = Saver(tmp_path, one_rank, keep=2, is_better=lambda new, old: new["auc"] > old["auc"])
+    for step, auc in ((1, 0.6), (2, 0.8), (3, 0.7), (4, 0.75), (5, 0.7)):
+        saver.save(about(step, metrics={"auc": auc}), pieces(step))
+    saver.finish()
+    assert steps(tmp_path) == [2, 4, 5]
+    assert pointed(tmp_path, BEST) == checkpoint_path(tmp_path, 2)
+    assert find_checkpoint(tmp_path, key="k") == checkpoint_path(tmp_path, 5)
+    assert find_checkpoint(tmp_path, key="k", pointer=BEST) == checkpoint_path(tmp_path, 2)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        *("best", "latest", "step-00000002", "step-00000004", "step-00000005"),
+    }
+    assert open_checkpoint(checkpoint_path(tmp_path, 2)).metrics == {"auc": 0.8}
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path, one_rank, capfd):
+    saver = Saver(tmp_path, one_rank, keep=1)
+    saver.save(about(1), pieces(1))
+    saver.finish()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (3000, hard)
+    )  # no file may grow beyond it: writing fails as on a full disk
+    try:
+        saver.save(about(2), pieces(2))
+        with pytest.raises(UserError, match=r"step-00000002: not saved, step-00000001 is kept: .*File too large"):
+            saver.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "warning: " in capfd.readouterr().err
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["latest", "step-00000001"]
+    assert pointed(tmp_path, LATEST) == checkpoint_path(tmp_path, 1)
+    open_checkpoint(checkpoint_path(tmp_path, 1))
+    saver.save(about(3), pieces(3))  # the run went on, and there is room again
+    saver.finish()
+    assert steps(tmp_path) == [3]
+
+
+def test_a_folder_that_cannot_be_written_is_no_end_of_the_run(tmp_path, one_rank, capfd):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    saver = Saver(tmp_path, one_rank, keep=1)
+    saver.save(about(1), pieces(1))
+    with pytest.raises(UserError, match="step-00000001: not saved, there is no older one"):
+        saver.finish()
+    (tmp_path / "checkpoints").unlink()
+    saver.save(about(2), pieces(2))
+    saver.finish()
+    assert steps(tmp_path) == [2]
+
+
+def test_what_a_killed_writer_left_is_removed_and_never_taken(tmp_path, one_rank):
+    left = tmp_path / "checkpoints" / "step-00000007.partial"
+    left.mkdir(parents=True)
+    (left / "checkpoint.json").write_text("{}")
+    assert steps(tmp_path) == []
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        find_checkpoint(tmp_path, key="k")
+    saver = Saver(tmp_path, one_rank, keep=1)
+    saver.save(about(8), pieces(8))
+    saver.finish()
+    assert steps(tmp_path) == [8]
+    assert not left.exists()
+
+
+def test_a_pointer_to_nothing_is_no_pointer(saved):
+    run_dir = saved.parent.parent
+    for content in ("step-00000011", "", "../../etc", "\x00"):
+        (run_dir / "checkpoints" / LATEST).write_text(content)
+        assert pointed(run_dir, LATEST) is None
+    assert find_checkpoint(run_dir, key="k") == saved
+
+
+def test_a_step_that_is_saved_again_replaces_the_old_one(tmp_path, one_rank):
+    saver = Saver(tmp_path, one_rank, keep=2)
+    for value in (1.0, 2.0):
+        saver.save(about(5), [whole("x", torch.tensor([value]))])
+    saver.finish()
+    assert read_whole(checkpoint_path(tmp_path, 5) / "tensors")["x"].tolist() == [2.0]
