@@ -18,8 +18,10 @@ JOB_ID=${JOB_ID:-rankmixer}         # different for jobs that meet at the same H
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > RANKS_PER_NODE ? cores / RANKS_PER_NODE : 1))}
 
-# When a rank dies all are started again, at most three times, and go on from the last complete checkpoint.
+# When a rank dies all are started again, at most three times, and go on from the newest checkpoint; told to stop
+# (SIGTERM), they have 240 s to finish their step and save.
 exec .venv/bin/python -m torch.distributed.run \
     --nnodes "$NODES" --nproc_per_node "$RANKS_PER_NODE" --max_restarts 3 \
+    --shutdown_timeout 240 \
     --rdzv_backend c10d --rdzv_endpoint "$HEAD:$PORT" --rdzv_id "$JOB_ID" \
     launch/train.py "$@"
