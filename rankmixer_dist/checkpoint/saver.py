@@ -64,7 +64,7 @@ class Saver:
     def save(self, about: About, pieces: Sequence[Piece]) -> None:
         """Copies this rank's pieces and begins to write them; a save that is still under way is waited for first."""
         start = time.perf_counter()
-        self._join()
+        self.wait()
         if self._asynchronous:
             pieces = [self._copied(piece) for piece in pieces]
             if self._topology.device.type == "cuda":
@@ -73,7 +73,7 @@ class Saver:
         self._thread = threading.Thread(target=self._write, args=(about, pieces), name="checkpoint", daemon=True)
         self._thread.start()
         if not self._asynchronous:
-            self._join()
+            self.wait()
         self.waited_s += time.perf_counter() - start
 
     def finish(self) -> None:
@@ -83,12 +83,13 @@ class Saver:
             UserError: it could not be written.
         """
         start = time.perf_counter()
-        self._join()
+        self.wait()
         self.waited_s += time.perf_counter() - start
         if self._failure is not None:
             raise UserError(self._failure)
 
-    def _join(self) -> None:
+    def wait(self) -> None:
+        """Waits for the save that is under way, whatever becomes of it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

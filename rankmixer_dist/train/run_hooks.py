@@ -7,7 +7,7 @@ from typing import Any, Self
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.checkpoint.saver import Saver
 from rankmixer_dist.config import RunConfig
-from rankmixer_dist.errors import Preempted
+from rankmixer_dist.errors import Preempted, UserError
 from rankmixer_dist.parallel.engine import DenseEngine
 from rankmixer_dist.parallel.preemption import StopRequest
 from rankmixer_dist.parallel.topology import Topology, broadcast_object
@@ -67,6 +67,8 @@ class RunHooks:
         try:
             if kind is None or issubclass(kind, Preempted):
                 self._saver.finish()
+            elif issubclass(kind, UserError):
+                self._saver.wait()  # the state before what went wrong
         finally:
             self._watchdog.__exit__(kind, error, trace)
             self._stop.__exit__(kind, error, trace)
