@@ -24,6 +24,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text without line breaks, to be quoted in the line of a `UserError`."""
     return " ".join(str(error).split())

@@ -23,7 +23,7 @@ from rankmixer_dist.checkpoint.folder import (
     publish,
 )
 from rankmixer_dist.checkpoint.storage import INDEX_NAME, write_pieces
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together, new_gloo_group
 from rankmixer_dist.pieces import Piece
 
@@ -145,8 +145,9 @@ class Saver:
             discard(final.with_name(final.name + ".partial"))
         left = checkpoints(self._run_dir)
         kept = f"{left[-1].name} is kept" if left else "there is no older one"
-        reason = " ".join(str(error).split())
-        message = f"{final}: not saved, {kept}: {reason}; free some space or mend the folder"
+        message = f"{final}: not saved, {kept}: {one_line(error)}"
+        if isinstance(error, OSError | UserError):
+            message += "; free some space or mend the folder"
         if self._topology.is_first:
             print(f"warning: {message}", file=sys.stderr, flush=True)
         return message

@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.pieces import Piece, by_key, whole
 
 INDEX_NAME = "index.json"
@@ -79,7 +79,7 @@ def _load(pieces: Iterable[Piece], folder: Path, **how: Any) -> None:
         rank, (first, _) = min(error.failures.items())
         # torch's own words for what is not a tensor advise to read it unsafely.
         refused = isinstance(first, pickle.UnpicklingError)
-        reason = "it is no tensor" if refused else " ".join(str(first).split()) or type(first).__name__
+        reason = "it is no tensor" if refused else one_line(first) or type(first).__name__
         raise UserError(f"{folder}: rank {rank} cannot read it: {reason}") from error
 
 
