@@ -3,6 +3,7 @@
 from rankmixer_dist.config.load import load_config
 from rankmixer_dist.config.model import BackboneName, ModelConfig
 from rankmixer_dist.config.run import (
+    MANNER,
     BestCheckpoint,
     KuaiRandSource,
     RunConfig,
@@ -14,6 +15,7 @@ from rankmixer_dist.config.run import (
 )
 
 __all__ = [
+    "MANNER",
     "BackboneName",
     "BestCheckpoint",
     "KuaiRandSource",

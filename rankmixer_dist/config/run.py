@@ -255,3 +255,13 @@ class RunConfig(Strict):
     def to_yaml(self) -> str:
         """The resolved config as YAML text that `load_config` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+MANNER = frozenset(
+    {
+        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
+        "train.log_every", "train.stall_timeout_s", "train.audit_rows", "checkpoint", "eval.split", "eval.batch_size",
+        "eval.checkpoint",
+    }
+)  # fmt: skip
+"""Keys, and sections, that say how a run is done and watched; none of them changes what it learns."""

@@ -7,18 +7,11 @@ from typing import Any
 
 import yaml
 
-from rankmixer_dist.config import RunConfig
+from rankmixer_dist.config import MANNER, RunConfig
 from rankmixer_dist.errors import UserError
 
-CHANGEABLE = frozenset(
-    {
-        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
-        "train.epochs", "train.max_steps", "train.log_every", "train.stall_timeout_s", "checkpoint", "eval.split",
-        "eval.batch_size", "eval.checkpoint",
-    }
-)  # fmt: skip
-"""Keys that may differ between two starts of a run: how long it is, where its parts lie, how it is watched; not what
-it learns."""
+CHANGEABLE = MANNER | {"train.epochs", "train.max_steps"}
+"""Keys that may differ between two starts of a run: how it is done and how long it is, not what it learns."""
 
 
 def claim_run_dir(config: RunConfig) -> Path:
