@@ -13,8 +13,8 @@ from rankmixer_dist.errors import UserError
 CHANGEABLE = frozenset(
     {
         "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
-        "train.epochs", "train.max_steps", "train.log_every", "train.stall_timeout_s", "checkpoint", "eval.split",
-        "eval.batch_size", "eval.checkpoint",
+        "train.epochs", "train.max_steps", "train.log_every", "train.on_non_finite", "train.stall_timeout_s",
+        "checkpoint", "eval.split", "eval.batch_size", "eval.checkpoint",
     }
 )  # fmt: skip
 """Keys that may differ between two starts of a run: how long it is, where its parts lie, how it is watched; not what
