@@ -59,7 +59,7 @@ class Ended:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def ended(request, launch, small_config, bad_rows):
-    """Eight runs in one start, on one rank and on two: the bad rows lie on one of them."""
+    """Nine runs in one start, on one rank and on two: the bad rows lie on one of them."""
     ranks = request.param
     rows = [row for of_step in bad_rows.values() for row in of_step]
 
@@ -77,6 +77,8 @@ def ended(request, launch, small_config, bad_rows):
         "skip": case("skip", "overflow", skip, "train.max_steps=14", "train.log_every=2", "checkpoint.every=7"),
         "explode": case("explode", "explode", skip, "train.max_steps=25", "checkpoint.every=2"),
     }
+    best = ("checkpoint.best.split=test", "checkpoint.best.task=finish")
+    cases["measured"] = case("measured", "explode", stop, "train.max_steps=14", "checkpoint.every=7", *best)
     for log_every, every in STOPPED_AT:
         how = (stop, "train.max_steps=14", f"train.log_every={log_every}", f"checkpoint.every={every}")
         cases[f"stop-{log_every}-{every}"] = case(f"stop-{log_every}-{every}", "overflow", *how)
@@ -147,6 +149,12 @@ def test_lost_weights_are_not_saved_and_end_the_run(ended):
     refused = [line for line in ended.process.stderr.splitlines() if line.startswith("warning: ")]
     assert len(refused) == 5  # steps 8 to 16
     assert all("not saved, step-00000006 is kept" in line and line.endswith("is not finite") for line in refused)
+
+
+def test_lost_weights_give_no_figures(ended):
+    for error in ended.errors["measured"]:
+        assert error.startswith("429 of 429 rows have a score that is not finite: the weights have diverged; lower ")
+    assert ended.saved("measured") == []
 
 
 def test_whoever_watches_or_reads_sees_what_was_left_out(ended):
