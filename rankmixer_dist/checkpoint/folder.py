@@ -100,6 +100,10 @@ def find_checkpoint(path: Path, *, key: str, pointer: str | None = None) -> Path
     if path.parent.name == FOLDER_NAME and path.is_dir():
         return path
     checkpoint = pointed(path, pointer) if pointer else next(reversed(checkpoints(path)), None)
+    if checkpoint is None and pointer and checkpoints(path):
+        raise UserError(
+            f"{key} {path}: no checkpoint there is marked as {pointer}; train with checkpoint.{pointer} set"
+        )
     if checkpoint is None:
         raise UserError(f"{key} {path}: no complete checkpoint there; train that run first")
     return checkpoint

@@ -33,8 +33,9 @@ Metrics = Mapping[str, float]
 class Saver:
     """Saves a run's state, complete or not at all; every rank has one, and all call its methods alike.
 
-    A save that fails (a full disk, a folder that cannot be written) leaves the checkpoints that are there alone, says
-    so and lets the run go on, which may have better luck with the next; `finish` raises if the last one failed.
+    A save that fails (a full disk, a folder that cannot be written, weights that are not finite) leaves the checkpoints
+    that are there alone, says so and lets the run go on, which may have better luck with the next; `finish` raises if
+    the last one failed.
 
     Args:
         keep: complete checkpoints to keep; older ones go once a new one is complete.
@@ -64,7 +65,7 @@ class Saver:
     def save(self, about: About, pieces: Sequence[Piece]) -> None:
         """Copies this rank's pieces and begins to write them; a save that is still under way is waited for first."""
         start = time.perf_counter()
-        self.wait()
+        self._join()
         if self._asynchronous:
             pieces = [self._copied(piece) for piece in pieces]
             if self._topology.device.type == "cuda":
@@ -73,7 +74,13 @@ class Saver:
         self._thread = threading.Thread(target=self._write, args=(about, pieces), name="checkpoint", daemon=True)
         self._thread.start()
         if not self._asynchronous:
-            self.wait()
+            self._join()
+        self.waited_s += time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Waits for the save that is under way, whatever becomes of it."""
+        start = time.perf_counter()
+        self._join()
         self.waited_s += time.perf_counter() - start
 
     def finish(self) -> None:
@@ -82,14 +89,11 @@ class Saver:
         Raises:
             UserError: it could not be written.
         """
-        start = time.perf_counter()
         self.wait()
-        self.waited_s += time.perf_counter() - start
         if self._failure is not None:
             raise UserError(self._failure)
 
-    def wait(self) -> None:
-        """Waits for the save that is under way, whatever becomes of it."""
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -115,6 +119,9 @@ class Saver:
         final = checkpoint_path(self._run_dir, about.step)
         aside = final.with_name(final.name + ".partial")
         first = self._topology.is_first
+        not_finite = [key for of_rank in all_gather_objects(_not_finite(pieces), self._group) for key in of_rank]
+        if not_finite:
+            raise _NotFiniteError(f"{not_finite[0]} is not finite")
         with failing_together(self._group):
             if first:
                 begin(final)
@@ -146,8 +153,18 @@ class Saver:
         left = checkpoints(self._run_dir)
         kept = f"{left[-1].name} is kept" if left else "there is no older one"
         message = f"{final}: not saved, {kept}: {one_line(error)}"
-        if isinstance(error, OSError | UserError):
+        if isinstance(error, OSError | UserError) and not isinstance(error, _NotFiniteError):
             message += "; free some space or mend the folder"
         if self._topology.is_first:
             print(f"warning: {message}", file=sys.stderr, flush=True)
         return message
+
+
+class _NotFiniteError(UserError):
+    """The run's weights are lost; a checkpoint of them would take the place of a good one."""
+
+
+def _not_finite(pieces: Sequence[Piece]) -> list[str]:
+    """Weights to be saved that are not finite: gradients may overflow in a step whose loss did not."""
+    # The sum is as telling as its terms, and takes no memory beside them.
+    return [piece.key for piece in pieces if piece.key.endswith(".weight") and not piece.tensor.sum().isfinite()]

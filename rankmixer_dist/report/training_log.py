@@ -26,6 +26,8 @@ LOG_COLUMNS = (
     "dense_s",
     "comm_s",
     "mem_gb",
+    "skipped_steps",
+    "checkpoint_wait_s",
 )
 
 
@@ -48,6 +50,10 @@ class TrainingLog:
     def largest(self, name: str) -> float:
         """Largest of the column's numbers, of which there is at least one."""
         return float(np.nanmax(self.columns[name]))
+
+    def total(self, name: str) -> float:
+        """Sum of the column's numbers."""
+        return float(np.nansum(self.columns[name]))
 
     def median(self, name: str) -> float | None:
         """Median of the column's numbers; None where it holds none."""

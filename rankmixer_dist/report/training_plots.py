@@ -29,6 +29,7 @@ TIME_PARTS = {
     "sparse_s": TimePart("sparse", SERIES[2]),
     "data_wait_s": TimePart("data wait", SERIES[1]),
 }
+CHECKPOINTS = TimePart("waiting for checkpoints", SERIES[4])
 COMMUNICATION = TimePart("collectives, inside sparse and dense", SERIES[3])
 OTHER_TIME = TimePart("other", MUTED)
 
@@ -47,6 +48,7 @@ def loss_plot(log: TrainingLog) -> Plot:
         legend=(
             LegendEntry(css_color(SERIES[0]), "all tasks", formats.metric(_last_average(log, log.columns["loss"]))),
         ),
+        note=_skipped_note(log),
     )
 
 
@@ -107,7 +109,7 @@ def throughput_plot(log: TrainingLog) -> Plot:
     def draw(*rows: Axes) -> None:
         for axes, (name, color) in zip(rows, shown, strict=True):
             _draw_line(axes, log, log.columns[name], color)
-            axes.set_ylim(0, 1.15 * np.nanpercentile(log.columns[name], 99.5))
+            axes.set_ylim(0, 1.15 * np.nanpercentile(log.columns[name], 99.5) or 1)
             axes.yaxis.set_major_locator(MaxNLocator(4))
         if "mfu" in dict(shown):
             rows[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
@@ -134,6 +136,9 @@ def step_time_plot(log: TrainingLog) -> Plot:
     The collectives are a line over it: they run inside the sparse and the dense part, and beside computation.
     """
     parts = {TIME_PARTS[name]: np.nan_to_num(log.columns[name]) for name in TIME_PARTS if log.has(name)}
+    if log.total("checkpoint_wait_s"):
+        steps = np.diff(log.columns["step"], prepend=0)
+        parts[CHECKPOINTS] = np.nan_to_num(log.columns["checkpoint_wait_s"]) / steps
     if log.has("step_s"):
         parts[OTHER_TIME] = np.maximum(0.0, np.nan_to_num(log.columns["step_s"]) - sum(parts.values()))
     total = sum(seconds.mean() for seconds in parts.values())
@@ -174,6 +179,28 @@ def step_time_plot(log: TrainingLog) -> Plot:
             )
             for part, seconds in shares.items()
         ),
+        note=_checkpoint_note(log),
+    )
+
+
+def _checkpoint_note(log: TrainingLog) -> str:
+    waited = log.columns["checkpoint_wait_s"]
+    if not log.total("checkpoint_wait_s"):
+        return ""
+    longest = int(np.nanargmax(waited))
+    return (
+        f"Training waited {formats.seconds(log.total('checkpoint_wait_s'))} for checkpoints in all, at most "
+        f"{formats.seconds(waited[longest])} (in the line of step {log.columns['step'][longest]:.0f})."
+    )
+
+
+def _skipped_note(log: TrainingLog) -> str:
+    if not log.total("skipped_steps"):
+        return ""
+    last = log.columns["step"][np.flatnonzero(np.nan_to_num(log.columns["skipped_steps"]))[-1]]
+    return (
+        f"Steps left out because their loss was not finite: {log.total('skipped_steps'):.0f}, the last in the line of "
+        f"step {last:.0f}. Their rows are in non_finite.jsonl."
     )
 
 

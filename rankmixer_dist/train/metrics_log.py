@@ -32,7 +32,7 @@ class MetricsLog:
         self._file.write(json.dumps(_finite(line)) + "\n")
         self._file.flush()
         for key, value in _flat(line):
-            if isinstance(value, int | float) and key != "step":
+            if isinstance(value, int | float) and math.isfinite(value) and key != "step":
                 self._board.add_scalar(key, value, line["step"])
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects
 
 FILE_NAME = "non_finite.jsonl"
+ADVICE = "lower dense.lr or sparse.lr, add warm-up, or set dense.clip_norm"
 _SKIPS_IN_A_ROW = 10
 """So many batches left out one after the other are no bad rows: the weights themselves are not finite."""
 
@@ -47,7 +48,7 @@ class NonFiniteRows:
         if self._skips >= _SKIPS_IN_A_ROW:
             raise UserError(
                 f"{self._skips} batches in a row have a loss that is not finite, the last at step {step} with {rows} "
-                f"bad rows: it is the weights, not the rows ({self._path}); {_ADVICE}"
+                f"bad rows: it is the weights, not the rows ({self._path}); {ADVICE}"
             )
 
     def stop(self) -> None:
@@ -62,7 +63,7 @@ class NonFiniteRows:
         rows = self._write(first, mine[1] if mine is not None and mine[0] == first else [], skipped=False)
         raise UserError(
             f"the loss is not finite at step {first}: {rows} rows, whose ids are in {self._path}; look at them, set "
-            f"train.on_non_finite=skip to leave such batches out, or {_ADVICE}"
+            f"train.on_non_finite=skip to leave such batches out, or {ADVICE}"
         )
 
     def _write(self, step: int, row_ids: list[int], *, skipped: bool) -> int:
@@ -73,6 +74,3 @@ class NonFiniteRows:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return len(rows)
-
-
-_ADVICE = "lower dense.lr or sparse.lr, add warm-up, or set dense.clip_norm"

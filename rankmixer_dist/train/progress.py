@@ -1,5 +1,6 @@
 """What a person watches while rows go by: a live bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 from typing import Any, Self
 
@@ -46,7 +47,10 @@ class TrainProgress:
             return
         mfu = "" if line["mfu"] is None else f"  MFU {line['mfu']:.1%}"
         rate, wait = f"{line['samples_per_s']:,.0f} rows/s{mfu}", f"data wait {line['data_wait_share']:.0%}"
-        figures = f"loss {line['loss']:.4f}  {rate}  {wait}"
+        # An interval whose batches were all left out has no loss.
+        loss = f"loss {line['loss']:.4f}" if math.isfinite(line["loss"]) else "no loss"
+        left_out = f"  not finite, left out: {line['skipped_steps']}" if line["skipped_steps"] else ""
+        figures = f"{loss}  {rate}  {wait}{left_out}"
         if self._bar is not None:
             self._bar.update(self._task, figures=figures)
         else:

@@ -10,8 +10,9 @@ import yaml
 from rankmixer_dist.config import MANNER, RunConfig
 from rankmixer_dist.errors import UserError
 
-CHANGEABLE = MANNER | {"train.epochs", "train.max_steps"}
-"""Keys that may differ between two starts of a run: how it is done and how long it is, not what it learns."""
+CHANGEABLE = MANNER | {"train.epochs", "train.max_steps", "train.on_non_finite"}
+"""Keys that may differ between two starts of a run: how it is done, how long it is and how it meets
+rows that make no sense; not what it learns."""
 
 
 def claim_run_dir(config: RunConfig) -> Path:

@@ -47,7 +47,7 @@ class RunHooks:
             topology,
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
-            is_better=None if best is None else lambda new, old: best.is_better(new[best.figure], old[best.figure]),
+            is_better=None if best is None else best.is_better,
         )
         self._audit = RowAudit(run_dir, topology, resume_step=progress.step) if config.train.audit_rows else None
         self._log = MetricsLog(run_dir, resume_step=progress.step) if first else None
@@ -68,7 +68,8 @@ class RunHooks:
             if kind is None or issubclass(kind, Preempted):
                 self._saver.finish()
             elif issubclass(kind, UserError):
-                self._saver.wait()  # the state before what went wrong
+                # All ranks end alike, and what was saved before is the state to go on from.
+                self._saver.wait()
         finally:
             self._watchdog.__exit__(kind, error, trace)
             self._stop.__exit__(kind, error, trace)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from rankmixer_dist.batch import Batch, Position
+from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import TaskMetrics
-from rankmixer_dist.parallel.topology import Topology, barrier, gather_objects
+from rankmixer_dist.parallel.topology import Topology, all_gather_objects, barrier, gather_objects
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.loop import Epochs
+from rankmixer_dist.train.non_finite import ADVICE
 
 SCORE_PREFIX = "score_"
 
@@ -57,6 +59,9 @@ def score_split(
     Returns:
         `rows` and `tasks` of eval.json on rank 0 (with `reachable` where the data knows the true probabilities), None
         elsewhere.
+
+    Raises:
+        UserError: rows have a score that is not finite.
     """
     was_training = module.training
     tables.module.eval()
@@ -64,11 +69,14 @@ def score_split(
     writer = _PredictionWriter(predictions, tasks, topology) if predictions is not None else None
     scored = {task: TaskMetrics() for task in tasks}
     truth: dict[str, TaskMetrics] = {}
-    scored_rows = 0
+    scored_rows, lost_rows = 0, 0
     for batch, _ in rows.epoch(Position(0, 0)):
         on_device = batch.to(topology.device)
         scores_BK = predict(tables, module, on_device).cpu().numpy()
         real = batch.weight_B.numpy() > 0
+        finite = np.isfinite(scores_BK).all(axis=1)
+        lost_rows += int((real & ~finite).sum())
+        real &= finite
         labels_BK, user_id = batch.labels_BK.numpy()[real], batch.user_id_B.numpy()[real]
         for place, task in enumerate(tasks):
             labelled = ~np.isnan(labels_BK[:, place])
@@ -81,10 +89,15 @@ def score_split(
         if writer is not None:
             writer.write(batch, real, scores_BK[real])
         on_batch(int(batch.global_weight))
-    if writer is not None:
-        writer.publish()
     tables.module.train(was_training)
     module.train(was_training)
+    lost_rows = sum(all_gather_objects(lost_rows))
+    if lost_rows:
+        raise UserError(
+            f"{lost_rows} of {rows.rows} rows have a score that is not finite: the weights have diverged; {ADVICE}"
+        )
+    if writer is not None:
+        writer.publish()
     states = {
         name: {t: m.to_arrays() for t, m in by_task.items()} for name, by_task in (("scored", scored), ("truth", truth))
     }

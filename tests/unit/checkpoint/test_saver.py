@@ -63,6 +63,26 @@ def test_the_newest_and_the_best_are_kept(tmp_path, one_rank):
     assert open_checkpoint(checkpoint_path(tmp_path, 2)).metrics == {"auc": 0.8}
 
 
+def test_a_run_that_never_measured_has_no_best(saved):
+    with pytest.raises(UserError, match=r"eval.checkpoint best: .*marked as best; train with checkpoint.best set"):
+        find_checkpoint(saved.parent.parent, key="eval.checkpoint best:", pointer=BEST)
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path, one_rank, capfd):
+    saver = Saver(tmp_path, one_rank, keep=1)
+    saver.save(about(1), pieces(1))
+    for step, lost in ((2, float("nan")), (3, float("inf"))):
+        table = torch.ones(40)
+        table[7] = lost
+        saver.save(about(step), [*pieces(step), whole("tables/tag.weight", table)])
+        saver.wait()
+        assert steps(tmp_path) == [1]
+        refused = "not saved, step-00000001 is kept: tables/tag.weight is not finite\n"
+        assert capfd.readouterr().err.endswith(refused)
+    with pytest.raises(UserError, match="step-00000003: not saved"):
+        saver.finish()
+
+
 def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path, one_rank, capfd):
     saver = Saver(tmp_path, one_rank, keep=1)
     saver.save(about(1), pieces(1))

@@ -269,6 +269,29 @@ def test_time_that_no_part_explains_is_other(tmp_path: Path) -> None:
     assert "other 55 % · 110 ms" in text and "dense 25 % · 50 ms" in text
 
 
+def test_waiting_for_checkpoints_is_a_part_of_its_own(tmp_path: Path) -> None:
+    waited = {10: 0.0, 20: 0.5, 25: 0.25}
+    write_log(tmp_path, [log_line(step, step_s=0.2, checkpoint_wait_s=seconds) for step, seconds in waited.items()])
+    text = as_text(rendered(tmp_path))
+    # 0, 50 and 50 ms a step
+    assert "waiting for checkpoints 17 % · 33.3 ms" in text and "other 38 % · 76.7 ms" in text
+    assert "Training waited 750 ms for checkpoints in all, at most 500 ms (in the line of step 20)." in text
+    write_log(tmp_path, [log_line(step, step_s=0.2, checkpoint_wait_s=0.0) for step in waited])
+    text = as_text(rendered(tmp_path))
+    assert "other 55 %" in text and "waiting for checkpoints" not in text and "Training waited" not in text
+
+
+def test_steps_left_out_are_told_and_their_lines_have_no_loss(tmp_path: Path) -> None:
+    nothing = {"loss": None, "loss_per_task": dict.fromkeys(TASKS), "samples_per_s": 0.0, "mfu": 0.0}
+    lines = [log_line(10, skipped_steps=0), log_line(20, skipped_steps=10, **nothing), log_line(30, skipped_steps=3)]
+    write_log(tmp_path, lines)
+    text = as_text(rendered(tmp_path))
+    assert "Steps left out because their loss was not finite: 13, the last in the line of step 30." in text
+    assert "nan" not in text
+    write_log(tmp_path, [log_line(1, skipped_steps=1, **nothing)])
+    assert "Throughput" in as_text(rendered(tmp_path))
+
+
 def test_one_log_line_without_any_figure(tmp_path: Path) -> None:
     write_log(tmp_path, [{"step": 1}])
     assert "1 log line up to step 1." in as_text(rendered(tmp_path)) and "<svg" not in rendered(tmp_path)
