@@ -1,6 +1,7 @@
 """A run, as one YAML file: strict, typed and immutable."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -173,9 +174,13 @@ class BestCheckpoint(Strict):
         """Name of the figure, e.g. `finish.auc`."""
         return f"{self.task}.{self.metric}"
 
-    def is_better(self, new: float, old: float) -> bool:
-        """Whether `new` beats `old`: higher for AUC and UAUC, lower for the others."""
-        return new > old if self.metric in ("auc", "uauc") else new < old
+    def is_better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Whether the figure in `new` beats that in `old`: higher for AUC and UAUC, lower for the others; no figure (a
+        split of one class has no AUC) never beats one."""
+        if self.figure not in new or self.figure not in old:
+            return self.figure in new
+        gain = new[self.figure] - old[self.figure]
+        return gain > 0 if self.metric in ("auc", "uauc") else gain < 0
 
 
 class CheckpointConfig(Strict):

@@ -1,7 +1,12 @@
 """The run directory: it belongs to one config, and says so."""
 
+import fcntl
 import json
 import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,42 @@ CHANGEABLE = frozenset(
 )  # fmt: skip
 """Keys that may differ between two starts of a run: how long it is, where its parts lie, how it is watched; not what
 it learns."""
+
+
+LOCK_NAME = "lock"
+_LOCK_PATIENCE_S = 5.0
+"""A process that was killed holds its lock until the kernel has taken its memory apart."""
+
+
+@contextmanager
+def only_job(run_dir: Path) -> Iterator[None]:
+    """Makes the run directory and keeps other jobs out of it for the length of a `with` block; one rank calls it.
+
+    The lock goes with the process, however it ends. Where the file system has no locks, there is none.
+
+    Raises:
+        UserError: another job trains here; says where it runs.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / LOCK_NAME
+    with path.open("a+") as file:
+        give_up = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > give_up:
+                    file.seek(0)
+                    holder = file.read().strip() or "another job"
+                    raise UserError(f"{run_dir}: {holder} trains here; stop it, or choose another `name`") from error
+                time.sleep(0.1)
+            except OSError:  # this file system has no locks
+                break
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def claim_run_dir(config: RunConfig) -> Path:

@@ -47,7 +47,7 @@ class RunHooks:
             topology,
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
-            is_better=None if best is None else lambda new, old: best.is_better(new[best.figure], old[best.figure]),
+            is_better=None if best is None else best.is_better,
         )
         self._audit = RowAudit(run_dir, topology, resume_step=progress.step) if config.train.audit_rows else None
         self._log = MetricsLog(run_dir, resume_step=progress.step) if first else None
