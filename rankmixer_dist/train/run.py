@@ -27,7 +27,7 @@ from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.non_finite import NonFiniteRows
 from rankmixer_dist.train.peak import peak_flops
-from rankmixer_dist.train.run_dir import claim_run_dir, only_job, write_json
+from rankmixer_dist.train.run_dir import check_run_dir, claim_run_dir, only_job, write_json
 from rankmixer_dist.train.run_hooks import RunHooks
 from rankmixer_dist.train.scoring import ScoredRows
 from rankmixer_dist.train.step import TrainStep
@@ -63,6 +63,7 @@ def train(
     with ExitStack() as held:
         with failing_together():
             if topology.is_first:
+                check_run_dir(config)  # first, so that a directory of another config is not even locked
                 held.enter_context(only_job(config.run_dir))
         _train(config, topology, rows, numerics, base_rates, validation_rows)
 

@@ -62,25 +62,29 @@ def only_job(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def claim_run_dir(config: RunConfig) -> Path:
-    """Makes the run directory and writes `config.yaml` into it; called by one rank.
+def check_run_dir(config: RunConfig) -> None:
+    """Makes sure that the run directory holds no other run.
 
     Raises:
-        UserError: the directory holds another config; names the first key that differs.
+        UserError: it holds another config; names the first key that differs.
     """
-    run_dir = config.run_dir
-    path = run_dir / "config.yaml"
+    path = config.run_dir / "config.yaml"
     if path.exists():
         difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
         if difference is not None:
             key, old, new = difference
             raise UserError(
-                f"{run_dir} already holds another config: {key} was {old!r} and is now {new!r}; choose another `name` "
-                "or remove the directory"
+                f"{config.run_dir} already holds another config: {key} was {old!r} and is now {new!r}; choose another "
+                "`name` or remove the directory"
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(path, config.to_yaml())
-    return run_dir
+
+
+def claim_run_dir(config: RunConfig) -> Path:
+    """Makes the run directory and writes `config.yaml` into it; called by one rank; raises as `check_run_dir` does."""
+    check_run_dir(config)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(config.run_dir / "config.yaml", config.to_yaml())
+    return config.run_dir
 
 
 def require_run(config: RunConfig) -> Path:
