@@ -63,7 +63,9 @@ def train(
     with ExitStack() as held:
         with failing_together():
             if topology.is_first:
-                check_run_dir(config)  # first, so that a directory of another config is not even locked
+                # Before the lock, so that a start that is refused touches nothing.
+                check_run_dir(config)
+                _start_checkpoint(config, checkpoints(config.run_dir))
                 held.enter_context(only_job(config.run_dir))
         _train(config, topology, rows, numerics, base_rates, validation_rows)
 
@@ -86,8 +88,7 @@ def _train(
     start = config.train.start_from
     start_checkpoint: Path | None = None
     with failing_together():
-        if start is not None and not saved:
-            start_checkpoint = find_checkpoint(start.run, key="train.start_from.run")
+        start_checkpoint = _start_checkpoint(config, saved)
         if topology.is_first:
             claim_run_dir(config)
     tables, placed = build_tables(config, topology, rows_per_rank=share)
@@ -145,6 +146,12 @@ def _train(
             non_finite=NonFiniteRows(config.run_dir, topology),
             hooks=hooks,
         )
+
+
+def _start_checkpoint(config: RunConfig, saved: Sequence[Path]) -> Path | None:
+    """Another run's checkpoint to begin with, if the config names one and this run has none of its own."""
+    start = config.train.start_from
+    return None if start is None or saved else find_checkpoint(start.run, key="train.start_from.run")
 
 
 def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per_row: int) -> Plan:
