@@ -47,7 +47,9 @@ class Killer:
             time.sleep(0.01)
 
     def _while_training(self) -> None:
-        further = self._random.randint(1, 10)
+        self._train_on(self._random.randint(1, 10))
+
+    def _train_on(self, further: int) -> None:
         begin = self._run.lines()
 
         def come() -> bool:
@@ -58,6 +60,7 @@ class Killer:
         until(come, f"{further} more steps are logged", self._launcher)
 
     def _while_saving(self) -> None:
+        self._train_on(self._random.randint(0, 10))
         began = max(rank.create_time() for rank in self._ranks.values())
         folder = self._run.folder / "checkpoints"
 
@@ -136,6 +139,6 @@ def test_ranks_that_are_killed_lose_nothing(launch, calm, tmp_path):
 @pytest.mark.distributed
 @pytest.mark.timeout(3600)
 def test_ranks_that_are_killed_twenty_times_lose_nothing(launch, small_config, tmp_path):
-    run = a_run(small_config, "calm20", epochs=5, batch_size=64)
+    run = a_run(small_config, "calm20", epochs=16, batch_size=256)
     calm = train_undisturbed(launch, run, torchrun(run), tmp_path / "calm_log")
-    check_nothing_is_lost(launch, calm, run.named("killed20"), kills=20, epochs=5, log=tmp_path / "log")
+    check_nothing_is_lost(launch, calm, run.named("killed20"), kills=20, epochs=16, log=tmp_path / "log")
