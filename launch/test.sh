@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, then ruff and the tests. Arguments go to pytest: bash launch/test.sh tests/unit -k config
+# With --thorough, tests that take many minutes are run too.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -12,6 +15,19 @@ from data_pipeline.preprocess import preprocess
 from rankmixer_dist.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--thorough` runs what takes many minutes too."""
+    parser.addoption("--thorough", action="store_true", help="run the tests that take many minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--thorough`, thorough tests are skipped and say so."""
+    if not config.getoption("--thorough"):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes; give --thorough to run it"))
 
 
 @pytest.fixture(scope="session")
@@ -61,11 +77,35 @@ class Launch:
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", f"--num_gpus={ranks}", "--master_addr=127.0.0.1"]
         return self._run([*launcher, str(ROOT / script), *arguments])
 
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+    @contextmanager
+    def started(self, *command: str, log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+        """`python command`, which runs beside the block, and not after it; what it says goes to `log`."""
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                env=self._env | env,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                for member in family:
+                    member.kill()
+            process.wait()
+
+    @property
+    def _env(self) -> dict[str, str]:
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-        env |= {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+        return env | {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280, check=False
+            command, env=self._env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280, check=False
         )
 
 

@@ -40,17 +40,25 @@ def step_of(checkpoint: Path) -> int:
 def begin(final: Path) -> Path:
     """An empty folder to write a checkpoint into; what died writers left is removed."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    for left in final.parent.glob("*" + _ASIDE):
-        shutil.rmtree(left)
+    sweep(final.parent.parent)
     aside = final.with_name(final.name + _ASIDE)
     aside.mkdir()
     return aside
 
 
+def sweep(run_dir: Path) -> None:
+    """Removes what a process that died while it wrote or removed a checkpoint left of it."""
+    for left in (run_dir / FOLDER_NAME).glob(f"*{_ASIDE}*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
 def publish(aside: Path, final: Path) -> None:
     """Makes a written checkpoint a complete one, and the newest."""
     if final.exists():  # a run that went back to an older checkpoint and came by again
-        shutil.rmtree(final)
+        _remove(final)
     os.replace(aside, final)
     point(final, LATEST)
 
@@ -85,10 +93,7 @@ def prune(run_dir: Path, *, keep: int) -> None:
     best = pointed(run_dir, BEST)
     for path in checkpoints(run_dir)[:-keep]:
         if path != best:
-            # Renamed first: a reader finds it whole or not at all.
-            gone = path.with_name(path.name + _ASIDE)
-            os.replace(path, gone)
-            shutil.rmtree(gone)
+            _remove(path)
 
 
 def find_checkpoint(path: Path, *, key: str, pointer: str | None = None) -> Path:
@@ -107,6 +112,13 @@ def find_checkpoint(path: Path, *, key: str, pointer: str | None = None) -> Path
     if checkpoint is None:
         raise UserError(f"{key} {path}: no complete checkpoint there; train that run first")
     return checkpoint
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renamed first: whoever reads, or comes after this process was killed, finds it whole or not at all."""
+    gone = checkpoint.with_name(checkpoint.name + ".old" + _ASIDE)
+    os.replace(checkpoint, gone)
+    shutil.rmtree(gone)
 
 
 def _sync(folder: Path) -> None:

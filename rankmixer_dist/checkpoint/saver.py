@@ -12,6 +12,7 @@ from torch import Tensor
 from rankmixer_dist.checkpoint.about import About, describe_files, read_about
 from rankmixer_dist.checkpoint.folder import (
     BEST,
+    LATEST,
     TENSORS,
     begin,
     checkpoint_path,
@@ -21,6 +22,7 @@ from rankmixer_dist.checkpoint.folder import (
     pointed,
     prune,
     publish,
+    sweep,
 )
 from rankmixer_dist.checkpoint.storage import INDEX_NAME, write_pieces
 from rankmixer_dist.errors import UserError, one_line
@@ -28,6 +30,7 @@ from rankmixer_dist.parallel.topology import Topology, all_gather_objects, faili
 from rankmixer_dist.pieces import Piece
 
 Metrics = Mapping[str, float]
+IsBetter = Callable[[Metrics, Metrics], bool]
 
 
 class Saver:
@@ -51,7 +54,7 @@ class Saver:
         *,
         keep: int,
         asynchronous: bool = True,
-        is_better: Callable[[Metrics, Metrics], bool] | None = None,
+        is_better: IsBetter | None = None,
     ) -> None:
         self._run_dir, self._topology, self._keep = run_dir, topology, keep
         self._asynchronous, self._is_better = asynchronous, is_better
@@ -136,15 +139,8 @@ class Saver:
                 merged = {name: file for of_rank in of_all for name, file in of_rank.items()}
                 about.model_copy(update={"files": merged}).write(aside)
                 publish(aside, final)
-                self._mark_best(final, about.metrics)
+                _mark_best(self._run_dir, final, about.metrics, self._is_better)
                 prune(self._run_dir, keep=self._keep)
-
-    def _mark_best(self, checkpoint: Path, metrics: Metrics) -> None:
-        if self._is_better is None:
-            return
-        best = pointed(self._run_dir, BEST)
-        if best is None or best == checkpoint or self._is_better(metrics, read_about(best).metrics):
-            point(checkpoint, BEST)
 
     def _say(self, step: int, error: Exception) -> str:
         final = checkpoint_path(self._run_dir, step)
@@ -168,3 +164,27 @@ def _not_finite(pieces: Sequence[Piece]) -> list[str]:
     """Weights to be saved that are not finite: gradients may overflow in a step whose loss did not."""
     # The sum is as telling as its terms, and takes no memory beside them.
     return [piece.key for piece in pieces if piece.key.endswith(".weight") and not piece.tensor.sum().isfinite()]
+
+
+def finish_interrupted(run_dir: Path, *, keep: int, is_better: IsBetter | None) -> None:
+    """What a process that was killed between publishing a run's newest checkpoint and the end of its save left to do.
+
+    Args:
+        keep, is_better: as for `Saver`.
+    """
+    newest = checkpoints(run_dir)[-1]
+    sweep(run_dir)
+    if pointed(run_dir, LATEST) != newest:
+        point(newest, LATEST)
+    metrics = read_about(newest).metrics
+    if metrics:
+        _mark_best(run_dir, newest, metrics, is_better)
+    prune(run_dir, keep=keep)
+
+
+def _mark_best(run_dir: Path, checkpoint: Path, metrics: Metrics, is_better: IsBetter | None) -> None:
+    if is_better is None:
+        return
+    best = pointed(run_dir, BEST)
+    if best is None or best == checkpoint or is_better(metrics, read_about(best).metrics):
+        point(checkpoint, BEST)

@@ -1,6 +1,8 @@
 """Where this process stands among the ranks, under python, torchrun, deepspeed or srun alike."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +74,8 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     env.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     if "RANK" not in env:
         kwargs.update(store=dist.HashStore(), rank=0, world_size=1)
+    elif env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        kwargs.update(store=_store_of_this_start(rank, world_size, timeout_s), rank=rank, world_size=world_size)
     dist.init_process_group(backend, **kwargs)
     try:
         yield Topology(rank, world_size, local_rank, local_world_size, device)
@@ -82,6 +86,31 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _store_of_this_start(rank: int, world_size: int, timeout_s: float) -> dist.Store:
+    """A part of torchrun's store in which no rank of an earlier start has written.
+
+    torchrun 2.13 keeps one store for all starts of its ranks, who would find the addresses of the dead in it. Nor can
+    its environment tell the starts apart: each node counts its own restarts. So rank 0 numbers them, and the others
+    believe a number once rank 0 has answered to a word that they have just made up.
+    """
+    store = dist.PrefixStore("starts/", next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))[0])
+    if rank == 0:
+        start = store.add("count", 1)
+        store.set("newest", str(start))
+        for other in range(1, world_size):
+            word = store.get(f"{start}/{other}").decode()
+            store.set(f"{start}/{word}", "")
+        return dist.PrefixStore(f"{start}/group/", store)
+    word, give_up = uuid.uuid4().hex, time.monotonic() + timeout_s
+    while time.monotonic() < give_up:
+        start = int(store.get("newest"))
+        store.set(f"{start}/{rank}", word)
+        if store.check([f"{start}/{word}"]):
+            return dist.PrefixStore(f"{start}/group/", store)
+        time.sleep(0.02)
+    raise TimeoutError(f"rank 0 did not come within {timeout_s:g} s")
 
 
 def gather_objects(value: Any) -> list[Any] | None:

@@ -1,6 +1,7 @@
 """A training run from start or resume to its last checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,9 +10,10 @@ import torch
 
 from rankmixer_dist.batch import Position
 from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
+from rankmixer_dist.checkpoint.saver import finish_interrupted
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.parallel.topology import Topology, barrier, failing_together
+from rankmixer_dist.parallel.topology import Topology, barrier, broadcast_object, failing_together
 from rankmixer_dist.train.build import (
     Statistics,
     auxiliary_weight,
@@ -25,7 +27,7 @@ from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.non_finite import NonFiniteRows
 from rankmixer_dist.train.peak import peak_flops
-from rankmixer_dist.train.run_dir import claim_run_dir, write_json
+from rankmixer_dist.train.run_dir import check_run_dir, claim_run_dir, only_job, write_json
 from rankmixer_dist.train.run_hooks import RunHooks
 from rankmixer_dist.train.scoring import ScoredRows
 from rankmixer_dist.train.step import TrainStep
@@ -55,20 +57,38 @@ def train(
         validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
 
     Raises:
-        UserError: the config cannot be run on these ranks, the run directory holds another config, or the loss is no
-            longer finite.
+        UserError: the config cannot be run on these ranks, the run directory holds another config, another job trains
+            in it, or the loss is no longer finite.
     """
+    with ExitStack() as held:
+        with failing_together():
+            if topology.is_first:
+                # Before the lock, so that a start that is refused touches nothing.
+                check_run_dir(config)
+                _start_checkpoint(config, checkpoints(config.run_dir))
+                held.enter_context(only_job(config.run_dir))
+        _train(config, topology, rows, numerics, base_rates, validation_rows)
+
+
+def _train(
+    config: RunConfig,
+    topology: Topology,
+    rows: TrainingRows,
+    numerics: Mapping[str, Statistics],
+    base_rates: Sequence[float],
+    validation_rows: ScoredRows | None,
+) -> None:
     if topology.world_size > 1 and (config.sparse.placement == "local" or config.dense.engine == "plain"):
         raise UserError("sparse.placement local and dense.engine plain are for one process; use the defaults")
     share = topology.share_of(config.loader.batch_size)
     keep_freed_memory(topology.device)
     model = build_model(config, numerics=numerics, base_rates=base_rates)
     cost = model.cost()
-    saved, start = checkpoints(config.run_dir), config.train.start_from
+    saved: list[Path] = broadcast_object(checkpoints(config.run_dir) if topology.is_first else None)
+    start = config.train.start_from
     start_checkpoint: Path | None = None
     with failing_together():
-        if start is not None and not saved:
-            start_checkpoint = find_checkpoint(start.run, key="train.start_from.run")
+        start_checkpoint = _start_checkpoint(config, saved)
         if topology.is_first:
             claim_run_dir(config)
     tables, placed = build_tables(config, topology, rows_per_rank=share)
@@ -93,6 +113,11 @@ def train(
     progress = Progress(step=0, rows=0, position=Position(0, 0))
     if saved:
         progress = resume(saved[-1], tables, engine, topology)
+        with failing_together():
+            if topology.is_first:
+                best = config.checkpoint.best
+                is_better = None if best is None else best.is_better
+                finish_interrupted(config.run_dir, keep=config.checkpoint.keep, is_better=is_better)
         if topology.is_first:
             print(f"goes on from {saved[-1]}", flush=True)
     if progress.step >= plan.total_steps:
@@ -121,6 +146,12 @@ def train(
             non_finite=NonFiniteRows(config.run_dir, topology),
             hooks=hooks,
         )
+
+
+def _start_checkpoint(config: RunConfig, saved: Sequence[Path]) -> Path | None:
+    """Another run's checkpoint to begin with, if the config names one and this run has none of its own."""
+    start = config.train.start_from
+    return None if start is None or saved else find_checkpoint(start.run, key="train.start_from.run")
 
 
 def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per_row: int) -> Plan:

@@ -1,7 +1,12 @@
 """The run directory: it belongs to one config, and says so."""
 
+import fcntl
 import json
 import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +20,65 @@ CHANGEABLE = MANNER | {"train.epochs", "train.max_steps", "train.on_non_finite"}
 rows that make no sense; not what it learns."""
 
 
-def claim_run_dir(config: RunConfig) -> Path:
-    """Makes the run directory and writes `config.yaml` into it; called by one rank.
+LOCK_NAME = "lock"
+_LOCK_PATIENCE_S = 5.0
+"""A process that was killed holds its lock until the kernel has taken its memory apart."""
+
+
+@contextmanager
+def only_job(run_dir: Path) -> Iterator[None]:
+    """Makes the run directory and keeps other jobs out of it for the length of a `with` block; one rank calls it.
+
+    The lock goes with the process, however it ends. Where the file system has no locks, there is none.
 
     Raises:
-        UserError: the directory holds another config; names the first key that differs.
+        UserError: another job trains here; says where it runs.
     """
-    run_dir = config.run_dir
-    path = run_dir / "config.yaml"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / LOCK_NAME
+    with path.open("a+") as file:
+        give_up = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > give_up:
+                    file.seek(0)
+                    holder = file.read().strip() or "another job"
+                    raise UserError(f"{run_dir}: {holder} trains here; stop it, or choose another `name`") from error
+                time.sleep(0.1)
+            except OSError:  # this file system has no locks
+                break
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Makes sure that the run directory holds no other run.
+
+    Raises:
+        UserError: it holds another config; names the first key that differs.
+    """
+    path = config.run_dir / "config.yaml"
     if path.exists():
         difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
         if difference is not None:
             key, old, new = difference
             raise UserError(
-                f"{run_dir} already holds another config: {key} was {old!r} and is now {new!r}; choose another `name` "
-                "or remove the directory"
+                f"{config.run_dir} already holds another config: {key} was {old!r} and is now {new!r}; choose another "
+                "`name` or remove the directory"
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(path, config.to_yaml())
-    return run_dir
+
+
+def claim_run_dir(config: RunConfig) -> Path:
+    """Makes the run directory and writes `config.yaml` into it; called by one rank; raises as `check_run_dir` does."""
+    check_run_dir(config)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(config.run_dir / "config.yaml", config.to_yaml())
+    return config.run_dir
 
 
 def require_run(config: RunConfig) -> Path:

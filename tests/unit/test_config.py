@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rankmixer_dist.config import KuaiRandSource, RunConfig, TimeRange, load_config
+from rankmixer_dist.config.run import BestCheckpoint
 from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import MultiIdFeature, Schema, SequenceFeature
 
@@ -353,3 +354,15 @@ def test_a_backbone_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 def test_tokens_of_groups_are_not_chosen_twice(tmp_path: Path) -> None:
     assert "a group's tokens are in `groups`" in message(write_run(tmp_path), "model.tokenizer.num_tokens=4")
+
+
+@pytest.mark.parametrize(("metric", "better", "worse"), [("auc", 0.8, 0.7), ("logloss", 0.3, 0.4)])
+def test_the_better_figure_wins_and_none_never_does(metric, better, worse):
+    best = BestCheckpoint(split="test", task="like", metric=metric)
+    better, worse = ({f"like.{metric}": value, f"like.ne{metric}": 0.0} for value in (better, worse))
+    assert best.is_better(better, worse)
+    assert not best.is_better(worse, better)
+    assert not best.is_better(better, better)
+    assert best.is_better(worse, {})
+    assert not best.is_better({}, worse)
+    assert not best.is_better({}, {})

@@ -115,7 +115,7 @@ def test_help_helps_and_does_nothing(name: str) -> None:
 
 def test_ci_runs_the_tests_and_nothing_else() -> None:
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert lines[-1] == "exec bash launch/test.sh"
+    assert lines[-1] == "exec bash launch/test.sh --thorough"
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 

@@ -1,15 +1,18 @@
 """Saving: complete or absent, beside training, with the last few and the best one kept."""
 
+import os
 import resource
+import shutil
 import threading
 
 import pytest
 import torch
 
+from rankmixer_dist.checkpoint import folder as folder_module
 from rankmixer_dist.checkpoint import saver as saver_module
 from rankmixer_dist.checkpoint.folder import BEST, LATEST, checkpoint_path, checkpoints, find_checkpoint, pointed
 from rankmixer_dist.checkpoint.opening import open_checkpoint
-from rankmixer_dist.checkpoint.saver import Saver
+from rankmixer_dist.checkpoint.saver import Saver, finish_interrupted
 from rankmixer_dist.checkpoint.storage import read_whole
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.pieces import whole
@@ -146,3 +149,59 @@ def test_a_step_that_is_saved_again_replaces_the_old_one(tmp_path, one_rank):
         saver.save(about(5), [whole("x", torch.tensor([value]))])
     saver.finish()
     assert read_whole(checkpoint_path(tmp_path, 5) / "tensors")["x"].tolist() == [2.0]
+
+
+class Killed(BaseException):
+    """Nothing after it is done."""
+
+
+class DyingAt:
+    """Stands for `os` and `shutil`; dies just before its n-th rename, or in the middle of its n-th removal."""
+
+    def __init__(self, call: int) -> None:
+        self.left = call
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def replace(self, *paths):
+        self._count()
+        os.replace(*paths)
+
+    def rmtree(self, path, **kwargs):
+        next(path.glob("tensors/*")).unlink()
+        self._count()
+        shutil.rmtree(path, **kwargs)
+
+    def _count(self):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("call", range(7))
+def test_the_next_start_finishes_a_save_that_was_cut_short(tmp_path, one_rank, monkeypatch, call):
+    def is_better(new, old):
+        return new["auc"] > old["auc"]
+
+    saver = Saver(tmp_path, one_rank, keep=1, is_better=is_better)
+    for step, auc in ((1, 0.8), (2, 0.7)):
+        saver.save(about(step, metrics={"auc": auc}), pieces(step))
+    saver.finish()
+    assert steps(tmp_path) == [1, 2]
+    dying = DyingAt(call)
+    monkeypatch.setattr(folder_module, "os", dying)
+    monkeypatch.setattr(folder_module, "shutil", dying)
+    saver.save(about(3, metrics={"auc": 0.9}), pieces(3))  # becomes the newest and the best; the other two go
+    saver.finish()
+    monkeypatch.undo()
+    assert dying.left == 0, "it was to die"
+    assert steps(tmp_path)[-1] == (2 if call == 0 else 3)
+    for path in checkpoints(tmp_path):
+        open_checkpoint(path)
+    finish_interrupted(tmp_path, keep=1, is_better=is_better)
+    expected = {"step-00000001", "step-00000002"} if call == 0 else {"step-00000003"}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best", "latest", *expected}
+    assert pointed(tmp_path, LATEST) == checkpoint_path(tmp_path, 2 if call == 0 else 3)
+    assert pointed(tmp_path, BEST) == checkpoint_path(tmp_path, 1 if call == 0 else 3)
