@@ -1,4 +1,4 @@
-"""A RankMixer whose tokens are spread over ranks trains as it does on one, sends what it should, and resumes anywhere."""
+"""A RankMixer whose tokens are spread over ranks trains as on one rank, sends what it should, and resumes anywhere."""
 
 import itertools
 import json
