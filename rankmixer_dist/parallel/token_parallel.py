@@ -1,4 +1,4 @@
-"""RankMixer with its per-token FFNs spread over ranks, each the owner of some tokens (arXiv 2602.06563, section 3)."""
+"""RankMixer with per-token FFNs spread over ranks, each the owner of some tokens (token parallel, arXiv 2602.06563)."""
 
 from collections.abc import Callable
 from functools import partial
