@@ -6,8 +6,6 @@ over the ranks, TorchRec divides the table gradients by their number, and N rank
 """
 
 import dataclasses
-import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -15,16 +13,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
-
-from rankmixer_dist.pieces import Piece, dense_key, dense_pieces
-
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-# On CPU DeepSpeed would compile a C++ extension at the first start, for an inference all-reduce that nobody calls here.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+from rankmixer_dist.parallel.deepspeed_setup import deepspeed
+from rankmixer_dist.parallel.expert_groups import clip_by_global_norm, is_owned, optimizer_groups, owned_and_shared
+from rankmixer_dist.pieces import Piece, Place, dense_key, dense_pieces, places_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,9 @@ class DenseEngine(Protocol):
         ...
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: OptimizerSettings
+) -> torch.optim.Optimizer:
     """The torch optimizer that `settings` names."""
     if settings.kind == "adam":
         return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -112,7 +105,7 @@ class PlainEngine:
         return _moments(self.optimizer)
 
     def pieces(self) -> list[Piece]:
-        return _whole_pieces(dict(self.module.named_parameters()), self.optimizer)
+        return _whole_pieces(dict(self.module.named_parameters()), self.optimizer, places_of(self.module))
 
     def make_room(self, moments: Sequence[str], updates: int) -> None:
         _make_room(self.module.parameters(), self.optimizer, moments, updates)
@@ -122,7 +115,10 @@ class PlainEngine:
 
 
 class DeepSpeedEngine:
-    """DeepSpeed over all ranks of the default group, ZeRO 0, 1 or 2, fp32 or bf16."""
+    """DeepSpeed over all ranks of the default group, ZeRO 0, 1 or 2, fp32 or bf16.
+
+    Parameters of the module may be owned, see `parallel.expert_groups`; the model's gradients are then clipped here.
+    """
 
     def __init__(
         self,
@@ -133,6 +129,8 @@ class DeepSpeedEngine:
         precision: Literal["fp32", "bf16"],
         rows_per_rank: int,
     ) -> None:
+        self._places = places_of(module)
+        self._own_clip_norm = settings.clip_norm if any(map(is_owned, module.parameters())) else None
         config = {
             "train_micro_batch_size_per_gpu": rows_per_rank,
             # The tables update in every backward, so accumulating only the dense gradients would train two models.
@@ -141,7 +139,7 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,  # torch's own optimizers are elementwise, which is all it asks
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": precision == "bf16"},
-            "gradient_clipping": settings.clip_norm or 0.0,
+            "gradient_clipping": 0.0 if self._own_clip_norm else settings.clip_norm or 0.0,
             "steps_per_print": 2**31,
         }
         if precision == "bf16":
@@ -150,7 +148,7 @@ class DeepSpeedEngine:
             model=module,
             # In bf16 without ZeRO DeepSpeed takes a step on zero gradients here; at rate 0 it moves no weight, and
             # what it leaves in the optimizer is forgotten. Every later step sets its rate.
-            optimizer=build_optimizer(module.parameters(), dataclasses.replace(settings, lr=0.0)),
+            optimizer=build_optimizer(optimizer_groups(module), dataclasses.replace(settings, lr=0.0)),
             config=config,
             dist_init_required=False,
         )
@@ -166,6 +164,8 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
 
     def step(self, lr: float) -> None:
+        if self._own_clip_norm is not None:
+            clip_by_global_norm(self._gradients(), self._own_clip_norm)
         _set_lr(self.optimizer, lr)
         self._engine.step()
 
@@ -178,17 +178,17 @@ class DeepSpeedEngine:
 
     def pieces(self) -> list[Piece]:
         if not self._is_partitioned:
-            return _whole_pieces(self._masters(), self._base_optimizer)
+            return _whole_pieces(self._masters(), self._base_optimizer, self._places)
         self._link_moments()
         pieces = []
         for name, parameter in self.module.named_parameters():
             mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
             if mapping is None:  # lies on other ranks only
                 continue
-            shape, offsets = (parameter.numel(),), (mapping.lp_fragment_address.start,)
+            place, start = self._places[name], mapping.lp_fragment_address.start
             own = {"weight": mapping.get_hp_fragment()}
             own |= {kind: mapping.get_hp_fragment(kind) for kind in self.moments()}
-            pieces += [Piece(dense_key(name, kind), shape, offsets, part.detach()) for kind, part in own.items()]
+            pieces += [place.flat_piece(dense_key(name, kind), part.detach(), start) for kind, part in own.items()]
         return pieces
 
     def make_room(self, moments: Sequence[str], updates: int) -> None:
@@ -212,7 +212,16 @@ class DeepSpeedEngine:
     def _link_moments(self) -> None:
         """Lets the parameters find their part of the moments, which DeepSpeed does in the first step after a start."""
         if self.updates:
+            # DeepSpeed did so after the update of its first group of parameters, when the others had none.
+            self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _gradients(self) -> list[tuple[list[Tensor], int]]:
+        """This rank's averaged gradients, and on how many ranks the same ones lie."""
+        if self._is_partitioned:
+            return [(list(partition), 1) for partition in self.optimizer.averaged_gradients.values()]
+        kinds = owned_and_shared(self.module.parameters())
+        return [([p.grad for p in parameters if p.grad is not None], ranks) for parameters, ranks in kinds]
 
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:
@@ -243,10 +252,12 @@ def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     return tuple(key for key in next(iter(optimizer.state.values()), {}) if key != "step")
 
 
-def _whole_pieces(masters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> list[Piece]:
-    pieces = dense_pieces(masters)
+def _whole_pieces(
+    masters: dict[str, Tensor], optimizer: torch.optim.Optimizer, places: dict[str, Place]
+) -> list[Piece]:
+    pieces = dense_pieces(masters, places)
     for kind in _moments(optimizer):
-        pieces += dense_pieces({name: optimizer.state[master][kind] for name, master in masters.items()}, kind)
+        pieces += dense_pieces({name: optimizer.state[master][kind] for name, master in masters.items()}, places, kind)
     return pieces
 
 

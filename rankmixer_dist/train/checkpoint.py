@@ -17,7 +17,7 @@ from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.engine import DenseEngine
 from rankmixer_dist.parallel.topology import Topology, failing_together
-from rankmixer_dist.pieces import Piece, module_pieces, whole
+from rankmixer_dist.pieces import Piece, module_pieces, places_of, whole
 from rankmixer_dist.sparse.shard import Tables, table_pieces
 from rankmixer_dist.train.loop import Progress
 
@@ -32,7 +32,7 @@ def describe(
         position=DataPosition(epoch=progress.position.epoch, row=progress.position.row),
         updates=engine.updates,
         moments=engine.moments(),
-        shapes={name: tuple(parameter.shape) for name, parameter in engine.module.named_parameters()},
+        shapes={name: place.shape for name, place in places_of(engine.module).items()},
         world_size=topology.world_size,
         config=config.model_dump(mode="json"),
         versions={package: version(package) for package in ("torch", "torchrec", "deepspeed")},
@@ -85,7 +85,7 @@ def _open(checkpoint: Path, module: nn.Module, topology: Topology) -> About:
     about: About | None = None
     with failing_together():
         about = open_checkpoint(checkpoint, rank=topology.rank, world_size=topology.world_size)
-        shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        shapes = {name: place.shape for name, place in places_of(module).items()}
         for name in sorted(shapes.keys() | about.shapes.keys()):
             if shapes.get(name) != about.shapes.get(name):
                 raise UserError(

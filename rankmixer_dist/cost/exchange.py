@@ -1,0 +1,49 @@
+"""What token parallelism, and plain expert parallelism, send between the ranks of a group."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Spread = Literal["token", "plain"]
+"""token: every rank keeps its tokens from the first block to the pooling, and token mixing is the exchange.
+plain: tokens go to their owners before each per-token FFN and come back after it."""
+
+
+@dataclass(frozen=True)
+class ExchangeCost:
+    """Exchanges of one pass, forward or backward, which are alike, and the bytes that a rank sends to other ranks."""
+
+    exchanges: int
+    bytes_sent: int
+
+
+def exchange_cost(
+    mode: Spread,
+    *,
+    num_tokens: int,
+    token_dim: int,
+    num_blocks: int,
+    expert_size: int,
+    rows_per_rank: int,
+    value_bytes: int,
+) -> ExchangeCost:
+    """One all-to-all sends (n - 1) / n of a rank's T B D values: L of them in token mode, 2 L in plain mode.
+
+    Token mode adds the pooling: each rank sends partial sums of D values, fp32 or wider, for the B rows of each of the
+    n - 1 others, which is 4 n / (T value_bytes) of an all-to-all, and backward sends as much.
+
+    Args:
+        num_tokens: T, a multiple of n.
+        token_dim: D.
+        num_blocks: L.
+        expert_size: n, the ranks of a group.
+        rows_per_rank: B.
+        value_bytes: of an activation: 4 in fp32, 2 in bf16.
+    """
+    if expert_size == 1:
+        return ExchangeCost(0, 0)
+    row_bytes = num_tokens // expert_size * token_dim * value_bytes
+    all_to_all = (expert_size - 1) * rows_per_rank * row_bytes
+    if mode == "plain":
+        return ExchangeCost(2 * num_blocks, 2 * num_blocks * all_to_all)
+    pooling = (expert_size - 1) * rows_per_rank * token_dim * max(4, value_bytes)
+    return ExchangeCost(num_blocks + 1, num_blocks * all_to_all + pooling)

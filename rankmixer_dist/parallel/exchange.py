@@ -1,0 +1,166 @@
+"""The exchanges that spread a RankMixer's tokens over the ranks of a group: differentiable, counted, with local twins.
+
+Legend: n ranks of a group, t = T / n tokens a rank, N = n B rows of the group, rank by rank; all ranks have equal B.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Traffic:
+    """Exchanges, and bytes that this rank sent to other ranks in them, since the last `reset`."""
+
+    exchanges_forward: int = 0
+    bytes_forward: int = 0
+    exchanges_backward: int = 0
+    bytes_backward: int = 0
+
+    def reset(self) -> None:
+        """Counts from zero again, as at the beginning of a step."""
+        self.exchanges_forward = self.bytes_forward = self.exchanges_backward = self.bytes_backward = 0
+
+    def count_forward(self, sent: int) -> None:
+        """Adds an exchange of the forward pass."""
+        self.exchanges_forward += 1
+        self.bytes_forward += sent
+
+    def count_backward(self, sent: int) -> None:
+        """Adds an exchange of the backward pass."""
+        self.exchanges_backward += 1
+        self.bytes_backward += sent
+
+
+class Transport(Protocol):
+    """The seam between the layouts below and the ranks; n parts go in, one for each rank of the group."""
+
+    size: int
+    traffic: Traffic
+
+    def all_to_all(self, parts_nX: Tensor) -> Tensor:
+        """[n, ...] -> [n, ...]: part q goes to rank q, part r of the result came from rank r."""
+        ...
+
+    def reduce_scatter(self, parts_nX: Tensor) -> Tensor:
+        """[n, ...] -> [...]: this rank's part, summed over the ranks."""
+        ...
+
+
+class LocalTransport:
+    """The null twin: a group of one, which sends nothing."""
+
+    size = 1
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+
+    def all_to_all(self, parts_nX: Tensor) -> Tensor:
+        return parts_nX
+
+    def reduce_scatter(self, parts_nX: Tensor) -> Tensor:
+        return parts_nX.squeeze(0)
+
+
+class GroupTransport:
+    """Exchanges over a process group, gloo or NCCL; both have all three collectives that this takes."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.size = dist.get_world_size(group)
+        self.traffic = Traffic()
+        self._group = group
+
+    def all_to_all(self, parts_nX: Tensor) -> Tensor:
+        return _AllToAll.apply(parts_nX, self._group, self.traffic)
+
+    def reduce_scatter(self, parts_nX: Tensor) -> Tensor:
+        return _ReduceScatter.apply(parts_nX, self._group, self.traffic)
+
+
+class _AllToAll(torch.autograd.Function):
+    """With equal parts the exchange is its own adjoint: a part's gradient goes back to where the part came from."""
+
+    @staticmethod
+    def forward(ctx: Any, parts_nX: Tensor, group: dist.ProcessGroup, traffic: Traffic) -> Tensor:
+        ctx.group, ctx.traffic = group, traffic
+        traffic.count_forward(_bytes_to_others(parts_nX))
+        return _all_to_all(parts_nX, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.traffic.count_backward(_bytes_to_others(gradients[0]))
+        return _all_to_all(gradients[0], ctx.group), None, None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    """Backward every rank's gradient goes to all."""
+
+    @staticmethod
+    def forward(ctx: Any, parts_nX: Tensor, group: dist.ProcessGroup, traffic: Traffic) -> Tensor:
+        ctx.group, ctx.traffic, ctx.size = group, traffic, len(parts_nX)
+        traffic.count_forward(_bytes_to_others(parts_nX))
+        mine = torch.empty_like(parts_nX[0])
+        dist.reduce_scatter_single(mine, parts_nX.contiguous().flatten(0, 1), group=group)
+        return mine
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        mine = gradients[0].contiguous()
+        ctx.traffic.count_backward((ctx.size - 1) * mine.numel() * mine.element_size())
+        parts = mine.new_empty(ctx.size * mine.shape[0], *mine.shape[1:])
+        dist.all_gather_single(parts, mine, group=ctx.group)
+        return parts.unflatten(0, (ctx.size, -1)), None, None
+
+
+def _all_to_all(parts_nX: Tensor, group: dist.ProcessGroup) -> Tensor:
+    parts_nX = parts_nX.contiguous()
+    received_nX = torch.empty_like(parts_nX)
+    dist.all_to_all_single(received_nX, parts_nX, group=group)
+    return received_nX
+
+
+def _bytes_to_others(parts_nX: Tensor) -> int:
+    return (len(parts_nX) - 1) * parts_nX[0].numel() * parts_nX.element_size()
+
+
+class TokenExchange:
+    """Moves between a rank's layouts: all T tokens of its own B rows, and its own t tokens of the group's N rows.
+
+    An exchange costs at most one copy on either side of the wire: what is sent has to be packed by destination, and
+    what arrives lies by source.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def scatter(self, x_TBD: Tensor) -> Tensor:
+        """[T, B, D] of own rows -> [t, N, D] of own tokens, contiguous; what is sent is packed already."""
+        parts_ntBD = self._transport.all_to_all(x_TBD.unflatten(0, (self._transport.size, -1)))
+        return parts_ntBD.transpose(0, 1).flatten(1, 2)
+
+    def gather(self, x_tND: Tensor) -> Tensor:
+        """The inverse of `scatter`; what arrives is in place already."""
+        parts_ntBD = x_tND.unflatten(1, (self._transport.size, -1)).transpose(0, 1)
+        return self._transport.all_to_all(parts_ntBD).flatten(0, 1)
+
+    def mix(self, x_tND: Tensor, residual_tND: Tensor | None = None) -> Tensor:
+        """Token mixing (eq. 3-5) across owners: [t, N, D] of own tokens -> [t, N, D] of own mixed tokens, contiguous.
+
+        Head h of all tokens belongs to mixed token h, so a rank sends to each other one the heads that are its own;
+        packing them is the permutation that mixing without ranks does too. Adding the residual puts what arrives in
+        its place on the way, which saves a copy.
+        """
+        size, tokens = self._transport.size, len(x_tND)
+        heads_tNnhd = x_tND.unflatten(2, (size, tokens, -1))
+        arrived_nhNtd = self._transport.all_to_all(heads_tNnhd.permute(2, 3, 1, 0, 4).contiguous())
+        mixed_hNnE = arrived_nhNtd.permute(1, 2, 0, 3, 4).flatten(3)
+        if residual_tND is not None:
+            mixed_hNnE = residual_tND.unflatten(2, (size, -1)) + mixed_hNnE
+        return mixed_hNnE.flatten(2)
+
+    def sum_tokens(self, partial_ND: Tensor) -> Tensor:
+        """[N, D], sums over own tokens -> [B, D], sums over all tokens of own rows."""
+        return self._transport.reduce_scatter(partial_ND.unflatten(0, (self._transport.size, -1)))

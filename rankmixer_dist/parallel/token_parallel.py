@@ -1,0 +1,120 @@
+"""RankMixer with per-token FFNs spread over ranks, each the owner of some tokens (token parallel, arXiv 2602.06563)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rankmixer_dist.cost import Part
+from rankmixer_dist.cost.exchange import Spread
+from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
+from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.rankmixer import RankMixer, RankMixerBlock
+from rankmixer_dist.parallel.exchange import LocalTransport, TokenExchange, Traffic
+from rankmixer_dist.parallel.expert_groups import ExpertGrid, ExpertsBelow, keep_own_share
+
+PER_TOKEN_LAYERS: tuple[type[nn.Module], ...] = (PerTokenFFN,)
+"""Layers [T, B, D] -> [T, B, D] that treat each token and row alone, and whose parameters all have T in front: they
+work on any of the tokens with these tokens' share of the parameters."""
+
+
+def spread(backbone: RankMixer, grid: ExpertGrid, mode: Spread) -> "SpreadRankMixer":
+    """A rank's part of `backbone`, which is used up: its tokens' weights, under the names that they have there.
+
+    All ranks call it, with the same weights. Gradients follow the convention of `parallel.engine`: an owner sees its
+    tokens of all rows of its group, a norm some tokens of these rows, so that owned parameters need the sum over the
+    ranks that own the same, and all others that over all ranks, both divided by the number of ranks.
+
+    Raises:
+        ValueError: the tokens cannot be shared out evenly, or tokens meet elsewhere than in token mixing.
+    """
+    if mode not in get_args(Spread):
+        raise ValueError(f"mode {mode!r} is unknown; use 'token' or 'plain'")
+    if not isinstance(backbone, RankMixer) or backbone.mixing != "heads":
+        raise ValueError("only the rankmixer backbone with mixing 'heads' can be spread; use expert size 1")
+    if backbone.num_heads not in (None, backbone.num_tokens):
+        raise ValueError("a backbone whose num_heads is not the number of tokens cannot be spread; use expert size 1")
+    if not all(isinstance(block.ffn, PER_TOKEN_LAYERS) for block in _blocks(backbone)):
+        raise ValueError("only per-token FFNs can be spread; use expert size 1 or leave shared_ffn out")
+    tokens = backbone.num_tokens
+    if tokens % grid.size:
+        usable = ", ".join(str(n) for n in range(1, tokens + 1) if tokens % n == 0)
+        raise ValueError(f"expert size {grid.size} does not divide the {tokens} tokens; use one of {usable}")
+    return SpreadRankMixer(backbone, grid, mode)
+
+
+class SpreadRankMixer(Backbone):
+    """Computes on its group what the backbone computes on one rank; built by `spread`.
+
+    mode "token": L all-to-alls and one small reduce-scatter forward. The first block mixes before its rows leave the
+    rank, and from then on token mixing is the exchange. mode "plain": 2 L all-to-alls, to the owners of the tokens and
+    back around each FFN. Backward mirrors either. All ranks of a group have equally many rows.
+
+    Attributes:
+        traffic: what this rank has sent.
+    """
+
+    def __init__(self, backbone: RankMixer, grid: ExpertGrid, mode: Spread) -> None:
+        super().__init__()
+        self.out_dim, self.mode = backbone.out_dim, mode
+        self._num_tokens, self._cost = backbone.num_tokens, backbone.cost()
+        self.blocks, self.final_norm = backbone.blocks, backbone.final_norm
+        if grid.size > 1:
+            for block in _blocks(self):
+                keep_own_share(block.ffn, grid)
+            self.experts_below = ExpertsBelow(grid)
+        transport = grid.transport()
+        self._alone, self._exchange = TokenExchange(LocalTransport()), TokenExchange(transport)
+        self.traffic: Traffic = transport.traffic
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Tokens [B, T, D] of own rows -> pooled [B, D] of own rows."""
+        x_TBD = x_BTD.transpose(0, 1)
+        return self._plain(x_TBD) if self.mode == "plain" else self._token_parallel(x_TBD)
+
+    def cost(self) -> Part:
+        """Of the whole model, per row."""
+        return self._cost
+
+    def _token_parallel(self, x_TBD: Tensor) -> Tensor:
+        first, *later = _blocks(self)
+        x_tND = self._exchange.scatter(_mixed(first, x_TBD, self._alone))
+        x_tND = _fed(first, x_tND, first.ffn)
+        for block in later:
+            x_tND = _fed(block, _mixed(block, x_tND, self._exchange), block.ffn)
+        x_tND = self.final_norm(x_tND)
+        partial_ND = x_tND.sum(dim=0, dtype=_pooled_dtype(x_tND)) / self._num_tokens
+        return self._exchange.sum_tokens(partial_ND)
+
+    def _plain(self, x_TBD: Tensor) -> Tensor:
+        for block in _blocks(self):
+            x_TBD = _fed(block, _mixed(block, x_TBD, self._alone), partial(self._at_owners, block.ffn))
+        x_TBD = self.final_norm(x_TBD)
+        return x_TBD.mean(dim=0, dtype=_pooled_dtype(x_TBD))
+
+    def _at_owners(self, ffn: nn.Module, x_TBD: Tensor) -> Tensor:
+        return self._exchange.gather(ffn(self._exchange.scatter(x_TBD)))
+
+
+def _blocks(backbone: "RankMixer | SpreadRankMixer") -> list[RankMixerBlock]:
+    return [cast(RankMixerBlock, block) for block in backbone.blocks]
+
+
+# `RankMixerBlock.forward` in two halves: between those of the first block the rows change hands.
+
+
+def _mixed(block: RankMixerBlock, x: Tensor, exchange: TokenExchange) -> Tensor:
+    y = exchange.mix(block.mixing_norm(x) if block.norm == "pre" else x, x if block.skip else None)
+    return block.mixing_norm(y) if block.norm == "post" else y
+
+
+def _fed(block: RankMixerBlock, x: Tensor, ffn: Callable[[Tensor], Tensor]) -> Tensor:
+    y = ffn(block.ffn_norm(x) if block.norm == "pre" else x)
+    y = x + y if block.skip else y
+    return block.ffn_norm(y) if block.norm == "post" else y
+
+
+def _pooled_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
