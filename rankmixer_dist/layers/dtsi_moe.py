@@ -1,5 +1,6 @@
 """DTSI-MoE: per-token experts trained densely through two ReLU routers, and served sparsely through one of them."""
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,11 +13,14 @@ from rankmixer_dist.layers.routing_report import RoutingReport, real_rows, repor
 Fusion = Literal["stochastic_rows", "stochastic_steps", "mean", "straight_through"]
 """How the two routers share the training forward, which the paper does not say. With each, the task trains both.
 
+On a small regression against a teacher of the same shape, at 1/8 active, the served path ends at 1.3 to 1.7 times the
+error of the training path with the stochastic fusions, and at 5 to 8 times with the others.
+
 stochastic_rows: a row takes all its gates from one router, either with probability 1/2. The path that is served is
 trained as it is served, on half of each batch.
 stochastic_steps: the same with one draw for the whole batch.
 mean: G = (G_train + G_infer) / 2. Without noise, but the path that is served is never computed in training, and the
-penalty shrinks its gates against those that the experts learned with.
+penalty shrinks its gates against those that the experts learned with: without `reopen` they closed for good.
 straight_through: G = G_train, and the gradient of G goes to G_infer too, through its own ReLU; the report's
 `distillation`, the squared distance of G_infer from G_train, is to keep the two near enough for that to make sense.
 """
@@ -68,9 +72,8 @@ class DTSIMoE(nn.Module):
         self.experts = PerTokenExperts(
             num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim
         )
-        sizes = {"num_tokens": num_tokens, "token_dim": token_dim, "num_experts": num_experts}
-        self.train_router = ReLURouter(**sizes)
-        self.infer_router = ReLURouter(**sizes, reopen=reopen)
+        router = partial(ReLURouter, num_tokens=num_tokens, token_dim=token_dim, num_experts=num_experts)
+        self.train_router, self.infer_router = router(), router(reopen=reopen)
         self.infer_router.load_state_dict(self.train_router.state_dict())
         self.generator: torch.Generator | None = None
         self.report: RoutingReport | None = None

@@ -200,7 +200,7 @@ def test_lambda_drives_the_active_ratio_to_its_target(fusion, target, reopen):
     if fusion.startswith("stochastic"):
         with torch.no_grad():
             served = F.mse_loss(moe.eval()(x_TBD), goal_TBD)
-        # What is served is near what was trained. Seen: 0.8 to 1.4 of it, where `mean` is at 2 to 8.
+        # What is served is near what was trained. Seen: 0.9 to 1.5 of it, where `mean` is at 2 to 8.
         assert served < 1.7 * torch.stack(losses[-50:]).mean()
 
 
