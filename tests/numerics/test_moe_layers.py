@@ -1,0 +1,206 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rankmixer_dist.layers.experts import PerTokenExperts
+from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
+from rankmixer_dist.layers.reference import moe as reference
+from rankmixer_dist.layers.relu_router import ReLURouter, distance, l1_penalty
+
+TOLERANCE = {torch.float64: 7e-15, torch.float32: 3e-6}  # seen: 7.4e-16, 3.1e-7
+
+SHAPES = [(3, 3, 4, 9, 7), (1, 2, 3, 5, 4), (4, 1, 2, 8, 3), (5, 2, 1, 3, 1), (7, 3, 5, 1, 2)]  # B, T, E, D, F
+
+
+class Evaluation(nn.Module):
+    """Experts behind ReLU gates of given logits, evaluated one way."""
+
+    def __init__(self, experts, how):
+        super().__init__()
+        self.experts, self.how = experts, how
+
+    def forward(self, x_TBD, logits_TBE):
+        gates_TBE = F.relu(logits_TBE)
+        if self.how == "dense":
+            return self.experts.dense(x_TBD, gates_TBE)
+        return self.experts.sparse(x_TBD, gates_TBE, grouped=self.how == "grouped")
+
+
+def with_closed_gates(logits_TBE):
+    """A row and a token without any open gate, and an expert that no row uses; the last of each is left alone."""
+    logits_TBE = logits_TBE.clone()
+    num_tokens, rows, num_experts = logits_TBE.shape
+    logits_TBE[: min(1, num_tokens - 1)] = -1.0
+    logits_TBE[:, : min(1, rows - 1)] = -1.0
+    logits_TBE[-1, :, : min(1, num_experts - 1)] = -1.0
+    logits_TBE[-1, -1, -1] = 0.7
+    return logits_TBE
+
+
+def expected(inputs, w):
+    gates_TBE = F.relu(inputs["logits_TBE"])
+    rows = range(gates_TBE.shape[1])
+    return torch.stack([reference.mixture(inputs["x_TBD"][:, b], gates_TBE[:, b], w) for b in rows], dim=1)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("how", ["dense", "by_expert"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_experts_match_reference(matches_reference, shape, how, dtype):
+    rows, num_tokens, num_experts, token_dim, hidden_dim = shape
+    torch.manual_seed(0)
+    experts = PerTokenExperts(
+        num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim
+    )
+    inputs = {
+        "x_TBD": torch.randn(num_tokens, rows, token_dim, dtype=torch.float64),
+        "logits_TBE": with_closed_gates(torch.randn(num_tokens, rows, num_experts, dtype=torch.float64)),
+    }
+    matches_reference(Evaluation(experts, how), expected, inputs, dtype, TOLERANCE[dtype])
+
+
+def test_grouped_products_match_reference(matches_reference):
+    torch.manual_seed(0)
+    experts = PerTokenExperts(num_tokens=3, num_experts=4, token_dim=8, hidden_dim=16)
+    logits_TBE = with_closed_gates(torch.randn(3, 5, 4, dtype=torch.float64))
+    logits_TBE[:, :, 2] = -1.0  # one expert number that no token uses
+    inputs = {"x_TBD": torch.randn(3, 5, 8, dtype=torch.float64), "logits_TBE": logits_TBE}
+    matches_reference(Evaluation(experts, "grouped"), expected, inputs, torch.float32, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("how", ["by_expert", "grouped"])
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_inference_is_the_same_all_ways(how, share):
+    torch.manual_seed(0)
+    experts = PerTokenExperts(num_tokens=3, num_experts=4, token_dim=16, hidden_dim=8)
+    x_TBD = torch.randn(3, 40, 16)
+    logits_TBE = torch.rand(3, 40, 4).where(torch.rand(3, 40, 4) < share, -1.0)
+    with torch.inference_mode():
+        outputs = [Evaluation(experts, one)(x_TBD, logits_TBE) for one in ("dense", how)]
+    # Seen: 2.4e-7 on values up to 1.5.
+    torch.testing.assert_close(*outputs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("how", ["dense", "by_expert", "grouped"])
+def test_the_order_of_experts_does_not_matter(how):
+    torch.manual_seed(0)
+    experts = PerTokenExperts(num_tokens=2, num_experts=3, token_dim=8, hidden_dim=8)
+    x_TBD, logits_TBE = torch.randn(2, 5, 8), torch.randn(2, 5, 3)
+    before = Evaluation(experts, how)(x_TBD, logits_TBE)
+    order = [2, 0, 1]
+    with torch.no_grad():
+        for parameter, shape in (
+            (experts.up.weight, (2, 8, 3, 8)),
+            (experts.up.bias, (2, 1, 3, 8)),
+            (experts.down.weight, (2, 1, 3, 64)),
+            (experts.down.bias, (2, 1, 3, 8)),
+        ):
+            view = parameter.view(shape)
+            view.copy_(view[:, :, order].clone())
+    torch.testing.assert_close(before, Evaluation(experts, how)(x_TBD, logits_TBE[:, :, order]), rtol=0, atol=1e-6)
+
+
+def test_a_token_of_one_expert_with_gate_one_is_a_per_token_ffn():
+    torch.manual_seed(0)
+    ffn = PerTokenFFN(num_tokens=3, token_dim=5, hidden_dim=7)
+    experts = PerTokenExperts(num_tokens=3, num_experts=1, token_dim=5, hidden_dim=7)
+    experts.load_state_dict(ffn.state_dict())
+    x_TBD = torch.randn(3, 4, 5)
+    torch.testing.assert_close(experts.dense(x_TBD, torch.ones(3, 4, 1)), ffn(x_TBD), rtol=0, atol=1e-6)
+
+
+def test_dense_training_keeps_two_tensors_of_the_hidden_size():
+    experts = PerTokenExperts(num_tokens=2, num_experts=4, token_dim=3, hidden_dim=50)
+    kept = {}
+    x_TBD, gates_TBE = torch.randn(2, 20, 3), torch.rand(2, 20, 4, requires_grad=True)
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t
+    )
+    with hooks:
+        output = experts.dense(x_TBD, gates_TBE)
+    parameters = {p.untyped_storage().data_ptr() for p in experts.parameters()}
+    values = sum(t.numel() for where, t in kept.items() if where not in parameters)
+    assert values <= 2 * 2 * 20 * 4 * 50 + x_TBD.numel() + gates_TBE.numel()
+    output.sum().backward()
+
+
+@pytest.mark.parametrize("num_experts", [1, 3, 8])
+def test_a_start_is_half_open_and_as_large_as_a_per_token_ffn(num_experts):
+    torch.manual_seed(0)
+    router = ReLURouter(num_tokens=8, token_dim=64, num_experts=num_experts)
+    experts = PerTokenExperts(num_tokens=8, num_experts=num_experts, token_dim=64, hidden_dim=32)
+    ffn = PerTokenFFN(num_tokens=8, token_dim=64, hidden_dim=48)
+    x_TBD = F.layer_norm(torch.randn(8, 512, 64), (64,))
+    gates_TBE = router(x_TBD)
+    # Seen over five seeds: 0.494-0.510 and 1.01-1.08.
+    assert (gates_TBE > 0).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    ratio = experts.dense(x_TBD, gates_TBE).square().mean().sqrt() / ffn(x_TBD).square().mean().sqrt()
+    assert ratio.item() == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_router_matches_reference(matches_reference, shape, dtype):
+    rows, num_tokens, num_experts, token_dim, _ = shape
+    torch.manual_seed(0)
+    router = ReLURouter(num_tokens=num_tokens, token_dim=token_dim, num_experts=num_experts)
+    nn.init.normal_(router.linear.bias)
+
+    def gates(inputs, w):
+        rows = inputs["x_TBD"].unbind(1)
+        return torch.stack([reference.relu_gates(x_TD, w["linear.weight"], w["linear.bias"]) for x_TD in rows], dim=1)
+
+    router.linear.bias.data[0] = 3.0  # no batch without any open gate
+    x_TBD = torch.randn(num_tokens, rows, token_dim, dtype=torch.float64)
+    matches_reference(router, gates, {"x_TBD": x_TBD}, dtype, TOLERANCE[dtype])
+
+
+def test_a_closed_gate_reopens_only_for_a_gain():
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 5, 9)
+    router = ReLURouter(num_tokens=2, token_dim=9, num_experts=3, reopen=True)
+    twin = ReLURouter(num_tokens=2, token_dim=9, num_experts=3)
+    router.linear.bias.data[:] = -9.0
+    router.linear.bias.data[:, 0] = 9.0
+    twin.load_state_dict(router.state_dict())
+    assert torch.equal(router(inputs), twin(inputs))
+    # Expert 1 would lower the loss by 0.5, of which a penalty of 0.2 leaves 0.3, and one of 0.7 nothing.
+    for gain, price, gradient in ((-0.5, 0.2, -0.3), (-0.5, 0.7, 0.0), (0.5, 0.0, 0.0)):
+        router.zero_grad()
+        gates_TBE = router(inputs)
+        (gain * gates_TBE[..., 1].sum() + price * gates_TBE[..., 1].sum() + gates_TBE[..., 0].sum()).backward()
+        torch.testing.assert_close(router.linear.bias.grad, 5 * torch.tensor([[1.0, gradient, 0.0]]).expand(2, 3))
+    (-twin(inputs).sum()).backward()
+    assert (twin.linear.bias.grad[:, 1:] == 0).all()
+
+
+def test_penalties_are_means_over_real_rows_whatever_padding_holds():
+    gates_TBE = torch.tensor([[[1.0, 2.0], [0.0, 3.0], [float("nan"), 9.0]]], requires_grad=True)
+    target_TBE = torch.tensor([[[1.0, 1.0], [2.0, 3.0], [0.0, 0.0]]])
+    real_B = torch.tensor([True, True, False])
+    assert l1_penalty(gates_TBE, real_B).item() == 3.0
+    assert distance(gates_TBE, target_TBE, real_B).item() == 2.5
+    assert l1_penalty(gates_TBE, torch.zeros(3, dtype=torch.bool)).item() == 0.0
+    l1_penalty(gates_TBE, real_B).backward()
+    assert gates_TBE.grad.tolist() == [[[0.5, 0.5], [0.5, 0.5], [0.0, 0.0]]]
+
+
+def test_bf16_experts_are_near_fp32():
+    torch.manual_seed(0)
+    experts = PerTokenExperts(num_tokens=3, num_experts=4, token_dim=32, hidden_dim=16)
+    x_TBD, logits_TBE = torch.randn(3, 9, 32), torch.randn(3, 9, 4)
+    right = Evaluation(experts, "dense")(x_TBD, logits_TBE)
+    experts.bfloat16()
+    for how in ("dense", "by_expert", "grouped"):
+        output = Evaluation(experts, how)(x_TBD.bfloat16(), logits_TBE.bfloat16())
+        assert output.dtype == torch.bfloat16
+        # Seen: 0.012 on values up to 2.5.
+        torch.testing.assert_close(output.float(), right, rtol=0, atol=0.05)
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match="num_experts 0 must be at least 1"):
+        ReLURouter(num_tokens=2, token_dim=3, num_experts=0)
+    with pytest.raises(ValueError, match="hidden_dim 0 must be at least 1"):
+        PerTokenExperts(num_tokens=2, num_experts=2, token_dim=3, hidden_dim=0)
