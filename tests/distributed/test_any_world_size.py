@@ -10,6 +10,8 @@ from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.checkpoint.storage import read_whole
 from rankmixer_dist.config import load_config
 
+pytestmark = pytest.mark.thorough
+
 RANKS, STAGES = (1, 2, 4), (0, 1, 2)
 SAVED_AT, STEPS = 20, 40
 PLANS = {

@@ -8,6 +8,8 @@ import pytest
 from rankmixer_dist.config import load_config
 from rankmixer_dist.models.backbones import BACKBONES
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def losses(launch, small_config):

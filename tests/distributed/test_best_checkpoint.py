@@ -10,6 +10,8 @@ from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.train.scoring import figures_of
 
+pytestmark = pytest.mark.thorough
+
 ENGINES = {
     "zero0": ["dense.zero_stage=0"],
     "zero1": ["dense.zero_stage=1"],

@@ -9,6 +9,8 @@ import torch
 from rankmixer_dist.checkpoint.storage import read_whole
 from rankmixer_dist.cost.exchange import exchange_cost
 
+pytestmark = pytest.mark.thorough
+
 STEPS, SAVED_AT = 32, 16
 OWNED_SIZES = {1: (1,), 2: (1, 2), 4: (1, 2, 4)}
 # At most ten times the largest differences seen, each relative to the largest value of its kind. Adam divides by the

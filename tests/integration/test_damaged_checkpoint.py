@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pytest
+
 from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.config import load_config
 
@@ -13,6 +15,7 @@ def error_lines(process):
     return [line for line in process.stderr.splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.thorough
 def test_a_damaged_checkpoint(launch, small_config):
     run_dir = load_config(small_config, OVERRIDES).run_dir
     trained = launch.python("launch/train.py", str(small_config), *OVERRIDES, "train.max_steps=15")

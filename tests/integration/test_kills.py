@@ -127,6 +127,7 @@ def check_nothing_is_lost(launch, calm: Calm, run: Run, kills: int, epochs: int,
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.distributed
 @pytest.mark.timeout(900)
 def test_ranks_that_are_killed_lose_nothing(launch, calm, tmp_path):

@@ -29,6 +29,7 @@ def files(folder: Path) -> dict[Path, tuple[int, int, int]]:
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
+@pytest.mark.thorough
 def test_ranks_die_with_their_launcher(launch, calm, tmp_path):
     run = calm.run.named("launcher_killed")
     for moment, steps in (("starting", 0), ("training", 8)):
@@ -44,6 +45,7 @@ def test_ranks_die_with_their_launcher(launch, calm, tmp_path):
     assert run.losses() == calm.run.losses()
 
 
+@pytest.mark.thorough
 def test_a_second_job_leaves_the_first_one_alone(launch, calm, tmp_path):
     run = calm.run.named("two_jobs")
     with ExitStack() as jobs:
@@ -75,7 +77,7 @@ def test_a_second_job_leaves_the_first_one_alone(launch, calm, tmp_path):
     assert run.losses() == calm.run.losses()
 
 
-@pytest.mark.parametrize("ranks", [1, RANKS])
+@pytest.mark.parametrize("ranks", [1, pytest.param(RANKS, marks=pytest.mark.thorough)])
 def test_a_job_that_is_asked_to_stop_saves_and_goes_on_later(launch, request, tmp_path, ranks):
     calm = request.getfixturevalue("calm_alone" if ranks == 1 else "calm")
     run = calm.run.named(f"stopped_{ranks}")

@@ -114,6 +114,7 @@ def test_groups_whose_features_changed_are_named(small_config, first, one_rank):
     assert began.changed_groups == ["user", "context"]
 
 
+@pytest.mark.thorough
 def test_two_ranks_start_where_one_stopped(launch, small_config, first):
     arguments = ["name=second", f"train.start_from.run={first}", "train.max_steps=1"]
     ended = launch.torchrun("launch/train.py", str(small_config), *arguments, ranks=2)

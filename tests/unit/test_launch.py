@@ -63,6 +63,8 @@ class Installer:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Whoever runs the tests in the background has interrupts ignored, and a shell cannot trap what is.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
