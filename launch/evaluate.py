@@ -62,7 +62,13 @@ def show(result: dict[str, Any]) -> None:
         values = (figures["auc"], best["auc"], gap, figures["uauc"], best["uauc"])
         values += (figures["logloss"], figures["ne"], figures["calibration"])
         table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    routing = result.get("routing")
+    if routing is not None:
+        gaps = [f"{task} {path['served_gap']:+.2%}" for task, path in routing.get("trained_path", {}).items()]
+        apart = f"; logloss as served against as trained: {', '.join(gaps)}" if gaps else ""
+        console.print(f"experts: {routing['active_ratio']:.1%} active, {routing['dead_experts']} never used{apart}")
 
 
 if __name__ == "__main__":

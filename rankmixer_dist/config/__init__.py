@@ -1,7 +1,7 @@
 """A run, as one YAML file: strict, typed and immutable. Importing it needs no torch."""
 
 from rankmixer_dist.config.load import load_config
-from rankmixer_dist.config.model import BackboneName, ModelConfig
+from rankmixer_dist.config.model import BackboneName, DTSIConfig, ModelConfig, SoftmaxTopKConfig
 from rankmixer_dist.config.run import (
     MANNER,
     BestCheckpoint,
@@ -18,10 +18,12 @@ __all__ = [
     "MANNER",
     "BackboneName",
     "BestCheckpoint",
+    "DTSIConfig",
     "KuaiRandSource",
     "ModelConfig",
     "RunConfig",
     "Schedule",
+    "SoftmaxTopKConfig",
     "Source",
     "StartFrom",
     "SyntheticSource",

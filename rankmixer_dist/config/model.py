@@ -30,6 +30,39 @@ class TokenizerConfig(Strict):
     global_token: bool = Field(default=False, description="one more token, an MLP of all features")
 
 
+ActiveRatio = Annotated[float, Field(gt=0, le=1, description="share of a token's experts that a row uses when served")]
+
+
+class DTSIConfig(Strict):
+    """Per-token experts with ReLU routing, trained densely and served sparsely (RankMixer, section 3.4)."""
+
+    kind: Literal["dtsi"]
+    num_experts: PositiveInt = Field(default=8, description="E, of each token; each has the hidden width k * D")
+    active_ratio: ActiveRatio = 0.125
+    fusion: Literal["stochastic_rows", "stochastic_steps", "mean", "straight_through"] = Field(
+        default="stochastic_rows", description="how the two routers share the training pass (layers/dtsi_moe.py)"
+    )
+    reopen: bool = Field(default=False, description="closed gates of the infer router can learn to open again")
+    initial_lambda: PositiveFloat = Field(default=1e-6, description="weight of the penalty at the start")
+    lambda_alpha: Annotated[float, Field(gt=1)] = Field(default=1.02, description="factor of one change of lambda")
+    distillation_weight: NonNegativeFloat = Field(default=0.1, description="of fusion straight_through")
+
+
+class SoftmaxTopKConfig(Strict):
+    """Per-token experts behind a softmax top-k router, the same in training and when served."""
+
+    kind: Literal["softmax_topk"]
+    num_experts: PositiveInt = Field(default=8, description="E, of each token, the shared one included")
+    active_ratio: ActiveRatio = 0.125
+    shared_expert: bool = Field(default=False, description="one of the active experts is always the same")
+    alpha: PositiveFloat | None = Field(default=None, description="factor on routed experts; E / k by default")
+    sparse_training: bool = Field(default=False, description="train, too, only the experts that a row uses")
+    balance_weight: NonNegativeFloat = Field(default=0.01, description="of the balance loss; 0 for the vanilla mixture")
+
+
+MoEConfig = Annotated[DTSIConfig | SoftmaxTopKConfig, Field(discriminator="kind")]
+
+
 class RankMixerConfig(Strict):
     """RankMixer, paper-exact by default, and its ablations."""
 
@@ -41,6 +74,7 @@ class RankMixerConfig(Strict):
     shared_ffn: bool = False
     mixing: Literal["heads", "self_attention", "concat_mlp", "share", "none"] = "heads"
     num_heads: PositiveInt | None = Field(default=None, description="as many as tokens by default")
+    moe: MoEConfig | None = Field(default=None, description="experts in the place of the per-token FFNs")
 
 
 class TokenMixerLargeConfig(Strict):
@@ -181,6 +215,11 @@ class ModelConfig(Strict):
     wukong: WukongConfig = WukongConfig()
     hetero_attention: HeteroAttentionConfig = HeteroAttentionConfig()
     hhft: HHFTConfig = HHFTConfig()
+
+    @property
+    def mixture(self) -> DTSIConfig | SoftmaxTopKConfig | None:
+        """The experts of the chosen backbone."""
+        return self.rankmixer.moe if self.backbone == "rankmixer" else None
 
     def num_tokens(self, group_tokens: int) -> int:
         """T, given the tokens of all semantic groups."""

@@ -135,6 +135,19 @@ class DenseConfig(Strict):
     schedule: Schedule = Schedule()
 
 
+class ParallelConfig(Strict):
+    """How the dense model lies over the ranks: whole on each, or each token's FFN or experts on one rank of a group."""
+
+    expert_size: PositiveInt = Field(
+        default=1, description="ranks that share out the tokens; a divisor of the ranks and of the tokens, 1 for none"
+    )
+    mode: Literal["token", "plain"] = Field(
+        default="token",
+        description="token: tokens stay where their weights are and token mixing is the exchange; plain: they go there "
+        "and back for each FFN, which sends twice as much",
+    )
+
+
 class StartFrom(Strict):
     """Another run whose weights, matched by name and shape, a run begins with; the rest starts afresh."""
 
@@ -200,6 +213,9 @@ class EvalConfig(Strict):
     split: str = "test"
     batch_size: PositiveInt = 4096
     checkpoint: Literal["latest", "best"] = Field(default="latest", description="best: by checkpoint.best")
+    compare_paths: bool = Field(
+        default=True, description="of DTSI experts, also score along the path that trained, to tell the two apart"
+    )
 
 
 class RunConfig(Strict):
@@ -217,6 +233,7 @@ class RunConfig(Strict):
     model: ModelConfig = ModelConfig()
     sparse: SparseConfig = SparseConfig()
     dense: DenseConfig = DenseConfig()
+    parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
@@ -267,8 +284,8 @@ class RunConfig(Strict):
 MANNER = frozenset(
     {
         "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
-        "train.log_every", "train.stall_timeout_s", "train.audit_rows", "checkpoint", "eval.split", "eval.batch_size",
-        "eval.checkpoint",
+        "parallel", "train.log_every", "train.stall_timeout_s", "train.audit_rows", "checkpoint", "eval.split",
+        "eval.batch_size", "eval.checkpoint", "eval.compare_paths",
     }
 )  # fmt: skip
 """Keys, and sections, that say how a run is done and watched; none of them changes what it learns."""

@@ -47,3 +47,8 @@ def exchange_cost(
         return ExchangeCost(2 * num_blocks, 2 * num_blocks * all_to_all)
     pooling = (expert_size - 1) * rows_per_rank * token_dim * max(4, value_bytes)
     return ExchangeCost(num_blocks + 1, num_blocks * all_to_all + pooling)
+
+
+def routed_rows_cost(*, expert_size: int, rows_per_rank: int) -> ExchangeCost:
+    """What a mixture of experts adds to a forward pass in training: a byte of each row for the group's other ranks."""
+    return ExchangeCost(int(expert_size > 1), (expert_size - 1) * rows_per_rank)

@@ -1,14 +1,15 @@
 """DTSI-MoE: per-token experts trained densely through two ReLU routers, and served sparsely through one of them."""
 
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankmixer_dist.layers.experts import PerTokenExperts
-from rankmixer_dist.layers.relu_router import ReLURouter, distance, l1_penalty
-from rankmixer_dist.layers.routing_report import RoutingReport, real_rows, report_on
+from rankmixer_dist.layers.per_token_moe import PerTokenMoE
+from rankmixer_dist.layers.relu_router import ReLURouter
+from rankmixer_dist.layers.routing_report import RoutedRows, real_rows, report_on, sum_over_rows
 
 Fusion = Literal["stochastic_rows", "stochastic_steps", "mean", "straight_through"]
 """How the two routers share the training forward, which the paper does not say. With each, the task trains both.
@@ -21,12 +22,12 @@ trained as it is served, on half of each batch.
 stochastic_steps: the same with one draw for the whole batch.
 mean: G = (G_train + G_infer) / 2. Without noise, but the path that is served is never computed in training, and the
 penalty shrinks its gates against those that the experts learned with: without `reopen` they closed for good.
-straight_through: G = G_train, and the gradient of G goes to G_infer too, through its own ReLU; the report's
-`distillation`, the squared distance of G_infer from G_train, is to keep the two near enough for that to make sense.
+straight_through: G = G_train, and the gradient of G goes to G_infer too, through its own ReLU; the report's `distance`,
+squared, of G_infer from G_train, is to keep the two near enough for that to make sense.
 """
 
 
-class DTSIMoE(nn.Module):
+class DTSIMoE(PerTokenMoE):
     """Eq. 10 and 11 with dense training and sparse inference (section 3.4): a drop-in for the per-token FFN.
 
     In training mode all experts are computed, with gates fused from the train and the infer router. In eval mode only
@@ -34,14 +35,9 @@ class DTSIMoE(nn.Module):
     Both routers start equal, so that training starts with the path that will be served, and only the penalty and what
     the fusion draws drive them apart.
 
-    Each forward leaves its `RoutingReport` of the infer gates in `report`; it holds the graph of its penalties, and
-    copies and pickles of the layer leave it out.
-
-    `stochastic_*` draw on the CPU, from `generator`, or from torch's global generator while that is None. Ranks draw
-    independently if their generators are seeded differently, as by the run's seed plus the rank (ranks that share
-    rows need the same), and a run repeats its draws if the generator's state is restored. A caller that wants one draw
-    for all layers passes `infer_rows_B`. Where activations are recomputed, use one of the two: recomputation restores
-    the global generator but not one's own.
+    The report is of the infer gates. Which rows are served as in inference is the caller's choice in `RoutedRows`, so
+    that it can be the same for all layers and does not depend on the ranks that hold a row; without one,
+    `stochastic_*` draw from torch's global generator.
 
     Args:
         num_tokens: T.
@@ -65,56 +61,45 @@ class DTSIMoE(nn.Module):
         fusion: Fusion = "stochastic_rows",
         reopen: bool = False,
     ) -> None:
-        super().__init__()
         if fusion not in get_args(Fusion):
             raise ValueError(f"fusion {fusion!r} is unknown; use one of {', '.join(get_args(Fusion))}")
-        self.fusion = fusion
-        self.experts = PerTokenExperts(
-            num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim
+        super().__init__(
+            PerTokenExperts(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim)
         )
+        self.fusion = fusion
         router = partial(ReLURouter, num_tokens=num_tokens, token_dim=token_dim, num_experts=num_experts)
         self.train_router, self.infer_router = router(), router(reopen=reopen)
         self.infer_router.load_state_dict(self.train_router.state_dict())
-        self.generator: torch.Generator | None = None
-        self.report: RoutingReport | None = None
 
-    def forward(self, x_TBD: Tensor, row_weight_B: Tensor | None = None, infer_rows_B: Tensor | None = None) -> Tensor:
-        """[T, B, D] -> [T, B, D].
-
-        Args:
-            x_TBD: the tokens.
-            row_weight_B: [B], 0 for padding rows, which the report leaves out; all rows count by default.
-            infer_rows_B: [B], bool: rows that take the infer router's gates in training, instead of a draw.
-
-        Raises:
-            ValueError: `row_weight_B` or `infer_rows_B` is not [B], or the fusion of a training forward draws no rows.
-        """
+    def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> Tensor:
+        """[T, B, D] -> [T, B, D]; `rows.served_B` take the infer router's gates with the fusions `stochastic_*`."""
         infer_TBE = self.infer_router(x_TBD)
-        real_B = real_rows(row_weight_B, infer_TBE)
-        penalty = l1_penalty(infer_TBE, real_B)
+        real_B = real_rows(rows, infer_TBE)
+        pressed_TE = sum_over_rows(infer_TBE, real_B)
         if not self.training:
-            self.report = report_on(infer_TBE, real_B, penalty=penalty)
+            self.report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE)
             return self.experts.sparse(x_TBD, infer_TBE)
         train_TBE = self.train_router(x_TBD)
-        distillation = distance(infer_TBE, train_TBE, real_B) if self.fusion == "straight_through" else None
-        self.report = report_on(infer_TBE, real_B, penalty=penalty, distillation=distillation)
-        return self.experts.dense(x_TBD, self._fuse(train_TBE, infer_TBE, infer_rows_B))
+        distance = None
+        if self.fusion == "straight_through":
+            distance = sum_over_rows(torch.square(infer_TBE - train_TBE.detach()), real_B).sum()
+        self.report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE, distance=distance)
+        return self.experts.dense(x_TBD, self._fuse(train_TBE, infer_TBE, rows))
 
-    def _fuse(self, train_TBE: Tensor, infer_TBE: Tensor, infer_rows_B: Tensor | None) -> Tensor:
-        rows = train_TBE.shape[1]
-        if self.fusion in ("stochastic_rows", "stochastic_steps"):
-            if infer_rows_B is None:
-                draws = torch.rand(rows if self.fusion == "stochastic_rows" else 1, generator=self.generator)
-                infer_rows_B = (draws < 0.5).expand(rows)
-            elif infer_rows_B.shape != (rows,):
-                raise ValueError(f"infer_rows_B needs shape [{rows}], not {list(infer_rows_B.shape)}")
-            return torch.where(infer_rows_B.to(train_TBE.device).unsqueeze(1), infer_TBE, train_TBE)
-        if infer_rows_B is not None:
-            raise ValueError(f"fusion {self.fusion!r} draws no rows; leave infer_rows_B out, or use 'stochastic_rows'")
+    def penalty(self, used_TE: Tensor, rows: Tensor) -> Tensor:
+        """Eq. 11 without lambda: the sum of a row's infer gates, as a mean over rows."""
+        assert self.report is not None
+        return self.report.pressed_TR.sum() / rows.clamp(min=1)
+
+    def _fuse(self, train_TBE: Tensor, infer_TBE: Tensor, rows: RoutedRows | None) -> Tensor:
         if self.fusion == "mean":
             return (train_TBE + infer_TBE) / 2
-        return train_TBE + (infer_TBE - infer_TBE.detach())
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The report's graph can be neither copied nor pickled.
-        return {**self.__dict__, "report": None}
+        if self.fusion == "straight_through":
+            return train_TBE + (infer_TBE - infer_TBE.detach())
+        if rows is not None:
+            served_B = rows.served_B
+        else:
+            batch = train_TBE.shape[1]
+            draws = torch.rand(batch if self.fusion == "stochastic_rows" else 1)
+            served_B = (draws < 0.5).expand(batch).to(train_TBE.device)
+        return torch.where(served_B.unsqueeze(1), infer_TBE, train_TBE)

@@ -36,10 +36,14 @@ class PerTokenExperts(nn.Module):
     def __init__(self, *, num_tokens: int, num_experts: int, token_dim: int, hidden_dim: int) -> None:
         super().__init__()
         check_sizes(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim)
-        self.num_tokens, self.num_experts = num_tokens, num_experts
-        self.token_dim, self.hidden_dim = token_dim, hidden_dim
+        self.num_experts, self.token_dim, self.hidden_dim = num_experts, token_dim, hidden_dim
         self.up = StackedLinear(count=num_tokens, in_dim=token_dim, out_dim=num_experts * hidden_dim)
         self.down = StackedLinear(count=num_tokens * num_experts, in_dim=hidden_dim, out_dim=token_dim)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, which is smaller once a rank has kept its own tokens' share of the parameters."""
+        return self.up.weight.shape[0]
 
     def dense(self, x_TBD: Tensor, gates_TBE: Tensor) -> Tensor:
         """All experts of all rows, [T, B, D] and [T, B, E] -> [T, B, D]; saves two [T, B, E F] for the backward."""

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rankmixer_dist.layers.routing_report import mean_over_rows
 from rankmixer_dist.layers.sizes import check_sizes
 from rankmixer_dist.layers.stacked_linear import StackedLinear
 
@@ -65,13 +64,3 @@ class _ReopeningReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gates,) = ctx.saved_tensors
         return grad.where((gates > 0) | (grad < 0), 0.0)
-
-
-def l1_penalty(gates_TBE: Tensor, real_B: Tensor) -> Tensor:
-    """Eq. 11 without lambda: the sum of all gates of a row, as a mean over the rows of `real_B` ([B], bool)."""
-    return mean_over_rows(gates_TBE, real_B).sum()
-
-
-def distance(gates_TBE: Tensor, target_TBE: Tensor, real_B: Tensor) -> Tensor:
-    """Squared distance to constant gates, summed over tokens and experts, as a mean over the rows of `real_B`."""
-    return mean_over_rows(torch.square(gates_TBE - target_TBE.detach()), real_B).sum()

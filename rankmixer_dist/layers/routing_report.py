@@ -1,6 +1,7 @@
-"""What a mixture of experts reports of its last forward pass: penalties to train with, and how busy its experts are."""
+"""What a mixture of experts has to know of a batch's rows, and what it reports of them."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -9,61 +10,70 @@ from rankmixer_dist.layers.precision import widen
 
 
 @dataclass(frozen=True)
-class RoutingReport:
-    """One layer's routing of one batch. Rows of weight 0 (padding) count nowhere; all other rows count alike, since
-    an expert costs the same whatever a row weighs in the loss.
+class RoutedRows:
+    """A batch's rows, as a mixture of experts sees them in training.
 
     Attributes:
-        penalty: scalar with gradient, a mean over rows, without its coefficient: eq. 11's sum of gates over tokens and
-            experts (`DTSIMoE`), or the balance loss (`SoftmaxTopKMoE`). For ranks with unequal rows: times `rows`.
-        distillation: scalar with gradient, a mean over rows, without its coefficient; 0 where nothing is distilled.
-        active_T: [T], share of a token's gates above 0; detached.
-        load_TE: [T, E], share of the rows that use an expert; detached.
-        rows: scalar, the rows that counted.
+        real_B: [B] bool; others are padding and count nowhere. All real rows count alike, since an expert costs the
+            same whatever a row weighs in the loss.
+        served_B: [B] bool; rows that take the path which inference takes, where a mixture has two.
     """
 
-    penalty: Tensor
-    distillation: Tensor
-    active_T: Tensor
-    load_TE: Tensor
+    real_B: Tensor
+    served_B: Tensor
+
+    @classmethod
+    def all_real(cls, served_B: Tensor) -> Self:
+        """Without padding."""
+        return cls(torch.ones_like(served_B), served_B)
+
+
+@dataclass(frozen=True)
+class RoutingReport:
+    """One layer's routing of one batch: sums over its real rows, so that those of several ranks add up.
+
+    Attributes:
+        pressed_TR: [T, R], fp32 or wider, with gradient: what the penalty presses on, gates or shares of experts.
+        distance: scalar with gradient, what distillation is to make small; 0 where nothing is distilled.
+        used_TE: [T, E], rows that use an expert; detached.
+        gates_TE: [T, E], gates that inference would use; detached.
+        rows: scalar, the real rows.
+    """
+
+    pressed_TR: Tensor
+    distance: Tensor
+    used_TE: Tensor
+    gates_TE: Tensor
     rows: Tensor
 
     @property
-    def dead_experts(self) -> Tensor:
-        """Scalar: experts that no row of this batch used."""
-        return (self.load_TE == 0).sum()
+    def active_T(self) -> Tensor:
+        """[T], share of each token's gates that are open; 0 where there are no rows."""
+        return self.used_TE.mean(dim=1) / self.rows.clamp(min=1)
 
 
-def real_rows(row_weight_B: Tensor | None, gates_TBE: Tensor) -> Tensor:
-    """[B], true for rows to count: those of weight above 0, by default all.
-
-    Raises:
-        ValueError: `row_weight_B` is not [B].
-    """
-    rows = gates_TBE.shape[1]
-    if row_weight_B is None:
-        return torch.ones(rows, dtype=torch.bool, device=gates_TBE.device)
-    if row_weight_B.shape != (rows,):
-        raise ValueError(f"row_weight_B needs one weight for each of {rows} rows, not shape {list(row_weight_B.shape)}")
-    return row_weight_B > 0
+def real_rows(rows: RoutedRows | None, gates_TBE: Tensor) -> Tensor:
+    """[B] bool, the rows to count; all of them if nothing is known of them."""
+    if rows is None:
+        return torch.ones(gates_TBE.shape[1], dtype=torch.bool, device=gates_TBE.device)
+    return rows.real_B
 
 
-def mean_over_rows(values_TBE: Tensor, real_B: Tensor) -> Tensor:
-    """[T, E], the mean over real rows in fp32 or wider; 0 where there are none."""
+def sum_over_rows(values_TBE: Tensor, real_B: Tensor) -> Tensor:
+    """[T, E], the sum over real rows in fp32 or wider."""
     # Replaced rather than multiplied by 0, since a padding row may hold NaN.
-    values_TBE = torch.where(real_B.unsqueeze(1), widen(values_TBE), 0.0)
-    return values_TBE.sum(dim=1) / real_B.sum().clamp(min=1)
+    return torch.where(real_B.unsqueeze(1), widen(values_TBE), 0.0).sum(dim=1)
 
 
 def report_on(
-    gates_TBE: Tensor, real_B: Tensor, *, penalty: Tensor, distillation: Tensor | None = None
+    gates_TBE: Tensor, real_B: Tensor, *, pressed_TR: Tensor, distance: Tensor | None = None
 ) -> RoutingReport:
     """The report of one batch; `gates_TBE` are those that inference would use."""
-    load_TE = mean_over_rows(gates_TBE.detach() > 0, real_B)
+    gates_TBE = gates_TBE.detach()
     return RoutingReport(
-        penalty=penalty,
-        distillation=torch.zeros_like(penalty) if distillation is None else distillation,
-        active_T=load_TE.mean(dim=1),
-        load_TE=load_TE,
+        pressed_TR=pressed_TR,
+        distance=pressed_TR.new_zeros(()) if distance is None else distance,
+        used_TE=sum_over_rows(gates_TBE > 0, real_B),
+        gates_TE=sum_over_rows(gates_TBE, real_B),
         rows=real_B.sum(),
     )

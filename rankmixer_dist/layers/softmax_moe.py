@@ -1,16 +1,15 @@
 """Softmax top-k mixtures of per-token experts: the baselines of RankMixer's Fig. 3, and TokenMixer-Large's."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankmixer_dist.layers.experts import PerTokenExperts
-from rankmixer_dist.layers.routing_report import RoutingReport, mean_over_rows, real_rows, report_on
+from rankmixer_dist.layers.per_token_moe import PerTokenMoE
+from rankmixer_dist.layers.routing_report import RoutedRows, real_rows, report_on, sum_over_rows
 from rankmixer_dist.layers.stacked_linear import StackedLinear
 
 
-class SoftmaxTopKMoE(nn.Module):
+class SoftmaxTopKMoE(PerTokenMoE):
     """y_t = alpha sum_{j in top-k} softmax(h_t(s_t))_j e_tj(s_t), per token: a drop-in for the per-token FFN.
 
     With a shared expert (arXiv 2602.06563, Sparse-Pertoken MoE) expert 0 serves every row with gate 1, and k - 1 of the
@@ -18,10 +17,9 @@ class SoftmaxTopKMoE(nn.Module):
     as about 1 / sparsity; the default is E / k. The softmax is over all routed experts, in fp32 or wider, and is not
     normalised again over the chosen ones.
 
-    Each forward leaves its `RoutingReport` in `report`. The penalty is the balance loss of the Switch Transformer
-    (arXiv 2101.03961, eq. 4-6), per token and averaged over tokens: R sum_j f_j P_j, with R routed experts, f_j the
-    share of choices that fell on expert j, P_j its mean probability. It is 1 when balanced; leave it out of the loss
-    for the vanilla mixture.
+    The penalty is the balance loss of the Switch Transformer (arXiv 2101.03961, eq. 4-6), summed over tokens, each of
+    which routes for itself: R sum_j f_j P_j, with R routed experts, f_j the share of the global batch's choices that
+    fell on expert j, P_j its mean probability. It is T when balanced; leave it out of the loss for the vanilla mixture.
 
     Args:
         num_tokens: T.
@@ -49,7 +47,6 @@ class SoftmaxTopKMoE(nn.Module):
         alpha: float | None = None,
         sparse_training: bool = False,
     ) -> None:
-        super().__init__()
         lowest = 2 if shared_expert else 1
         if not lowest <= top_k <= num_experts:
             shared = ", one of them shared" if shared_expert else ""
@@ -57,24 +54,15 @@ class SoftmaxTopKMoE(nn.Module):
         alpha = num_experts / top_k if alpha is None else alpha
         if not alpha > 0:
             raise ValueError(f"alpha {alpha} must be above 0")
+        super().__init__(
+            PerTokenExperts(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim)
+        )
         self.shared, self.alpha, self.sparse_training = int(shared_expert), alpha, sparse_training
         self.routed, self.chosen = num_experts - self.shared, top_k - self.shared
-        self.experts = PerTokenExperts(
-            num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim
-        )
         self.router = StackedLinear(count=num_tokens, in_dim=token_dim, out_dim=self.routed)
-        self.report: RoutingReport | None = None
 
-    def forward(self, x_TBD: Tensor, row_weight_B: Tensor | None = None) -> Tensor:
-        """[T, B, D] -> [T, B, D].
-
-        Args:
-            x_TBD: the tokens.
-            row_weight_B: [B], 0 for padding rows, which the report leaves out; all rows count by default.
-
-        Raises:
-            ValueError: `row_weight_B` is not [B].
-        """
+    def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> Tensor:
+        """[T, B, D] -> [T, B, D]; training and inference are the same function."""
         logits_TBR = self.router(x_TBD)
         shares_TBR = logits_TBR.softmax(dim=2, dtype=torch.promote_types(logits_TBR.dtype, torch.float32))
         best_TBK, index_TBK = shares_TBR.topk(self.chosen, dim=2)
@@ -82,14 +70,15 @@ class SoftmaxTopKMoE(nn.Module):
         shared_TBS = torch.ones_like(shares_TBR[..., : self.shared])
         gates_TBE = torch.cat([shared_TBS, self.alpha * routed_TBR], dim=2).to(x_TBD.dtype)
 
-        real_B = real_rows(row_weight_B, gates_TBE)
-        load_TR = mean_over_rows(routed_TBR.detach() > 0, real_B) / self.chosen
-        balance_T = self.routed * (load_TR * mean_over_rows(shares_TBR, real_B)).sum(dim=1)
-        self.report = report_on(gates_TBE, real_B, penalty=balance_T.mean())
+        real_B = real_rows(rows, gates_TBE)
+        self.report = report_on(gates_TBE, real_B, pressed_TR=sum_over_rows(shares_TBR, real_B))
 
         sparse = self.sparse_training or not self.training
         return self.experts.sparse(x_TBD, gates_TBE) if sparse else self.experts.dense(x_TBD, gates_TBE)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The report's graph can be neither copied nor pickled.
-        return {**self.__dict__, "report": None}
+    def penalty(self, used_TE: Tensor, rows: Tensor) -> Tensor:
+        """The balance loss."""
+        assert self.report is not None
+        rows = rows.clamp(min=1)
+        choices_TR = used_TE[:, self.shared :] / (self.chosen * rows)
+        return self.routed * (choices_TR * self.report.pressed_TR / rows).sum()

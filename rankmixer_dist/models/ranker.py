@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rankmixer_dist.cost import DenseCost, Part, heads_part, mean_pooling_part, target_attention_part, total
 from rankmixer_dist.layers.numeric import NumericNormalizer
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.target_attention import MeanPooling, TargetAttention
 from rankmixer_dist.layers.task_heads import TaskHeads
 from rankmixer_dist.layers.tokenizer import AutoSplitTokenizer, ChunkTokenizer, GroupTokenizer, Tokenizer
@@ -56,6 +57,7 @@ class Ranker(nn.Module):
         sequences: dict[str, Tensor],
         lengths: dict[str, Tensor],
         numerics_BN: Tensor,
+        rows: RoutedRows | None = None,
     ) -> Tensor:
         """Scores a batch.
 
@@ -64,6 +66,7 @@ class Ranker(nn.Module):
             sequences: name -> [B, L, dim], finite beyond each row's length.
             lengths: name -> [B], valid positions of each row's sequence.
             numerics_BN: [B, N] in the order of `build_ranker(numerics=...)`, NaN = missing.
+            rows: for a backbone with a mixture of experts, in training.
 
         Returns:
             Logits [B, K], fp32; while training with auxiliary heads [S, B, K], the last of the S stages the output's.
@@ -76,6 +79,8 @@ class Ranker(nn.Module):
         numerics_B2N = self.numerics(numerics_BN)
         parts = [embedded[c] if isinstance(c, str) else numerics_B2N[:, c] for c in self._columns]
         x_BTD = self.tokenizer(torch.cat(parts, dim=1).to(dtype))
+        if rows is not None:
+            return self.heads(self.backbone(x_BTD, rows))
         if not (self.training and len(self.auxiliary_heads)):
             return self.heads(self.backbone(x_BTD))
         heads = [*self.auxiliary_heads, self.heads]

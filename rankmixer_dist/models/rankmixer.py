@@ -1,4 +1,4 @@
-"""The RankMixer backbone (arXiv 2507.15551): blocks of token mixing and per-token FFNs, and its ablations."""
+"""The RankMixer backbone (arXiv 2507.15551): token mixing and per-token FFNs or experts, and its ablations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,9 +11,11 @@ from rankmixer_dist.cost import Part, rankmixer_part
 from rankmixer_dist.cost.rankmixer import all_share_hidden_dim
 from rankmixer_dist.layers.norm import NormKind, norm_layer
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN, SharedFFN
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.token_mixing import check_mixable, mix_tokens
 from rankmixer_dist.layers.token_routing import AllShareFFN, ConcatMLP, TokenSelfAttention
 from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.mixture import Mixture
 
 Norm = Literal["post", "pre", "none"]
 """post: LN(x + f(x)), the paper's. pre: x + f(LN(x)), which trains deep stacks more easily. none: x + f(x)."""
@@ -68,17 +70,22 @@ class RankMixerBlock(nn.Module):
         self.ffn = ffn
         self.ffn_norm = _norm(norm, norm_kind, mixed_dim, mixed_dim)
 
-    def forward(self, x_TBD: Tensor) -> Tensor:
-        """[T, B, D] -> [T, B, D]."""
+    def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> Tensor:
+        """[T, B, D] -> [T, B, D]; `rows`, if known, go to `ffn` too, which is then a mixture of experts."""
         if self.mix is not None:
             x_TBD = self._sublayer(x_TBD, self.mix, self.mixing_norm)
-        return self._sublayer(x_TBD, self.ffn, self.ffn_norm)
+        return self._sublayer(x_TBD, routed(self.ffn, rows), self.ffn_norm)
 
     def _sublayer(self, x_TBD: Tensor, layer: Exchange, norm: nn.Module) -> Tensor:
         y_TBD = layer(norm(x_TBD) if self.norm == "pre" else x_TBD)
         if self.skip:
             y_TBD = x_TBD + y_TBD
         return norm(y_TBD) if self.norm == "post" else y_TBD
+
+
+def routed(ffn: nn.Module, rows: RoutedRows | None) -> Exchange:
+    """`ffn`, told of the rows if there is anything to tell."""
+    return ffn if rows is None else partial(ffn, rows=rows)
 
 
 class RankMixer(Backbone):
@@ -101,6 +108,7 @@ class RankMixer(Backbone):
         mixing: how tokens reach the FFNs; see `Mixing`.
         num_heads: H of `mixing="heads"`, which residuals fix to T; without them the first block turns T tokens into H
             of width T * D / H. Attention heads of `mixing="self_attention"`. T by default.
+        moe: the mixture that takes the place of each per-token FFN (section 3.4); `hidden_dim` is then each expert's.
 
     Raises:
         ValueError: D is not a multiple of the heads, an unknown name, options that exclude each other, or a size
@@ -120,6 +128,7 @@ class RankMixer(Backbone):
         shared_ffn: bool = False,
         mixing: Mixing = "heads",
         num_heads: int | None = None,
+        moe: Mixture | None = None,
     ) -> None:
         super().__init__()
         if num_blocks < 1:
@@ -128,9 +137,11 @@ class RankMixer(Backbone):
             sizes = f"num_tokens {num_tokens}, token_dim {token_dim} and hidden_dim {hidden_dim}"
             raise ValueError(f"{sizes} must all be at least 1")
         _check_options(mixing, num_heads, num_tokens, skip, shared_ffn)
+        if moe is not None and (shared_ffn or mixing in ("concat_mlp", "share")):
+            raise ValueError("moe takes the place of per-token FFNs; leave shared_ffn, or mixing 'share' and such, out")
         self.num_tokens, self.token_dim, self.hidden_dim = num_tokens, token_dim, hidden_dim
         self.num_blocks, self.norm, self.norm_kind = num_blocks, norm, norm_kind
-        self.shared_ffn, self.mixing, self.num_heads = shared_ffn, mixing, num_heads
+        self.shared_ffn, self.mixing, self.num_heads, self.moe = shared_ffn, mixing, num_heads, moe
         self.blocks = nn.ModuleList()
         tokens, dim = num_tokens, token_dim
         for number in range(num_blocks):
@@ -141,7 +152,10 @@ class RankMixer(Backbone):
                 )
             mix, mixed_tokens = _exchange(mixing, tokens, dim, num_heads)
             mixed_dim = tokens * dim // mixed_tokens
-            ffn = _ffn(mixing, mixed_tokens, mixed_dim, hidden_dim, shared_ffn)
+            if moe is not None:
+                ffn: nn.Module = moe.build(num_tokens=mixed_tokens, token_dim=mixed_dim, hidden_dim=hidden_dim)
+            else:
+                ffn = _ffn(mixing, mixed_tokens, mixed_dim, hidden_dim, shared_ffn)
             self.blocks.append(
                 RankMixerBlock(
                     token_dim=dim, ffn=ffn, norm=norm, norm_kind=norm_kind, skip=skip, mix=mix, mixed_dim=mixed_dim
@@ -151,15 +165,19 @@ class RankMixer(Backbone):
         self.out_dim = dim
         self.final_norm = norm_layer(norm_kind, dim) if norm == "pre" else nn.Identity()
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Tokens [B, T, D] -> pooled [B, D]; free of copies at the door when x_BTD lies token-major in memory."""
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Tensor:
+        """Tokens [B, T, D] -> pooled [B, D]; free of copies at the door when x_BTD lies token-major in memory.
+
+        `rows` is for a mixture of experts in training, which can do without.
+        """
         x_TBD = x_BTD.transpose(0, 1)
         for block in self.blocks:
-            x_TBD = block(x_TBD)
+            x_TBD = block(x_TBD, rows)
         return self.final_norm(x_TBD).mean(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
 
     def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
+        """Parameters and FLOPs per row; of a mixture, served at its active ratio."""
+        moe = self.moe
         return rankmixer_part(
             num_tokens=self.num_tokens,
             token_dim=self.token_dim,
@@ -170,6 +188,9 @@ class RankMixer(Backbone):
             mixing=self.mixing,
             num_heads=self.num_heads,
             shared_ffn=self.shared_ffn,
+            moe=None
+            if moe is None
+            else lambda tokens, dim: moe.cost(num_tokens=tokens, token_dim=dim, hidden_dim=self.hidden_dim),
         )
 
 

@@ -3,26 +3,49 @@
 Legend: n ranks of a group, t = T / n tokens a rank, N = n B rows of the group, rank by rank; all ranks have equal B.
 """
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rankmixer_dist.layers.routing_report import RoutedRows
 
-@dataclass
+
 class Traffic:
-    """Exchanges, and bytes that this rank sent to other ranks in them, since the last `reset`."""
+    """Exchanges, bytes that this rank sent to other ranks in them, and how long they took, since the last `reset`."""
 
-    exchanges_forward: int = 0
-    bytes_forward: int = 0
-    exchanges_backward: int = 0
-    bytes_backward: int = 0
+    def __init__(self) -> None:
+        self.reset()
 
     def reset(self) -> None:
         """Counts from zero again, as at the beginning of a step."""
         self.exchanges_forward = self.bytes_forward = self.exchanges_backward = self.bytes_backward = 0
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def seconds(self) -> float:
+        """Time in exchanges, waiting for the other ranks included; on a GPU this waits until they are done."""
+        if self._events:
+            torch.cuda.synchronize()
+        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+
+    @contextmanager
+    def timed(self, device: torch.device) -> Iterator[None]:
+        """Adds the time of what is exchanged in the block, on a GPU that between two marks in the stream."""
+        if device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._events.append((start, end))
+        else:
+            start_s = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - start_s
 
     def count_forward(self, sent: int) -> None:
         """Adds an exchange of the forward pass."""
@@ -49,6 +72,10 @@ class Transport(Protocol):
         """[n, ...] -> [...]: this rank's part, summed over the ranks."""
         ...
 
+    def all_gather(self, part_X: Tensor) -> Tensor:
+        """[...] -> [n, ...]: every rank's part; has no gradient."""
+        ...
+
 
 class LocalTransport:
     """The null twin: a group of one, which sends nothing."""
@@ -63,6 +90,9 @@ class LocalTransport:
 
     def reduce_scatter(self, parts_nX: Tensor) -> Tensor:
         return parts_nX.squeeze(0)
+
+    def all_gather(self, part_X: Tensor) -> Tensor:
+        return part_X.unsqueeze(0)
 
 
 class GroupTransport:
@@ -79,6 +109,14 @@ class GroupTransport:
     def reduce_scatter(self, parts_nX: Tensor) -> Tensor:
         return _ReduceScatter.apply(parts_nX, self._group, self.traffic)
 
+    def all_gather(self, part_X: Tensor) -> Tensor:
+        part_X = part_X.contiguous()
+        self.traffic.count_forward((self.size - 1) * part_X.numel() * part_X.element_size())
+        parts_nX = part_X.new_empty(self.size, *part_X.shape)
+        with self.traffic.timed(part_X.device):
+            dist.all_gather_single(parts_nX.flatten(0, 1), part_X, group=self._group)
+        return parts_nX
+
 
 class _AllToAll(torch.autograd.Function):
     """With equal parts the exchange is its own adjoint: a part's gradient goes back to where the part came from."""
@@ -87,12 +125,12 @@ class _AllToAll(torch.autograd.Function):
     def forward(ctx: Any, parts_nX: Tensor, group: dist.ProcessGroup, traffic: Traffic) -> Tensor:
         ctx.group, ctx.traffic = group, traffic
         traffic.count_forward(_bytes_to_others(parts_nX))
-        return _all_to_all(parts_nX, group)
+        return _all_to_all(parts_nX, group, traffic)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.traffic.count_backward(_bytes_to_others(gradients[0]))
-        return _all_to_all(gradients[0], ctx.group), None, None
+        return _all_to_all(gradients[0], ctx.group, ctx.traffic), None, None
 
 
 class _ReduceScatter(torch.autograd.Function):
@@ -103,7 +141,8 @@ class _ReduceScatter(torch.autograd.Function):
         ctx.group, ctx.traffic, ctx.size = group, traffic, len(parts_nX)
         traffic.count_forward(_bytes_to_others(parts_nX))
         mine = torch.empty_like(parts_nX[0])
-        dist.reduce_scatter_single(mine, parts_nX.contiguous().flatten(0, 1), group=group)
+        with traffic.timed(mine.device):
+            dist.reduce_scatter_single(mine, parts_nX.contiguous().flatten(0, 1), group=group)
         return mine
 
     @staticmethod
@@ -111,14 +150,16 @@ class _ReduceScatter(torch.autograd.Function):
         mine = gradients[0].contiguous()
         ctx.traffic.count_backward((ctx.size - 1) * mine.numel() * mine.element_size())
         parts = mine.new_empty(ctx.size * mine.shape[0], *mine.shape[1:])
-        dist.all_gather_single(parts, mine, group=ctx.group)
+        with ctx.traffic.timed(mine.device):
+            dist.all_gather_single(parts, mine, group=ctx.group)
         return parts.unflatten(0, (ctx.size, -1)), None, None
 
 
-def _all_to_all(parts_nX: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _all_to_all(parts_nX: Tensor, group: dist.ProcessGroup, traffic: Traffic) -> Tensor:
     parts_nX = parts_nX.contiguous()
     received_nX = torch.empty_like(parts_nX)
-    dist.all_to_all_single(received_nX, parts_nX, group=group)
+    with traffic.timed(parts_nX.device):
+        dist.all_to_all_single(received_nX, parts_nX, group=group)
     return received_nX
 
 
@@ -160,6 +201,12 @@ class TokenExchange:
         if residual_tND is not None:
             mixed_hNnE = residual_tND.unflatten(2, (size, -1)) + mixed_hNnE
         return mixed_hNnE.flatten(2)
+
+    def rows_of_group(self, rows: RoutedRows) -> RoutedRows:
+        """What is known of own B rows -> of the group's N rows; a byte a row."""
+        bits_B = rows.real_B.to(torch.uint8) + 2 * rows.served_B.to(torch.uint8)
+        bits_N = self._transport.all_gather(bits_B).flatten()
+        return RoutedRows(bits_N % 2 == 1, bits_N >= 2)
 
     def sum_tokens(self, partial_ND: Tensor) -> Tensor:
         """[N, D], sums over own tokens -> [B, D], sums over all tokens of own rows."""

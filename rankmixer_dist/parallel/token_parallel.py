@@ -1,4 +1,5 @@
-"""RankMixer with per-token FFNs spread over ranks, each the owner of some tokens (token parallel, arXiv 2602.06563)."""
+"""RankMixer with per-token FFNs or experts spread over ranks, each the owner of some tokens (token parallel, arXiv
+2602.06563)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 from rankmixer_dist.cost import Part
 from rankmixer_dist.cost.exchange import Spread
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
+from rankmixer_dist.layers.per_token_moe import PerTokenMoE
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.models.backbone import Backbone
-from rankmixer_dist.models.rankmixer import RankMixer, RankMixerBlock
+from rankmixer_dist.models.rankmixer import RankMixer, RankMixerBlock, routed
 from rankmixer_dist.parallel.exchange import LocalTransport, TokenExchange, Traffic
 from rankmixer_dist.parallel.expert_groups import ExpertGrid, ExpertsBelow, keep_own_share
 
-PER_TOKEN_LAYERS: tuple[type[nn.Module], ...] = (PerTokenFFN,)
-"""Layers [T, B, D] -> [T, B, D] that treat each token and row alone, and whose parameters all have T in front: they
-work on any of the tokens with these tokens' share of the parameters."""
+PER_TOKEN_LAYERS: tuple[type[nn.Module], ...] = (PerTokenFFN, PerTokenMoE)
+"""Layers [T, B, D] -> [T, B, D] that treat each token and row alone, and whose parameters all have T, or T times as
+many as a token has, in front: they work on any of the tokens with these tokens' share of the parameters."""
 
 
 def spread(backbone: RankMixer, grid: ExpertGrid, mode: Spread) -> "SpreadRankMixer":
@@ -32,17 +35,26 @@ def spread(backbone: RankMixer, grid: ExpertGrid, mode: Spread) -> "SpreadRankMi
     """
     if mode not in get_args(Spread):
         raise ValueError(f"mode {mode!r} is unknown; use 'token' or 'plain'")
+    check_spreadable(backbone, grid.size)
+    return SpreadRankMixer(backbone, grid, mode)
+
+
+def check_spreadable(backbone: Backbone, size: int) -> None:
+    """Makes sure that a group of `size` ranks can share out `backbone`.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if not isinstance(backbone, RankMixer) or backbone.mixing != "heads":
         raise ValueError("only the rankmixer backbone with mixing 'heads' can be spread; use expert size 1")
     if backbone.num_heads not in (None, backbone.num_tokens):
         raise ValueError("a backbone whose num_heads is not the number of tokens cannot be spread; use expert size 1")
     if not all(isinstance(block.ffn, PER_TOKEN_LAYERS) for block in _blocks(backbone)):
-        raise ValueError("only per-token FFNs can be spread; use expert size 1 or leave shared_ffn out")
+        raise ValueError("only per-token FFNs and experts can be spread; use expert size 1 or leave shared_ffn out")
     tokens = backbone.num_tokens
-    if tokens % grid.size:
+    if tokens % size:
         usable = ", ".join(str(n) for n in range(1, tokens + 1) if tokens % n == 0)
-        raise ValueError(f"expert size {grid.size} does not divide the {tokens} tokens; use one of {usable}")
-    return SpreadRankMixer(backbone, grid, mode)
+        raise ValueError(f"expert size {size} does not divide the {tokens} tokens; use one of {usable}")
 
 
 class SpreadRankMixer(Backbone):
@@ -69,33 +81,40 @@ class SpreadRankMixer(Backbone):
         self._alone, self._exchange = TokenExchange(LocalTransport()), TokenExchange(transport)
         self.traffic: Traffic = transport.traffic
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Tokens [B, T, D] of own rows -> pooled [B, D] of own rows."""
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Tensor:
+        """Tokens [B, T, D] of own rows, and what is known of these -> pooled [B, D] of own rows."""
         x_TBD = x_BTD.transpose(0, 1)
-        return self._plain(x_TBD) if self.mode == "plain" else self._token_parallel(x_TBD)
+        rows = None if rows is None else self._exchange.rows_of_group(rows)
+        return self._plain(x_TBD, rows) if self.mode == "plain" else self._token_parallel(x_TBD, rows)
 
     def cost(self) -> Part:
         """Of the whole model, per row."""
         return self._cost
 
-    def _token_parallel(self, x_TBD: Tensor) -> Tensor:
+    def _token_parallel(self, x_TBD: Tensor, rows: RoutedRows | None) -> Tensor:
         first, *later = _blocks(self)
         x_tND = self._exchange.scatter(_mixed(first, x_TBD, self._alone))
-        x_tND = _fed(first, x_tND, first.ffn)
+        x_tND = _fed(first, x_tND, routed(first.ffn, rows))
         for block in later:
-            x_tND = _fed(block, _mixed(block, x_tND, self._exchange), block.ffn)
+            x_tND = _fed(block, _mixed(block, x_tND, self._exchange), routed(block.ffn, rows))
         x_tND = self.final_norm(x_tND)
         partial_ND = x_tND.sum(dim=0, dtype=_pooled_dtype(x_tND)) / self._num_tokens
         return self._exchange.sum_tokens(partial_ND)
 
-    def _plain(self, x_TBD: Tensor) -> Tensor:
+    def _plain(self, x_TBD: Tensor, rows: RoutedRows | None) -> Tensor:
         for block in _blocks(self):
-            x_TBD = _fed(block, _mixed(block, x_TBD, self._alone), partial(self._at_owners, block.ffn))
+            ffn = partial(self._at_owners, routed(block.ffn, rows))
+            x_TBD = _fed(block, _mixed(block, x_TBD, self._alone), ffn)
         x_TBD = self.final_norm(x_TBD)
         return x_TBD.mean(dim=0, dtype=_pooled_dtype(x_TBD))
 
-    def _at_owners(self, ffn: nn.Module, x_TBD: Tensor) -> Tensor:
+    def _at_owners(self, ffn: Callable[[Tensor], Tensor], x_TBD: Tensor) -> Tensor:
         return self._exchange.gather(ffn(self._exchange.scatter(x_TBD)))
+
+
+def spread_part(module: nn.Module) -> SpreadRankMixer | None:
+    """The part of a model that is spread over ranks."""
+    return next((part for part in module.modules() if isinstance(part, SpreadRankMixer)), None)
 
 
 def _blocks(backbone: "RankMixer | SpreadRankMixer") -> list[RankMixerBlock]:

@@ -8,11 +8,15 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from rankmixer_dist.config import ModelConfig, RunConfig, Schedule
+from rankmixer_dist.config import DTSIConfig, ModelConfig, RunConfig, Schedule, SoftmaxTopKConfig
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.models.features import FieldSpec, GroupSpec, NumericSpec, SequenceSpec
+from rankmixer_dist.models.mixture import DTSI, Mixture, SoftmaxTopK
 from rankmixer_dist.models.ranker import Ranker, build_ranker
+from rankmixer_dist.models.rankmixer import RankMixer
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, DenseEngine, OptimizerSettings, PlainEngine
+from rankmixer_dist.parallel.expert_groups import ExpertGrid, expert_grid
+from rankmixer_dist.parallel.token_parallel import check_spreadable, spread
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, Schema, SequenceFeature
 from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, Tables, init_tables, shard_tables
@@ -106,11 +110,28 @@ def backbone_options(model: ModelConfig, *, num_tasks: int) -> dict[str, Any]:
     """The chosen backbone's own arguments, from its section of the config."""
     options = getattr(model, model.backbone).model_dump()
     options.pop("auxiliary_weight", None)
+    if "moe" in options:
+        options["moe"] = _mixture(model.mixture)
     if "hidden_ratio" in options:
         options["hidden_dim"] = round(options.pop("hidden_ratio") * model.token_dim)
     if options.get("num_gates", num_tasks) is None:
         options["num_gates"] = num_tasks
     return options
+
+
+def _mixture(moe: DTSIConfig | SoftmaxTopKConfig | None) -> Mixture | None:
+    """The layer's part of a section that also says how it is trained."""
+    if isinstance(moe, DTSIConfig):
+        return DTSI(num_experts=moe.num_experts, active_ratio=moe.active_ratio, fusion=moe.fusion, reopen=moe.reopen)
+    if isinstance(moe, SoftmaxTopKConfig):
+        return SoftmaxTopK(
+            num_experts=moe.num_experts,
+            active_ratio=moe.active_ratio,
+            shared_expert=moe.shared_expert,
+            alpha=moe.alpha,
+            sparse_training=moe.sparse_training,
+        )
+    return None
 
 
 def auxiliary_weight(model: ModelConfig) -> float:
@@ -123,6 +144,29 @@ def _groups(schema: Schema) -> list[GroupSpec]:
         GroupSpec(name=group, tokens=tokens, members=tuple(n for n, f in schema.features.items() if f.group == group))
         for group, tokens in schema.groups.items()
     ]
+
+
+def expert_grid_of(config: RunConfig, model: Ranker) -> ExpertGrid:
+    """How the ranks share out the model's tokens; all ranks call it.
+
+    Raises:
+        UserError: they cannot.
+    """
+    size = config.parallel.expert_size
+    try:
+        grid = expert_grid(size)
+        if size > 1:
+            check_spreadable(model.backbone, size)
+    except ValueError as error:
+        raise UserError(f"parallel.expert_size: {error}") from error
+    return grid
+
+
+def spread_out(config: RunConfig, model: Ranker, grid: ExpertGrid) -> None:
+    """Cuts the model down to this rank's part of it, in place; a group of one keeps it as it is."""
+    if grid.size > 1:
+        assert isinstance(model.backbone, RankMixer)
+        model.backbone = spread(model.backbone, grid, config.parallel.mode)
 
 
 def build_tables(config: RunConfig, topology: Topology, *, rows_per_rank: int) -> tuple[Tables, list[dict[str, Any]]]:

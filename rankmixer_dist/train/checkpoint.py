@@ -20,6 +20,7 @@ from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.pieces import Piece, module_pieces, places_of, whole
 from rankmixer_dist.sparse.shard import Tables, table_pieces
 from rankmixer_dist.train.loop import Progress
+from rankmixer_dist.train.routing import Routing
 
 
 def describe(
@@ -40,12 +41,17 @@ def describe(
     )
 
 
-def state_pieces(tables: Tables, engine: DenseEngine, topology: Topology) -> list[Piece]:
+def state_pieces(
+    tables: Tables, engine: DenseEngine, topology: Topology, routing: Routing | None = None
+) -> list[Piece]:
     """This rank's part of all tensors of a run's state."""
-    return [*table_pieces(tables), *engine.pieces(), *_random_pieces(topology)]
+    routed = [] if routing is None else routing.pieces()
+    return [*table_pieces(tables), *engine.pieces(), *routed, *_random_pieces(topology)]
 
 
-def resume(checkpoint: Path, tables: Tables, engine: DenseEngine, topology: Topology) -> Progress:
+def resume(
+    checkpoint: Path, tables: Tables, engine: DenseEngine, topology: Topology, routing: Routing | None = None
+) -> Progress:
     """Takes up the state that `checkpoint` holds, whatever ranks, plan and ZeRO stage it was saved under.
 
     Random numbers go on where they were if the number of ranks is the same; else they begin anew.
@@ -56,7 +62,8 @@ def resume(checkpoint: Path, tables: Tables, engine: DenseEngine, topology: Topo
     about = _open(checkpoint, engine.module, topology)
     engine.make_room(about.moments, about.updates)
     random = _random_pieces(topology) if about.world_size == topology.world_size else []
-    read_pieces([*table_pieces(tables), *engine.pieces(), *random], checkpoint / TENSORS)
+    routed = [] if routing is None else routing.pieces()
+    read_pieces([*table_pieces(tables), *engine.pieces(), *routed, *random], checkpoint / TENSORS)
     engine.refresh()
     if random:
         torch.set_rng_state(random[0].tensor)

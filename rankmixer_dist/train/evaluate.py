@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from rankmixer_dist.checkpoint.folder import find_checkpoint
-from rankmixer_dist.config import RunConfig
+from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.train.build import Statistics, build_model, build_tables
 from rankmixer_dist.train.checkpoint import load_for_scoring
 from rankmixer_dist.train.memory import keep_freed_memory
+from rankmixer_dist.train.paths import Way
 from rankmixer_dist.train.progress import EvaluateProgress
 from rankmixer_dist.train.run_dir import require_run, write_json
 from rankmixer_dist.train.scoring import ScoredRows, score_split
@@ -46,18 +47,40 @@ def evaluate(
     load_for_scoring(checkpoint, tables, module, topology)
     if config.dense.precision == "bf16":
         module = module.to(torch.bfloat16)
-    with EvaluateProgress(rows=rows.rows, enabled=topology.is_first) as shown:
-        result = score_split(
-            tables,
-            module,
-            rows,
-            tasks=tuple(config.features.tasks),
-            predictions=config.run_dir / "predictions",
-            topology=topology,
-            on_batch=shown.advance,
-        )
+    tasks = tuple(config.features.tasks)
+
+    def scored(way: Way, predictions: Path | None) -> dict[str, Any] | None:
+        with EvaluateProgress(rows=rows.rows, enabled=topology.is_first) as shown:
+            return score_split(
+                tables,
+                module,
+                rows,
+                tasks=tasks,
+                predictions=predictions,
+                topology=topology,
+                on_batch=shown.advance,
+                way=way,
+            )
+
+    result = scored("served", config.run_dir / "predictions")
+    if isinstance(config.model.mixture, DTSIConfig) and config.eval.compare_paths:
+        trained = scored("trained", None)
+        if result is not None and trained is not None:
+            result["routing"]["trained_path"] = _trained_path(result["tasks"], trained["tasks"])
     if result is None:
         return None
     about = {**result, "checkpoint": str(checkpoint.relative_to(config.run_dir)), "split": config.eval.split}
     write_json(config.run_dir / "eval.json", about)
     return about
+
+
+def _trained_path(served: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """AUC and logloss of each task by the path that trained, and how much higher the served one's logloss is."""
+    return {
+        task: {
+            "auc": figures["auc"],
+            "logloss": figures["logloss"],
+            "served_gap": served[task]["logloss"] / figures["logloss"] - 1,
+        }
+        for task, figures in trained.items()
+    }

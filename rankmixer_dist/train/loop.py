@@ -120,7 +120,7 @@ def run_loop(
             rates = {"lr": plan.lr.at(progress.step), "sparse_lr": plan.sparse_lr.at(progress.step)}
             on_device = batch.to(topology.device)
             with interval.maybe_timed_exchange(progress.step):
-                result = step(on_device, **rates)
+                result = step(on_device, number=progress.step + 1, **rates)
             progress.step += 1
             progress.rows += int(batch.global_weight)
             progress.position = position
@@ -219,6 +219,7 @@ class _Interval:
             "sparse_lr": sparse_lr,
             "samples_per_s": rate,
             "mfu": rate * plan.flops_per_row / peak if peak else None,
+            "steps": self._steps,
             "skipped_steps": self._skipped,
             "step_s": seconds / self._steps,
             "data_wait_s": self._wait_s / self._steps,

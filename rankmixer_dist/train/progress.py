@@ -50,7 +50,9 @@ class TrainProgress:
         # An interval whose batches were all left out has no loss.
         loss = f"loss {line['loss']:.4f}" if math.isfinite(line["loss"]) else "no loss"
         left_out = f"  not finite, left out: {line['skipped_steps']}" if line["skipped_steps"] else ""
-        figures = f"{loss}  {rate}  {wait}{left_out}"
+        routing = line.get("routing", {})
+        active = f"  active {routing['active_ratio']:.1%}" if "active_ratio" in routing else ""
+        figures = f"{loss}{active}  {rate}  {wait}{left_out}"
         if self._bar is not None:
             self._bar.update(self._task, figures=figures)
         else:

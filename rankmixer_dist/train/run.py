@@ -20,13 +20,16 @@ from rankmixer_dist.train.build import (
     build_engine,
     build_model,
     build_tables,
+    expert_grid_of,
     learning_rate,
+    spread_out,
 )
 from rankmixer_dist.train.checkpoint import resume
 from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.non_finite import NonFiniteRows
 from rankmixer_dist.train.peak import peak_flops
+from rankmixer_dist.train.routing import Routing
 from rankmixer_dist.train.run_dir import check_run_dir, claim_run_dir, only_job, write_json
 from rankmixer_dist.train.run_hooks import RunHooks
 from rankmixer_dist.train.scoring import ScoredRows
@@ -84,6 +87,7 @@ def _train(
     keep_freed_memory(topology.device)
     model = build_model(config, numerics=numerics, base_rates=base_rates)
     cost = model.cost()
+    grid = expert_grid_of(config, model)
     saved: list[Path] = broadcast_object(checkpoints(config.run_dir) if topology.is_first else None)
     start = config.train.start_from
     start_checkpoint: Path | None = None
@@ -105,6 +109,9 @@ def _train(
         if topology.is_first:
             print(began, flush=True)
             write_json(config.run_dir / "start.json", asdict(began))
+    spread_out(config, model, grid)
+    moe = config.model.mixture
+    routing = None if moe is None else Routing(model, moe, seed=config.seed, device=topology.device)
     engine = build_engine(config, model, topology, rows_per_rank=share)
     plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train)
     if topology.is_first:
@@ -112,7 +119,7 @@ def _train(
 
     progress = Progress(step=0, rows=0, position=Position(0, 0))
     if saved:
-        progress = resume(saved[-1], tables, engine, topology)
+        progress = resume(saved[-1], tables, engine, topology, routing)
         with failing_together():
             if topology.is_first:
                 best = config.checkpoint.best
@@ -133,9 +140,10 @@ def _train(
         auxiliary_weight=auxiliary_weight(config.model),
         world_size=topology.world_size,
         stopwatch=stopwatch,
+        routing=routing,
         skip_non_finite=config.train.on_non_finite == "skip",
     )
-    with RunHooks(config, topology, tables, engine, progress, plan, validation_rows) as hooks:
+    with RunHooks(config, topology, tables, engine, progress, plan, validation_rows, routing) as hooks:
         run_loop(
             rows,
             step,

@@ -4,19 +4,24 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.checkpoint.saver import Saver
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import Preempted, UserError
 from rankmixer_dist.parallel.engine import DenseEngine
 from rankmixer_dist.parallel.preemption import StopRequest
+from rankmixer_dist.parallel.token_parallel import spread_part
 from rankmixer_dist.parallel.topology import Topology, broadcast_object
 from rankmixer_dist.parallel.watchdog import Watchdog
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.checkpoint import describe, state_pieces
 from rankmixer_dist.train.loop import Plan, Progress
 from rankmixer_dist.train.metrics_log import MetricsLog
+from rankmixer_dist.train.paths import path_gap
 from rankmixer_dist.train.progress import TrainProgress
+from rankmixer_dist.train.routing import Routing
 from rankmixer_dist.train.row_audit import RowAudit
 from rankmixer_dist.train.scoring import ScoredRows, figures_of, score_split
 
@@ -27,6 +32,7 @@ class RunHooks:
     Args:
         progress: where the run begins; what a run that died left of later steps is removed.
         validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
+        routing: of the model's mixtures of experts, if it has any.
     """
 
     def __init__(
@@ -38,7 +44,11 @@ class RunHooks:
         progress: Progress,
         plan: Plan,
         validation_rows: ScoredRows | None,
+        routing: Routing | None,
     ) -> None:
+        self._routing, self._spread = routing, spread_part(engine.module)
+        self._newest_batch: Batch | None = None
+        self._task_weights_K = torch.tensor(plan.task_weights, device=topology.device)
         self._config, self._topology, self._tables, self._engine = config, topology, tables, engine
         self._validation_rows = validation_rows
         first, run_dir, best = topology.is_first, config.run_dir, config.checkpoint.best
@@ -84,12 +94,15 @@ class RunHooks:
     def on_step(self, batch: Batch) -> None:
         """Moves the bar, and remembers the rows if they are audited."""
         self._shown.advance()
+        self._newest_batch = batch
         if self._audit is not None:
             self._audit.add(batch)
 
     def on_log(self, line: dict[str, Any]) -> None:
         """Writes and shows the figures of an interval."""
         line["checkpoint_wait_s"], self._saver.waited_s = self._saver.waited_s, 0.0
+        line |= self._exchange_figures(line["steps"]) | self._routing_figures()
+        self._forget_exchanges()
         if self._log is not None:
             self._log.write(line)
         self._shown.show(line)
@@ -100,11 +113,37 @@ class RunHooks:
         if self._audit is not None:
             self._audit.write(progress.step)
         about = describe(self._config, progress, self._engine, self._topology, metrics)
-        self._saver.save(about, state_pieces(self._tables, self._engine, self._topology))
+        self._saver.save(about, state_pieces(self._tables, self._engine, self._topology, self._routing))
 
     def stops(self) -> bool:
         """Whether a signal asked the run to stop."""
         return self._stop.agreed()
+
+    def _routing_figures(self) -> dict[str, Any]:
+        if self._routing is None or self._newest_batch is None:
+            return {}
+        batch = self._newest_batch.to(self._topology.device)
+        gap = path_gap(self._tables, self._engine.module, batch, self._task_weights_K)
+        return {"routing": {**self._routing.figures(), "path_gap": gap}}
+
+    def _exchange_figures(self, steps: int) -> dict[str, Any]:
+        """What a step exchanges between the owners of tokens, on this rank."""
+        if self._spread is None:
+            return {}
+        traffic = self._spread.traffic
+        return {
+            "exchange": {
+                "seconds": traffic.seconds() / steps,
+                "bytes_forward": traffic.bytes_forward / steps,
+                "bytes_backward": traffic.bytes_backward / steps,
+                "count": (traffic.exchanges_forward + traffic.exchanges_backward) / steps,
+            }
+        }
+
+    def _forget_exchanges(self) -> None:
+        """Those of scoring are not part of a step."""
+        if self._spread is not None:
+            self._spread.traffic.reset()
 
     def _validate(self) -> Mapping[str, float]:
         if self._validation_rows is None:
@@ -119,4 +158,5 @@ class RunHooks:
             topology=self._topology,
             on_batch=lambda rows: None,
         )
+        self._forget_exchanges()
         return broadcast_object(None if result is None else figures_of(result))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import UserError
@@ -20,6 +20,8 @@ from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.loop import Epochs
 from rankmixer_dist.train.non_finite import ADVICE
+from rankmixer_dist.train.paths import Way, evaluating, logits
+from rankmixer_dist.train.routing_counts import RoutingCounts, mixtures
 
 SCORE_PREFIX = "score_"
 
@@ -31,14 +33,6 @@ class ScoredRows(Epochs, Protocol):
     def rows(self) -> int: ...
 
 
-@torch.no_grad()
-def predict(tables: Tables, module: nn.Module, batch: Batch) -> Tensor:
-    """[B, K] probability of each task for each row of a batch, fp32."""
-    embeddings = tables(batch.ids)
-    logits_BK = module(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN)
-    return torch.sigmoid(logits_BK.float())
-
-
 def score_split(
     tables: Tables,
     module: nn.Module,
@@ -48,6 +42,7 @@ def score_split(
     predictions: Path | None,
     topology: Topology,
     on_batch: Callable[[int], None],
+    way: Way = "served",
 ) -> dict[str, Any] | None:
     """Scores every row once over all ranks and leaves the model as it was, in training or not.
 
@@ -55,42 +50,43 @@ def score_split(
         rows: this rank's batches of the split.
         predictions: folder for the scores, `part-<rank>.parquet`, all parts or none; None to keep the figures alone.
         on_batch: told the global batch's rows after each one.
+        way: through a mixture of experts.
 
     Returns:
-        `rows` and `tasks` of eval.json on rank 0 (with `reachable` where the data knows the true probabilities), None
-        elsewhere.
+        `rows` and `tasks` of eval.json on rank 0 (with `reachable` where the data knows the true probabilities, and
+        `routing` where there are experts), None elsewhere.
 
     Raises:
         UserError: rows have a score that is not finite.
     """
-    was_training = module.training
-    tables.module.eval()
-    module.eval()
     writer = _PredictionWriter(predictions, tasks, topology) if predictions is not None else None
     scored = {task: TaskMetrics() for task in tasks}
     truth: dict[str, TaskMetrics] = {}
     scored_rows, lost_rows = 0, 0
-    for batch, _ in rows.epoch(Position(0, 0)):
-        on_device = batch.to(topology.device)
-        scores_BK = predict(tables, module, on_device).cpu().numpy()
-        real = batch.weight_B.numpy() > 0
-        finite = np.isfinite(scores_BK).all(axis=1)
-        lost_rows += int((real & ~finite).sum())
-        real &= finite
-        labels_BK, user_id = batch.labels_BK.numpy()[real], batch.user_id_B.numpy()[real]
-        for place, task in enumerate(tasks):
-            labelled = ~np.isnan(labels_BK[:, place])
-            labels, users = labels_BK[labelled, place], user_id[labelled]
-            scored[task].update(scores_BK[real, place][labelled], labels, users)
-            if batch.truth_BK is not None:
-                known = truth.setdefault(task, TaskMetrics())
-                known.update(batch.truth_BK.numpy()[real, place][labelled], labels, users)
-        scored_rows += int(real.sum())
-        if writer is not None:
-            writer.write(batch, real, scores_BK[real])
-        on_batch(int(batch.global_weight))
-    tables.module.train(was_training)
-    module.train(was_training)
+    experts = mixtures(module)
+    routing = RoutingCounts(experts) if experts else None
+    with evaluating(tables, module):
+        for batch, _ in rows.epoch(Position(0, 0)):
+            on_device = batch.to(topology.device)
+            scores_BK = torch.sigmoid(logits(tables, module, on_device, way).float()).cpu().numpy()
+            if routing is not None:
+                routing.add(routing.of_last_forward())
+            real = batch.weight_B.numpy() > 0
+            finite = np.isfinite(scores_BK).all(axis=1)
+            lost_rows += int((real & ~finite).sum())
+            real &= finite
+            labels_BK, user_id = batch.labels_BK.numpy()[real], batch.user_id_B.numpy()[real]
+            for place, task in enumerate(tasks):
+                labelled = ~np.isnan(labels_BK[:, place])
+                labels, users = labels_BK[labelled, place], user_id[labelled]
+                scored[task].update(scores_BK[real, place][labelled], labels, users)
+                if batch.truth_BK is not None:
+                    known = truth.setdefault(task, TaskMetrics())
+                    known.update(batch.truth_BK.numpy()[real, place][labelled], labels, users)
+            scored_rows += int(real.sum())
+            if writer is not None:
+                writer.write(batch, real, scores_BK[real])
+            on_batch(int(batch.global_weight))
     lost_rows = sum(all_gather_objects(lost_rows))
     if lost_rows:
         raise UserError(
@@ -98,6 +94,7 @@ def score_split(
         )
     if writer is not None:
         writer.publish()
+    routed = {} if routing is None else {"routing": routing.summed().figures()}
     states = {
         name: {t: m.to_arrays() for t, m in by_task.items()} for name, by_task in (("scored", scored), ("truth", truth))
     }
@@ -108,7 +105,7 @@ def score_split(
     for task in truth:
         best = _merged(parts, "truth", task).compute()
         figures[task]["reachable"] = {"auc": best["auc"], "uauc": best["uauc"]}
-    return {"rows": sum(part["rows"] for part in parts), "tasks": figures}
+    return {"rows": sum(part["rows"] for part in parts), "tasks": figures, **routed}
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from rankmixer_dist.losses import multi_task_loss
 from rankmixer_dist.parallel.engine import DenseEngine
 from rankmixer_dist.parallel.topology import any_over_ranks
 from rankmixer_dist.sparse.shard import Tables
+from rankmixer_dist.train.routing import Routing
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 
@@ -32,6 +33,7 @@ class TrainStep:
     Args:
         task_weights_K: weight of each task's loss in the total.
         auxiliary_weight: weight of the loss of each of the model's auxiliary stages, if it has any.
+        routing: of the model's mixtures of experts, if it has any.
         skip_non_finite: leave a batch out before it touches a weight if its loss is not finite on any rank; asking
             costs an exchange a step, and on a GPU a wait for the forward pass.
         stopwatch: told how long lookup (`sparse`) and dense model (`dense`) took, backward included.
@@ -46,27 +48,32 @@ class TrainStep:
         auxiliary_weight: float,
         world_size: int,
         stopwatch: Stopwatch,
+        routing: Routing | None = None,
         skip_non_finite: bool = False,
     ) -> None:
         self._tables, self._engine = tables, engine
         self._task_weights_K, self._auxiliary_weight = task_weights_K, auxiliary_weight
         self._world_size, self._skip_non_finite = world_size, skip_non_finite
-        self._stopwatch = stopwatch
+        self._stopwatch, self._routing = stopwatch, routing
 
-    def __call__(self, batch: Batch, *, lr: float, sparse_lr: float) -> StepResult:
-        """Takes the step."""
+    def __call__(self, batch: Batch, *, number: int, lr: float, sparse_lr: float) -> StepResult:
+        """Takes the step, the run's `number`-th."""
         watch = self._stopwatch
         watch.start()
         self._tables.set_lr(sparse_lr)  # before backward, which is where the tables update
         embeddings = self._tables(batch.ids)
         watch.lap("sparse")
-        logits = self._engine(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN)
+        routing = self._routing
+        told = () if routing is None else (routing.rows(batch, number),)
+        logits = self._engine(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN, *told)
         finite = logits.detach().isfinite().all(dim=-1)  # [B], or [stages, B]
         bad_B = (batch.weight_B > 0) & ~(finite.all(dim=0) if finite.dim() == 2 else finite)
         *auxiliary, logits_BK = logits if logits.dim() == 3 else (logits,)
         loss, per_task_K = self._loss(logits_BK, batch)
         for stage_BK in auxiliary:
             loss = loss + self._auxiliary_weight * self._loss(stage_BK, batch)[0]
+        if routing is not None:
+            loss = loss + routing.loss()
         if self._skip_non_finite and any_over_ranks(~loss.detach().isfinite()):
             watch.lap("dense")
             return StepResult(per_task_K.detach(), bad_B, skipped=True)
@@ -76,6 +83,8 @@ class TrainStep:
         self._engine.backward(loss * self._world_size)
         watch.lap("sparse" if crossing.passed else "dense")
         self._engine.step(lr)
+        if routing is not None:
+            routing.update()
         watch.lap("dense")
         return StepResult(per_task_K.detach(), bad_B)
 

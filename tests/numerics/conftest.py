@@ -1,18 +1,18 @@
 """Comparison of a layer with its reference: outputs, and gradients of all inputs and weights, by name."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-Reference = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+Reference = Callable[[dict[str, Any], dict[str, Tensor]], Tensor]
 
 
 class MatchesReference(Protocol):
     def __call__(
-        self, module: nn.Module, reference: Reference, inputs: dict[str, Tensor], dtype: torch.dtype, tolerance: float
+        self, module: nn.Module, reference: Reference, inputs: dict[str, Any], dtype: torch.dtype, tolerance: float
     ) -> None: ...
 
 
@@ -30,10 +30,10 @@ def matches_reference() -> MatchesReference:
     """
 
     def check(
-        module: nn.Module, reference: Reference, inputs: dict[str, Tensor], dtype: torch.dtype, tolerance: float
+        module: nn.Module, reference: Reference, inputs: dict[str, Any], dtype: torch.dtype, tolerance: float
     ) -> None:
         def leaves(cast: torch.dtype) -> dict[str, Tensor]:
-            floats = {name: x for name, x in inputs.items() if x.is_floating_point()}
+            floats = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.is_floating_point()}
             return {name: x.to(dtype).to(cast).requires_grad_() for name, x in floats.items()}
 
         module = module.to(dtype)

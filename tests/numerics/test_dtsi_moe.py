@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from rankmixer_dist.layers.adaptive_lambda import AdaptiveLambda
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE, Fusion
 from rankmixer_dist.layers.reference import moe as reference
+from rankmixer_dist.layers.routing_report import RoutedRows
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 6e-6}  # seen: 1.0e-15, 6.4e-7
 
@@ -27,6 +28,11 @@ def layer(rows, num_tokens, num_experts, token_dim, hidden_dim, fusion="stochast
     return moe, torch.randn(num_tokens, rows, token_dim, dtype=torch.float64)
 
 
+def own_penalty(moe):
+    """As if its batch were the global one."""
+    return moe.penalty(moe.report.used_TE, moe.report.rows)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -35,7 +41,7 @@ def test_training_forward_matches_reference(matches_reference, shape, fusion, dt
     inputs = {"x_TBD": x_TBD}
     infer_rows = [b % 2 == 0 for b in range(shape[0])]
     if fusion.startswith("stochastic"):
-        inputs["infer_rows_B"] = torch.tensor(infer_rows)
+        inputs["rows"] = RoutedRows.all_real(torch.tensor(infer_rows))
     matches_reference(
         moe,
         lambda inputs, w: reference.dtsi_moe(inputs["x_TBD"], w, fusion, infer_rows),
@@ -52,10 +58,11 @@ def test_serving_forward_and_penalty_match_reference(shape, fusion):
     moe.double().eval()
     w = dict(moe.named_parameters())
     row_weights = [1.0, 0.0, 0.5, 2.0, 0.0][: shape[0]]
-    y_TBD = moe(x_TBD, torch.tensor(row_weights))
+    real_B = torch.tensor(row_weights) > 0
+    y_TBD = moe(x_TBD, RoutedRows(real_B, torch.zeros_like(real_B)))
     # Seen: 1.1e-15.
     torch.testing.assert_close(y_TBD, reference.dtsi_moe(x_TBD, w, "infer", ()), rtol=0, atol=1e-14)
-    torch.testing.assert_close(moe.report.penalty, reference.l1(x_TBD, w, row_weights), rtol=1e-14, atol=0)
+    torch.testing.assert_close(own_penalty(moe), reference.l1(x_TBD, w, row_weights), rtol=1e-14, atol=0)
     with torch.inference_mode():
         torch.testing.assert_close(moe(x_TBD), y_TBD.detach(), rtol=0, atol=1e-14)
 
@@ -63,7 +70,6 @@ def test_serving_forward_and_penalty_match_reference(shape, fusion):
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_both_routers_learn_the_task(fusion):
     moe, x_TBD = layer(64, 3, 4, 9, 7, fusion)
-    moe.generator = torch.Generator().manual_seed(0)
     for _ in range(8):  # draws of stochastic_steps
         moe(x_TBD.float()).square().sum().backward()
     for router in (moe.train_router, moe.infer_router):
@@ -73,13 +79,13 @@ def test_both_routers_learn_the_task(fusion):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("term", ["penalty", "distillation"])
-def test_penalty_and_distillation_reach_the_infer_router_alone(fusion, term):
+@pytest.mark.parametrize("term", ["penalty", "distance"])
+def test_penalty_and_distance_reach_the_infer_router_alone(fusion, term):
     moe, x_TBD = layer(8, 3, 4, 9, 7, fusion)
     x_TBD = x_TBD.float()
     moe(x_TBD)
-    value = getattr(moe.report, term)
-    if term == "distillation" and fusion != "straight_through":
+    value = own_penalty(moe) if term == "penalty" else moe.report.distance
+    if term == "distance" and fusion != "straight_through":
         assert value.item() == 0 and not value.requires_grad
         return
     value.backward()
@@ -87,13 +93,14 @@ def test_penalty_and_distillation_reach_the_infer_router_alone(fusion, term):
     assert touched == {"infer_router.linear.weight", "infer_router.linear.bias"}
 
 
-def test_distillation_is_the_distance_between_the_gates():
+def test_distance_is_between_the_gates_of_real_rows():
     moe, x_TBD = layer(5, 3, 4, 9, 7, "straight_through")
-    moe.double()(x_TBD, torch.tensor([1.0, 1.0, 0.0, 3.0, 1.0]))
+    real_B = torch.tensor([True, True, False, True, True])
+    moe.double()(x_TBD, RoutedRows(real_B, real_B))
     w = dict(moe.named_parameters())
     gates = [reference.dtsi_gates(x_TBD[:, b], w) for b in (0, 1, 3, 4)]
-    expected = sum((infer_TE - train_TE).square().sum() for train_TE, infer_TE in gates) / 4
-    torch.testing.assert_close(moe.report.distillation, expected, rtol=1e-14, atol=0)
+    expected = sum((infer_TE - train_TE).square().sum() for train_TE, infer_TE in gates)
+    torch.testing.assert_close(moe.report.distance, expected, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -110,24 +117,26 @@ def test_report_counts_real_rows_only():
     with torch.no_grad():
         moe.infer_router.linear.bias[1, 2] = -100.0
     x_TBD[:, 4:] = float("nan")
-    moe(x_TBD, torch.tensor([1.0, 0.5, 1.0, 2.0, 0.0, 0.0]))
+    real_B = torch.arange(6) < 4
+    moe(x_TBD, RoutedRows(real_B, real_B))
     gates_TBE = moe.infer_router(x_TBD[:, :4])
     report = moe.report
-    assert report.rows == 4
+    assert report.rows == 4 and report.used_TE[1, 2] == 0
+    torch.testing.assert_close(report.used_TE, (gates_TBE > 0).float().sum(dim=1))
+    torch.testing.assert_close(report.gates_TE, gates_TBE.sum(dim=1))
     torch.testing.assert_close(report.active_T, (gates_TBE > 0).float().mean(dim=(1, 2)))
-    torch.testing.assert_close(report.load_TE, (gates_TBE > 0).float().mean(dim=1))
-    torch.testing.assert_close(report.penalty, gates_TBE.sum() / 4)
-    assert report.dead_experts == (report.load_TE == 0).sum() and report.load_TE[1, 2] == 0
-    moe(x_TBD, torch.zeros(6))
-    assert moe.report.penalty == 0 and moe.report.active_T.tolist() == [0.0, 0.0]
+    torch.testing.assert_close(own_penalty(moe), gates_TBE.sum() / 4)
+    nothing_B = torch.zeros(6, dtype=torch.bool)
+    moe(x_TBD, RoutedRows(nothing_B, nothing_B))
+    assert own_penalty(moe) == 0 and moe.report.active_T.tolist() == [0.0, 0.0]
 
 
-def test_draws_repeat_with_the_generator_and_follow_its_seed():
+def test_rows_are_drawn_from_the_global_generator_half_of_them_served():
     moe, x_TBD = layer(64, 2, 3, 9, 7)
     x_TBD = x_TBD.float()
 
     def run(seed):
-        moe.generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
         return [moe(x_TBD) for _ in range(2)]
 
     first, second = run(1)
@@ -138,19 +147,11 @@ def test_draws_repeat_with_the_generator_and_follow_its_seed():
     taken = (first - served).abs().amax(dim=(0, 2)) < 1e-5
     assert 16 <= taken.sum() <= 48  # 32 +- 4 standard deviations
 
-    moe.train().generator = None
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    first = moe(x_TBD)
-    torch.set_rng_state(state)
-    assert torch.equal(first, moe(x_TBD))
-
 
 def test_a_step_is_drawn_as_a_whole():
     moe, x_TBD = layer(9, 2, 3, 9, 7, "stochastic_steps")
     x_TBD = x_TBD.float()
-    moe.generator = torch.Generator().manual_seed(0)
-    infer, train = (moe(x_TBD, infer_rows_B=torch.full((9,), taken)) for taken in (True, False))
+    infer, train = (moe(x_TBD, RoutedRows.all_real(torch.full((9,), taken))) for taken in (True, False))
     outputs = [moe(x_TBD) for _ in range(20)]
     assert all(torch.equal(output, infer) or torch.equal(output, train) for output in outputs)
     assert 0 < sum(torch.equal(output, infer) for output in outputs) < 20
@@ -181,7 +182,6 @@ def test_lambda_drives_the_active_ratio_to_its_target(fusion, target, reopen):
     sizes = {"num_tokens": 4, "token_dim": 16, "num_experts": 8, "hidden_dim": 8}
     teacher = DTSIMoE(**sizes).eval()
     moe = DTSIMoE(**sizes, fusion=fusion, reopen=reopen)
-    moe.generator = torch.Generator().manual_seed(0)
     adaptive = AdaptiveLambda(target=target, initial=1e-3, alpha=1.03)
     optimizer = torch.optim.Adam(moe.parameters(), lr=3e-3)
     ratios, losses = [], []
@@ -191,7 +191,7 @@ def test_lambda_drives_the_active_ratio_to_its_target(fusion, target, reopen):
             goal_TBD = teacher(x_TBD)
         losses.append(F.mse_loss(moe(x_TBD), goal_TBD))
         optimizer.zero_grad()
-        (losses[-1] + adaptive(moe.report.penalty) + 0.1 * moe.report.distillation).backward()
+        (losses[-1] + adaptive(own_penalty(moe)) + 0.1 * moe.report.distance / 64).backward()
         optimizer.step()
         ratios.append(moe.report.active_T.mean())
         adaptive.update(ratios[-1])
@@ -223,15 +223,6 @@ def test_lambda_follows_its_rule_and_keeps_its_state():
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="fusion 'sum' is unknown; use one of stochastic_rows"):
         DTSIMoE(num_tokens=2, token_dim=3, num_experts=2, hidden_dim=3, fusion="sum")
-    moe, x_TBD = layer(4, 2, 3, 9, 7, "mean")
-    x_TBD = x_TBD.float()
-    with pytest.raises(ValueError, match="row_weight_B needs one weight for each of 4 rows"):
-        moe(x_TBD, torch.ones(3))
-    with pytest.raises(ValueError, match="fusion 'mean' draws no rows"):
-        moe(x_TBD, infer_rows_B=torch.ones(4, dtype=torch.bool))
-    moe.fusion = "stochastic_rows"
-    with pytest.raises(ValueError, match=r"infer_rows_B needs shape \[4\]"):
-        moe(x_TBD, infer_rows_B=torch.ones(3, dtype=torch.bool))
     for target in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="target .* above 0 and at most 1"):
             AdaptiveLambda(target=target)

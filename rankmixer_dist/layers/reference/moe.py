@@ -107,7 +107,7 @@ def softmax_moe(x_TBD: Tensor, w: Weights, k: int, shared: bool, alpha: float) -
 
 
 def balance(x_TBD: Tensor, w: Weights, k: int, row_weights: Sequence[float]) -> Tensor:
-    """R sum_j f_j P_j, averaged over tokens; `k`: experts chosen by the router."""
+    """R sum_j f_j P_j, summed over tokens; `k`: experts chosen by the router."""
     real = [shares(x_TBD[:, b], w) for b, weight in enumerate(row_weights) if weight > 0]
     total = x_TBD.new_zeros(())
     num_tokens, routed = real[0].shape
@@ -115,5 +115,5 @@ def balance(x_TBD: Tensor, w: Weights, k: int, row_weights: Sequence[float]) -> 
         for j in range(routed):
             f = sum(j in top_k(shares_TR[t], k) for shares_TR in real) / (k * len(real))
             p = sum((shares_TR[t, j] for shares_TR in real), start=x_TBD.new_zeros(())) / len(real)
-            total = total + routed * f * p / num_tokens
+            total = total + routed * f * p
     return total
