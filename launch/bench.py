@@ -13,7 +13,13 @@ from pathlib import Path
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import load_config
 
-WHAT = {"checkpoint": "rankmixer_100m", "dense": "rankmixer_100m", "loader": "quickstart", "metrics": "quickstart"}
+WHAT = {
+    "checkpoint": "rankmixer_100m",
+    "dense": "rankmixer_100m",
+    "loader": "quickstart",
+    "metrics": "quickstart",
+    "moe": "rankmixer_moe",
+}
 """What can be measured, and the config that it is measured with by default."""
 
 ROOT = Path(__file__).parents[1]

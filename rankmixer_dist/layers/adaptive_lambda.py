@@ -8,18 +8,20 @@ from torch import Tensor, nn
 
 
 class AdaptiveLambda(nn.Module):
-    """lambda <- clamp(lambda * alpha^sign(active - target)): the rule of ReMoE (arXiv 2412.14711).
+    """lambda <- clamp(lambda * alpha^e), e = (active / target - 1) / width cut to [-1, 1].
 
-    RankMixer calls its L1 adaptive and gives no rule. Gates follow lambda only after many steps, so that a large alpha
-    overshoots, and what it closes for all rows stays closed: on small problems ReMoE's 1.2 left 1 % of the gates open
-    for a target of 1/8, while 1.02 to 1.05 met it. The state is a buffer, so that checkpoints carry it; it stays
-    fp32 when the module is cast, because bf16 would round alpha. On several ranks, update with the active ratio of the
-    global batch, or the ranks drift apart.
+    RankMixer calls its L1 adaptive and gives no rule. Off the target by more than `width` this is ReMoE's (arXiv
+    2412.14711), which takes the sign alone; nearer, it slows down. Gates follow lambda only after many steps, so that a
+    large alpha overshoots, and what it closes for all rows stays closed: on small problems ReMoE's 1.2 left 1 % of the
+    gates open for a target of 1/8, while 1.02 to 1.05 met it. The state is a buffer, so that checkpoints carry it; it
+    stays fp32 when the module is cast, because bf16 would round alpha. On several ranks, update with the active ratio
+    of the global batch, or the ranks drift apart.
 
     Args:
         target: share of experts that is to be active, in (0, 1]. At 1 nothing is penalised: lambda falls to `minimum`.
         initial: lambda at the start.
-        alpha: factor of one update, above 1; the closer, the slower and the calmer.
+        alpha: largest factor of one update, above 1; the closer, the slower and the calmer.
+        width: relative distance from the target from which on updates are the largest; 0 for the sign alone.
         minimum: lowest lambda, above 0, or it could not rise again.
         maximum: highest lambda, which bounds how long a wrong excess lasts.
 
@@ -35,6 +37,7 @@ class AdaptiveLambda(nn.Module):
         target: float,
         initial: float = 1e-6,
         alpha: float = 1.02,
+        width: float = 0.2,
         minimum: float = 1e-8,
         maximum: float = 10.0,
     ) -> None:
@@ -43,9 +46,12 @@ class AdaptiveLambda(nn.Module):
             raise ValueError(f"target {target} must be a share of the experts above 0 and at most 1, such as 0.125")
         if not 1 < alpha < math.inf:
             raise ValueError(f"alpha {alpha} must be above 1")
+        if not 0 <= width < math.inf:
+            raise ValueError(f"width {width} must be at least 0")
         if not 0 < minimum <= initial <= maximum < math.inf:
             raise ValueError(f"lambda needs 0 < minimum {minimum} <= initial {initial} <= maximum {maximum}")
-        self.target, self.alpha, self.minimum, self.maximum = target, alpha, minimum, maximum
+        self.target, self.alpha, self.width = target, alpha, width
+        self.minimum, self.maximum = minimum, maximum
         self.register_buffer("value", torch.tensor(initial, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptiveLambda":
@@ -56,7 +62,9 @@ class AdaptiveLambda(nn.Module):
     def update(self, active_ratio: Tensor | float) -> None:
         """One step towards the target; `active_ratio`: share of gates above 0. NaN leaves lambda as it is."""
         active = torch.as_tensor(active_ratio, dtype=torch.float32, device=self.value.device)
-        power = torch.sign(active - self.target).nan_to_num(0.0)
+        off = active / self.target - 1
+        power = (off / self.width).clamp(-1, 1) if self.width else torch.sign(off)
+        power = power.nan_to_num(0.0)
         self.value.mul_(self.alpha**power).clamp_(self.minimum, self.maximum)
 
     def forward(self, penalty: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.parallel.topology import Topology, barrier, process_group
 from rankmixer_dist.sparse.shard import table_pieces
-from rankmixer_dist.train.build import build_engine, build_model, build_tables
+from rankmixer_dist.train.build import build_engine, build_model, build_tables, expert_grid_of, spread_out
 from rankmixer_dist.train.checkpoint import resume
+from rankmixer_dist.train.routing import Routing
 
 
 class Statistics:
@@ -28,9 +29,13 @@ def show(config: RunConfig, topology: Topology) -> None:
     numerics = {name: Statistics() for name in config.features.features}
     model = build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks))
     tables, _ = build_tables(config, topology, rows_per_rank=share)
+    spread_out(config, model, expert_grid_of(config, model))
+    moe = config.model.mixture
+    routing = None if moe is None else Routing(model, moe, seed=config.seed, device=topology.device)
     engine = build_engine(config, model, topology, rows_per_rank=share)
-    resume(checkpoints(config.run_dir)[-1], tables, engine, topology)
-    write_pieces([*table_pieces(tables), *engine.pieces()], config.run_dir / "taken_up")
+    resume(checkpoints(config.run_dir)[-1], tables, engine, topology, routing)
+    routed = [] if routing is None else routing.pieces()
+    write_pieces([*table_pieces(tables), *engine.pieces(), *routed], config.run_dir / "taken_up")
 
 
 def main(arguments: list[str]) -> None:

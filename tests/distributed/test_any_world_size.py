@@ -1,4 +1,5 @@
-"""A run goes on with other ranks, another ZeRO stage and another sharding plan: nothing is lost, nothing differs."""
+"""A run goes on with other ranks, another ZeRO stage, another sharding plan and another expert size: nothing is lost,
+nothing differs."""
 
 import itertools
 import json
@@ -19,6 +20,24 @@ PLANS = {
     2: ["sparse.sharding.user=table_wise", "sparse.sharding.tag=row_wise", "sparse.sharding.author=table_wise"],
     4: ["sparse.sharding.user=row_wise", "sparse.sharding.video=table_wise", "sparse.sharding.author=row_wise"],
 }
+MODELS = {
+    "dense": [],
+    "moe": [
+        "model.rankmixer.hidden_ratio=0.5",
+        "model.rankmixer.moe.kind=dtsi",
+        "model.rankmixer.moe.num_experts=4",
+        "model.rankmixer.moe.active_ratio=0.25",
+        "model.rankmixer.moe.initial_lambda=0.01",
+        "train.log_every=5",
+    ],
+}
+
+
+def shared_out(model, ranks, stage):
+    """Expert sizes from 1 to the number of ranks, and both modes, over the three stages."""
+    if model == "dense":
+        return []
+    return [f"parallel.expert_size={min(2**stage, ranks)}", f"parallel.mode={'plain' if stage == 1 else 'token'}"]
 
 
 def run(launch, script, small_config, cases, ranks):
@@ -32,26 +51,38 @@ def losses(small_config, name):
     return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def saved(launch, small_config):
+@pytest.fixture(scope="module", params=MODELS)
+def saved(launch, small_config, request):
     """Runs that stopped after 20 steps, on every number of ranks, under every stage; and one that took 40."""
-    run(launch, "train_cases.py", small_config, [["name=whole40", f"train.max_steps={STEPS}"]], 1)
+    model = request.param
+    run(
+        launch, "train_cases.py", small_config, [[f"name={model}-whole", f"train.max_steps={STEPS}", *MODELS[model]]], 1
+    )
     for ranks in RANKS:
         cases = [
-            [f"name=from-{ranks}-{stage}", f"dense.zero_stage={stage}", f"train.max_steps={SAVED_AT}", *PLANS[ranks]]
+            [
+                f"name={model}-from-{ranks}-{stage}",
+                f"dense.zero_stage={stage}",
+                f"train.max_steps={SAVED_AT}",
+                *PLANS[ranks],
+                *MODELS[model],
+                *shared_out(model, ranks, stage),
+            ]
             for stage in STAGES
         ]
         run(launch, "train_cases.py", small_config, cases, ranks)
-    return losses(small_config, "whole40")
+    return model, losses(small_config, f"{model}-whole")
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_every_checkpoint_is_taken_up_whole_and_trained_on(launch, small_config, saved, ranks):
+    model, undisturbed = saved
     names, cases = {}, []
     for before, stage in itertools.product(RANKS, STAGES):
-        source, name = f"from-{before}-{stage}", f"to-{ranks}-from-{before}-{stage}"
+        source, name = f"{model}-from-{before}-{stage}", f"{model}-to-{ranks}-from-{before}-{stage}"
         other = (stage + ranks) % 3  # over the three numbers of ranks, every stage goes on in every stage
-        cases.append([source, [f"name={name}", f"dense.zero_stage={other}", f"train.max_steps={STEPS}", *PLANS[ranks]]])
+        changes = [f"name={name}", f"dense.zero_stage={other}", f"train.max_steps={STEPS}", *PLANS[ranks]]
+        cases.append([source, [*changes, *MODELS[model], *shared_out(model, ranks, other)]])
         names[source] = name
     run(launch, "reshard_cases.py", small_config, cases, ranks)
     worst = 0.0
@@ -60,14 +91,17 @@ def test_every_checkpoint_is_taken_up_whole_and_trained_on(launch, small_config,
         found = read_whole(load_config(small_config, [f"name={name}"]).run_dir / "taken_up")
         expected = {key: tensor for key, tensor in expected.items() if not key.startswith("random/")}
         assert found.keys() == expected.keys()
-        assert {key.split(".")[-1] for key in found} == {"weight", "sum", "exp_avg", "exp_avg_sq"}
+        kinds = {key.split(".")[-1] for key in found}
+        assert kinds - {"routing/lambda"} == {"weight", "sum", "exp_avg", "exp_avg_sq"}
+        assert ("routing/lambda" in kinds) == (model == "moe")
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), name
-        after = losses(small_config, name)
-        assert after[:SAVED_AT] == losses(small_config, source)
-        assert len(after) == STEPS
-        difference = max(abs(a / b - 1) for a, b in zip(after[SAVED_AT:], saved[SAVED_AT:], strict=True))
+        after, before = losses(small_config, name), losses(small_config, source)
+        assert after[: len(before)] == before
+        assert len(after) == len(undisturbed) == 2 * len(before)
+        later = slice(len(before), None)
+        difference = max(abs(a / b - 1) for a, b in zip(after[later], undisturbed[later], strict=True))
         worst = max(worst, difference)
-    print(f"to {ranks} ranks: losses within {worst:.1e}")
+    print(f"{model} to {ranks} ranks: losses within {worst:.1e}")
     assert worst <= TOLERANCE
 
 

@@ -48,6 +48,22 @@ def test_a_batch_that_the_ranks_cannot_share(launch, copied):
     assert not load_config(copied).runs.exists()
 
 
+@pytest.mark.parametrize(
+    ("ranks", "overrides", "told"),
+    [
+        (3, ["parallel.expert_size=3"], "parallel.expert_size: expert size 3 does not divide the 8 tokens; use one of"),
+        (2, ["parallel.expert_size=4"], "parallel.expert_size: expert size 4 does not divide the 2 ranks; use one of"),
+        (2, ["parallel.expert_size=2", "model.backbone=dcn_v2"], "parallel.expert_size: only the rankmixer backbone"),
+    ],
+)
+def test_experts_that_the_ranks_cannot_share(launch, copied, ranks, overrides, told):
+    process = launch.torchrun("launch/train.py", str(copied), "loader.batch_size=126", *overrides, ranks=ranks)
+    assert process.returncode != 0
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"error: {told}"), process.stderr[-2000:]
+    assert not load_config(copied).run_dir.joinpath("config.yaml").exists()
+
+
 def test_a_shard_that_changed(launch, copied):
     shard = sorted(load_config(copied).data.prepared.rglob("*.parquet"))[-1]
     data = bytearray(shard.read_bytes())

@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from rankmixer_dist.checkpoint.folder import checkpoints
+from rankmixer_dist.checkpoint.storage import read_whole
 from rankmixer_dist.config import load_config
 
 
@@ -40,6 +43,30 @@ def test_a_stopped_run_goes_on_exactly(launch, small_config, whole, ranks):
         np.testing.assert_allclose([loss for _, loss in found], [loss for _, loss in whole], rtol=1e-6)
     finished = succeed(launch.python("launch/train.py", str(small_config), name))
     assert "nothing to do" in finished.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", ["token", "plain"])
+def test_a_stopped_run_with_experts_goes_on_exactly(launch, small_config, mode):
+    experts = ["model.rankmixer.hidden_ratio=0.5", "model.rankmixer.moe.kind=dtsi", "train.log_every=5"]
+    experts += ["model.rankmixer.moe.initial_lambda=0.01", "parallel.expert_size=2", f"parallel.mode={mode}"]
+    script = ("launch/train.py", str(small_config))
+    succeed(launch.torchrun(*script, f"name=experts-{mode}", *experts, "train.max_steps=30", ranks=2))
+    stopped = [f"name=experts-{mode}-stopped", *experts]
+    succeed(launch.torchrun(*script, *stopped, "train.max_steps=15", ranks=2))
+    succeed(launch.torchrun(*script, *stopped, "train.max_steps=30", ranks=2))
+    found, expected = (
+        read_whole(checkpoints(load_config(small_config, [f"name=experts-{mode}{end}"]).run_dir)[-1] / "tensors")
+        for end in ("-stopped", "")
+    )
+    assert found.keys() == expected.keys() and "routing/lambda" in found
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    lines, undisturbed = (
+        (load_config(small_config, [f"name=experts-{mode}{end}"]).run_dir / "metrics.jsonl").read_text().splitlines()
+        for end in ("-stopped", "")
+    )
+    for kept in ("loss", "routing"):
+        assert [json.loads(line)[kept] for line in lines] == [json.loads(line)[kept] for line in undisturbed]
 
 
 def test_torchrun_and_deepspeed_make_the_same_run(launch, small_config):

@@ -205,10 +205,21 @@ def test_lambda_drives_the_active_ratio_to_its_target(fusion, target, reopen):
 
 
 def test_lambda_follows_its_rule_and_keeps_its_state():
-    adaptive = AdaptiveLambda(target=0.25, initial=1e-4, alpha=1.5, minimum=1e-5, maximum=1e-3)
-    for active, expected in ((0.3, 1.5e-4), (0.25, 1.5e-4), (0.1, 1e-4), (float("nan"), 1e-4)):
+    adaptive = AdaptiveLambda(target=0.25, initial=1e-4, alpha=1.5, width=0.2, minimum=1e-5, maximum=1e-3)
+    slowly = 1e-4 * 1.5**0.5
+    for active, expected in (
+        (0.4, 1.5e-4),
+        (0.25, 1.5e-4),
+        (0.1, 1e-4),
+        (float("nan"), 1e-4),
+        (0.275, slowly),
+        (0.225, 1e-4),
+    ):
         adaptive.update(active)
         assert adaptive.value.item() == pytest.approx(expected, rel=1e-6)
+    sign = AdaptiveLambda(target=0.25, initial=1e-4, alpha=1.5, width=0)
+    sign.update(0.2501)
+    assert sign.value.item() == pytest.approx(1.5e-4, rel=1e-6)
     assert adaptive(torch.tensor(3.0)).item() == pytest.approx(3e-4, rel=1e-6)
     for active, bound in ((torch.tensor(1.0), 1e-3), (torch.tensor(0.0), 1e-5)):
         for _ in range(20):
@@ -228,5 +239,7 @@ def test_impossible_options_are_refused():
             AdaptiveLambda(target=target)
     with pytest.raises(ValueError, match="alpha 1.0 must be above 1"):
         AdaptiveLambda(target=0.5, alpha=1.0)
+    with pytest.raises(ValueError, match="width -1 must be at least 0"):
+        AdaptiveLambda(target=0.5, width=-1)
     with pytest.raises(ValueError, match="0 < minimum"):
         AdaptiveLambda(target=0.5, minimum=0.0)

@@ -7,6 +7,7 @@ import torch
 
 from rankmixer_dist.config import ModelConfig, load_config
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.models.backbones import BACKBONES, build_backbone
 from rankmixer_dist.train.build import auxiliary_weight, backbone_options, weightless_model
 
@@ -43,8 +44,27 @@ def test_the_papers_sizes(name, parameters):
 
 
 @pytest.mark.parametrize(
+    ("kind", "options"),
+    [("dtsi", {"fusion": "mean"}), ("softmax_topk", {}), ("softmax_topk", {"shared_expert": True})],
+)
+def test_experts_by_config_cost_what_the_closed_form_says(kind, options):
+    overrides = [f"model.rankmixer.moe.{key}={value}" for key, value in options.items()]
+    overrides += [f"model.rankmixer.moe.kind={kind}", "model.rankmixer.moe.active_ratio=0.25"]
+    model = weightless_model(load_config("configs/quickstart.yaml", overrides))
+    assert model.cost().parameters == sum(p.numel() for p in model.parameters())
+    layers = [layer for layer in model.modules() if isinstance(layer, PerTokenMoE)]
+    assert len(layers) == 2 and all(layer.experts.num_experts == 8 for layer in layers)
+    without = weightless_model(load_config("configs/quickstart.yaml"))
+    # Eight experts of which a quarter is used: eight times the FFN's parameters, twice its FLOPs.
+    assert model.cost().parameters > 6 * without.backbone.cost().parameters
+    assert model.backbone.cost().flops_per_row_forward < 2.3 * without.backbone.cost().flops_per_row_forward
+
+
+@pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["model.rankmixer.moe.kind=dtsi", "model.rankmixer.shared_ffn=true"], "leave shared_ffn"),
+        (["model.rankmixer.moe.kind=softmax_topk", "model.rankmixer.moe.active_ratio=0.3"], "such as 0.25"),
         (["model.backbone=hiformer", "model.hiformer.num_heads=3"], "not a multiple of the 3 heads"),
         (["model.backbone=tokenmixer_large", "model.tokenizer.global_token=true"], "not a multiple of the 9 tokens"),
         (["model.tokenizer.kind=chunk", "model.tokenizer.num_tokens=64"], "chunks"),

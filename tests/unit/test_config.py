@@ -352,6 +352,28 @@ def test_a_backbone_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("moe.active_ratio=0", "model.rankmixer.moe.active_ratio: Input should be greater than 0 (got 0)"),
+        ("moe.active_ratio=1.5", "model.rankmixer.moe.active_ratio: Input should be less than or equal to 1 (got 1.5)"),
+        ("moe.kind=dtsy", "model.rankmixer.moe: "),
+        ("moe.num_expert=4", "unknown key model.rankmixer.moe.num_expert; did you mean 'num_experts'?"),
+        ("moe.top_k=4", "unknown key model.rankmixer.moe.top_k"),
+    ],
+)
+def test_experts_that_make_no_sense_are_refused(tmp_path: Path, override: str, told: str) -> None:
+    text = message(write_run(tmp_path), "model.rankmixer.moe.kind=dtsi", f"model.rankmixer.{override}")
+    assert told in text
+    assert "\n" not in text
+
+
+def test_zero_3_is_refused_with_experts_and_without(tmp_path: Path) -> None:
+    told = "dense.zero_stage: Input should be 0, 1 or 2 (got 3)"
+    assert told in message(write_run(tmp_path), "dense.zero_stage=3")
+    assert told in message(write_run(tmp_path), "dense.zero_stage=3", "model.rankmixer.moe.kind=dtsi")
+
+
 def test_tokens_of_groups_are_not_chosen_twice(tmp_path: Path) -> None:
     assert "a group's tokens are in `groups`" in message(write_run(tmp_path), "model.tokenizer.num_tokens=4")
 

@@ -1,0 +1,52 @@
+"""Draws that depend on the row alone, and counts that add up over ranks."""
+
+import pytest
+import torch
+
+from rankmixer_dist.layers.dtsi_moe import DTSIMoE
+from rankmixer_dist.layers.routing_report import RoutedRows
+from rankmixer_dist.train.routing import drawn
+from rankmixer_dist.train.routing_counts import RoutingCounts
+
+
+def test_a_row_is_drawn_alike_wherever_it_lies():
+    rows = torch.randint(-(2**63), 2**63 - 1, (1000,))
+    order = torch.randperm(1000)
+    assert torch.equal(drawn(rows[order], 1, 7), drawn(rows, 1, 7)[order])
+    assert torch.equal(torch.cat([drawn(part, 1, 7) for part in rows.split(300)]), drawn(rows, 1, 7))
+
+
+def test_draws_are_fair_and_differ_between_rows_steps_and_seeds():
+    rows = torch.arange(40_000)
+    first = drawn(rows, 1, 1)
+    others = [drawn(rows, 1, 2), drawn(rows, 2, 1), drawn(rows + 1, 1, 1), drawn(rows, 1, 1 << 40)]
+    agree = [(first == other).double().mean().item() for other in others]
+    for share in (first.double().mean().item(), *agree):
+        assert share == pytest.approx(0.5, abs=0.0125)  # five standard deviations
+    stepwise = torch.stack([drawn(torch.zeros(3, dtype=torch.int64), 1, step) for step in range(4000)])
+    assert (stepwise == stepwise[:, :1]).all()
+    assert stepwise[:, 0].double().mean().item() == pytest.approx(0.5, abs=0.04)
+
+
+def test_counts_of_a_batch():
+    torch.manual_seed(0)
+    layers = [DTSIMoE(num_tokens=3, token_dim=5, num_experts=4, hidden_dim=2) for _ in range(2)]
+    layers[1].infer_router.linear.bias.data[2, 1] = -100.0
+    counts = RoutingCounts(layers)
+    real_B = torch.tensor([True] * 6 + [False] * 2)
+    gates = []
+    for _ in range(2):
+        x_TBD = torch.randn(3, 8, 5)
+        for layer in layers:
+            layer(x_TBD, RoutedRows(real_B, real_B))
+        counts.add(counts.of_last_forward())
+        gates.append(torch.stack([layer.infer_router(x_TBD[:, :6]) for layer in layers]).detach())
+    gates_LTBE = torch.cat(gates, dim=2)
+    figures = counts.figures()
+    open_LTBE = gates_LTBE > 0
+    assert figures["active_ratio"] == pytest.approx(open_LTBE.double().mean().item(), rel=1e-12)
+    assert figures["active"]["1.2"] == pytest.approx(open_LTBE[1, 2].double().mean().item(), rel=1e-12)
+    assert figures["gate_scale"] == pytest.approx(gates_LTBE[open_LTBE].double().mean().item(), rel=1e-6)
+    assert figures["dead_experts"] == (open_LTBE.sum(dim=2) == 0).sum() >= 1
+    counts.clear()
+    assert counts.figures() == {}
