@@ -45,10 +45,11 @@ class DTSIMoE(PerTokenMoE):
         num_experts: E, experts of each token.
         hidden_dim: F, hidden width of each expert.
         fusion: how both routers take part in training; see `Fusion`.
+        open_share: of the gates at the start; see `ReLURouter`.
         reopen: whether closed infer gates can learn to open; see `ReLURouter`.
 
     Raises:
-        ValueError: a size below 1 or an unknown fusion.
+        ValueError: a size below 1, an unknown fusion or an impossible share.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DTSIMoE(PerTokenMoE):
         num_experts: int,
         hidden_dim: int,
         fusion: Fusion = "stochastic_rows",
+        open_share: float = 0.5,
         reopen: bool = False,
     ) -> None:
         if fusion not in get_args(Fusion):
@@ -67,7 +69,9 @@ class DTSIMoE(PerTokenMoE):
             PerTokenExperts(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim)
         )
         self.fusion = fusion
-        router = partial(ReLURouter, num_tokens=num_tokens, token_dim=token_dim, num_experts=num_experts)
+        router = partial(
+            ReLURouter, num_tokens=num_tokens, token_dim=token_dim, num_experts=num_experts, open_share=open_share
+        )
         self.train_router, self.infer_router = router(), router(reopen=reopen)
         self.infer_router.load_state_dict(self.train_router.state_dict())
 

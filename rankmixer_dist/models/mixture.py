@@ -8,10 +8,16 @@ from rankmixer_dist.layers.dtsi_moe import DTSIMoE, Fusion
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.layers.softmax_moe import SoftmaxTopKMoE
 
+_WIDEST = 0.95
+"""Share of open gates at the start where all are wanted."""
+
 
 @dataclass(frozen=True)
 class DTSI:
-    """`layers.dtsi_moe`; `active_ratio`: share of the experts that the served path is to use."""
+    """`layers.dtsi_moe`; `active_ratio`: share of the experts that the served path is to use.
+
+    It starts with half of the others open too, since a penalty can close gates but not open them.
+    """
 
     num_experts: int
     active_ratio: float
@@ -26,6 +32,7 @@ class DTSI:
             num_experts=self.num_experts,
             hidden_dim=hidden_dim,
             fusion=self.fusion,
+            open_share=min((1 + self.active_ratio) / 2, _WIDEST),
             reopen=self.reopen,
         )
 
