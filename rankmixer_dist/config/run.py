@@ -146,6 +146,10 @@ class ParallelConfig(Strict):
         description="token: tokens stay where their weights are and token mixing is the exchange; plain: they go there "
         "and back for each FFN, which sends twice as much",
     )
+    pieces: PositiveInt = Field(
+        default=1,
+        description="of mode token: in which a rank's rows are exchanged, one under way while another computes",
+    )
 
 
 class StartFrom(Strict):

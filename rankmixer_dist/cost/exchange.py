@@ -25,6 +25,7 @@ def exchange_cost(
     expert_size: int,
     rows_per_rank: int,
     value_bytes: int,
+    pieces: int = 1,
 ) -> ExchangeCost:
     """One all-to-all sends (n - 1) / n of a rank's T B D values: L of them in token mode, 2 L in plain mode.
 
@@ -38,6 +39,7 @@ def exchange_cost(
         expert_size: n, the ranks of a group.
         rows_per_rank: B.
         value_bytes: of an activation: 4 in fp32, 2 in bf16.
+        pieces: in which token mode exchanges a rank's rows; at most B.
     """
     if expert_size == 1:
         return ExchangeCost(0, 0)
@@ -46,7 +48,7 @@ def exchange_cost(
     if mode == "plain":
         return ExchangeCost(2 * num_blocks, 2 * num_blocks * all_to_all)
     pooling = (expert_size - 1) * rows_per_rank * token_dim * max(4, value_bytes)
-    return ExchangeCost(num_blocks + 1, num_blocks * all_to_all + pooling)
+    return ExchangeCost(pieces * num_blocks + 1, num_blocks * all_to_all + pooling)
 
 
 def routed_rows_cost(*, expert_size: int, rows_per_rank: int) -> ExchangeCost:

@@ -1,6 +1,6 @@
 """What a mixture of experts has to know of a batch's rows, and what it reports of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -45,6 +45,10 @@ class RoutingReport:
     used_TE: Tensor
     gates_TE: Tensor
     rows: Tensor
+
+    def __add__(self, other: Self) -> Self:
+        """Of both batches."""
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def active_T(self) -> Tensor:

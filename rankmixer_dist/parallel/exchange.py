@@ -4,8 +4,9 @@ Legend: n ranks of a group, t = T / n tokens a rank, N = n B rows of the group, 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -64,8 +65,8 @@ class Transport(Protocol):
     size: int
     traffic: Traffic
 
-    def all_to_all(self, parts_nX: Tensor) -> Tensor:
-        """[n, ...] -> [n, ...]: part q goes to rank q, part r of the result came from rank r."""
+    def start(self, parts_nX: Tensor) -> "Started":
+        """[n, ...] -> [n, ...], still under way: part q goes to rank q, part r of the result comes from rank r."""
         ...
 
     def reduce_scatter(self, parts_nX: Tensor) -> Tensor:
@@ -85,8 +86,8 @@ class LocalTransport:
     def __init__(self) -> None:
         self.traffic = Traffic()
 
-    def all_to_all(self, parts_nX: Tensor) -> Tensor:
-        return parts_nX
+    def start(self, parts_nX: Tensor) -> "Started":
+        return Started(parts_nX)
 
     def reduce_scatter(self, parts_nX: Tensor) -> Tensor:
         return parts_nX.squeeze(0)
@@ -103,8 +104,9 @@ class GroupTransport:
         self.traffic = Traffic()
         self._group = group
 
-    def all_to_all(self, parts_nX: Tensor) -> Tensor:
-        return _AllToAll.apply(parts_nX, self._group, self.traffic)
+    def start(self, parts_nX: Tensor) -> "Started":
+        flight = _Flight(self._group, self.traffic)
+        return Started(_Start.apply(parts_nX, flight), flight)
 
     def reduce_scatter(self, parts_nX: Tensor) -> Tensor:
         return _ReduceScatter.apply(parts_nX, self._group, self.traffic)
@@ -118,19 +120,68 @@ class GroupTransport:
         return parts_nX
 
 
-class _AllToAll(torch.autograd.Function):
-    """With equal parts the exchange is its own adjoint: a part's gradient goes back to where the part came from."""
+@dataclass(frozen=True)
+class Started:
+    """An all-to-all under way; other work can be done until `finish`, and likewise in the backward pass."""
 
+    parts_nX: Tensor
+    flight: "_Flight | None" = None
+
+    def finish(self) -> Tensor:
+        """Waits for what was sent; called once."""
+        return self.parts_nX if self.flight is None else _Finish.apply(self.parts_nX, self.flight)
+
+
+class _Flight:
+    """One all-to-all and, later, that of its gradient."""
+
+    def __init__(self, group: dist.ProcessGroup, traffic: Traffic) -> None:
+        self._group, self.traffic = group, traffic
+        self._work: dist.Work | None = None
+        self._sent: Tensor | None = None
+
+    def depart(self, parts_nX: Tensor) -> Tensor:
+        self._sent = parts_nX.contiguous()  # kept until it has arrived
+        received_nX = torch.empty_like(self._sent)
+        with self.traffic.timed(parts_nX.device):
+            self._work = dist.all_to_all_single(received_nX, self._sent, group=self._group, async_op=True)
+        return received_nX
+
+    def arrive(self) -> None:
+        assert self._work is not None and self._sent is not None
+        with self.traffic.timed(self._sent.device):
+            self._work.wait()
+        self._work = self._sent = None
+
+
+# With equal parts the exchange is its own adjoint: a part's gradient goes back to where the part came from, under way
+# from the backward of `_Finish` to that of `_Start`.
+
+
+class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, parts_nX: Tensor, group: dist.ProcessGroup, traffic: Traffic) -> Tensor:
-        ctx.group, ctx.traffic = group, traffic
-        traffic.count_forward(_bytes_to_others(parts_nX))
-        return _all_to_all(parts_nX, group, traffic)
+    def forward(ctx: Any, parts_nX: Tensor, flight: _Flight) -> Tensor:
+        ctx.flight = flight
+        flight.traffic.count_forward(_bytes_to_others(parts_nX))
+        return flight.depart(parts_nX)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.traffic.count_backward(_bytes_to_others(gradients[0]))
-        return _all_to_all(gradients[0], ctx.group, ctx.traffic), None, None
+        ctx.flight.arrive()
+        return gradients[0], None
+
+
+class _Finish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, received_nX: Tensor, flight: _Flight) -> Tensor:
+        ctx.flight = flight
+        flight.arrive()
+        return received_nX.view_as(received_nX)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.flight.traffic.count_backward(_bytes_to_others(gradients[0]))
+        return ctx.flight.depart(gradients[0]), None
 
 
 class _ReduceScatter(torch.autograd.Function):
@@ -155,14 +206,6 @@ class _ReduceScatter(torch.autograd.Function):
         return parts.unflatten(0, (ctx.size, -1)), None, None
 
 
-def _all_to_all(parts_nX: Tensor, group: dist.ProcessGroup, traffic: Traffic) -> Tensor:
-    parts_nX = parts_nX.contiguous()
-    received_nX = torch.empty_like(parts_nX)
-    with traffic.timed(parts_nX.device):
-        dist.all_to_all_single(received_nX, parts_nX, group=group)
-    return received_nX
-
-
 def _bytes_to_others(parts_nX: Tensor) -> int:
     return (len(parts_nX) - 1) * parts_nX[0].numel() * parts_nX.element_size()
 
@@ -177,37 +220,53 @@ class TokenExchange:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
+    def start_scatter(self, x_TBD: Tensor) -> Started:
+        """[T, B, D] of own rows sets out to be [t, N, D] of own tokens; what is sent is packed already."""
+        return self._transport.start(x_TBD.unflatten(0, (self._transport.size, -1)))
+
+    def finish_scatter(self, started: Started) -> Tensor:
+        """[t, N, D], contiguous."""
+        return started.finish().transpose(0, 1).flatten(1, 2)
+
     def scatter(self, x_TBD: Tensor) -> Tensor:
-        """[T, B, D] of own rows -> [t, N, D] of own tokens, contiguous; what is sent is packed already."""
-        parts_ntBD = self._transport.all_to_all(x_TBD.unflatten(0, (self._transport.size, -1)))
-        return parts_ntBD.transpose(0, 1).flatten(1, 2)
+        """Both at once."""
+        return self.finish_scatter(self.start_scatter(x_TBD))
 
     def gather(self, x_tND: Tensor) -> Tensor:
         """The inverse of `scatter`; what arrives is in place already."""
         parts_ntBD = x_tND.unflatten(1, (self._transport.size, -1)).transpose(0, 1)
-        return self._transport.all_to_all(parts_ntBD).flatten(0, 1)
+        return self._transport.start(parts_ntBD).finish().flatten(0, 1)
 
-    def mix(self, x_tND: Tensor, residual_tND: Tensor | None = None) -> Tensor:
-        """Token mixing (eq. 3-5) across owners: [t, N, D] of own tokens -> [t, N, D] of own mixed tokens, contiguous.
+    def start_mix(self, x_tND: Tensor) -> Started:
+        """Token mixing (eq. 3-5) across owners sets out: [t, N, D] of own tokens.
 
         Head h of all tokens belongs to mixed token h, so a rank sends to each other one the heads that are its own;
-        packing them is the permutation that mixing without ranks does too. Adding the residual puts what arrives in
-        its place on the way, which saves a copy.
+        packing them is the permutation that mixing without ranks does too.
         """
-        size, tokens = self._transport.size, len(x_tND)
-        heads_tNnhd = x_tND.unflatten(2, (size, tokens, -1))
-        arrived_nhNtd = self._transport.all_to_all(heads_tNnhd.permute(2, 3, 1, 0, 4).contiguous())
-        mixed_hNnE = arrived_nhNtd.permute(1, 2, 0, 3, 4).flatten(3)
+        heads_tNnhd = x_tND.unflatten(2, (self._transport.size, len(x_tND), -1))
+        return self._transport.start(heads_tNnhd.permute(2, 3, 1, 0, 4).contiguous())
+
+    def finish_mix(self, started: Started, residual_tND: Tensor | None = None) -> Tensor:
+        """[t, N, D] of own mixed tokens, contiguous.
+
+        Adding the residual puts what arrives in its place on the way, which saves a copy.
+        """
+        mixed_hNnE = started.finish().permute(1, 2, 0, 3, 4).flatten(3)
         if residual_tND is not None:
-            mixed_hNnE = residual_tND.unflatten(2, (size, -1)) + mixed_hNnE
+            mixed_hNnE = residual_tND.unflatten(2, (self._transport.size, -1)) + mixed_hNnE
         return mixed_hNnE.flatten(2)
 
-    def rows_of_group(self, rows: RoutedRows) -> RoutedRows:
-        """What is known of own B rows -> of the group's N rows; a byte a row."""
-        bits_B = rows.real_B.to(torch.uint8) + 2 * rows.served_B.to(torch.uint8)
-        bits_N = self._transport.all_gather(bits_B).flatten()
-        return RoutedRows(bits_N % 2 == 1, bits_N >= 2)
+    def mix(self, x_tND: Tensor, residual_tND: Tensor | None = None) -> Tensor:
+        """Both at once."""
+        return self.finish_mix(self.start_mix(x_tND), residual_tND)
 
-    def sum_tokens(self, partial_ND: Tensor) -> Tensor:
-        """[N, D], sums over own tokens -> [B, D], sums over all tokens of own rows."""
-        return self._transport.reduce_scatter(partial_ND.unflatten(0, (self._transport.size, -1)))
+    def rows_of_group(self, rows: RoutedRows, pieces: int) -> list[RoutedRows]:
+        """What is known of own B rows -> of the group's, in that many pieces of `scatter`; a byte a row."""
+        bits_B = rows.real_B.to(torch.uint8) + 2 * rows.served_B.to(torch.uint8)
+        bits_nB = self._transport.all_gather(bits_B)
+        return [RoutedRows(bits % 2 == 1, bits >= 2) for bits in (b.flatten() for b in bits_nB.chunk(pieces, dim=1))]
+
+    def sum_tokens(self, partials: Sequence[Tensor]) -> Tensor:
+        """Pieces [N, D], sums over own tokens -> [B, D], sums over all tokens of own rows."""
+        parts_nBD = torch.cat([partial_ND.unflatten(0, (self._transport.size, -1)) for partial_ND in partials], dim=1)
+        return self._transport.reduce_scatter(parts_nBD)

@@ -1,7 +1,9 @@
 """RankMixer with per-token FFNs or experts spread over ranks, each the owner of some tokens (token parallel, arXiv
 2602.06563)."""
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast, get_args
 
@@ -12,7 +14,7 @@ from rankmixer_dist.cost import Part
 from rankmixer_dist.cost.exchange import Spread
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
-from rankmixer_dist.layers.routing_report import RoutedRows
+from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport
 from rankmixer_dist.models.backbone import Backbone
 from rankmixer_dist.models.rankmixer import RankMixer, RankMixerBlock, routed
 from rankmixer_dist.parallel.exchange import LocalTransport, TokenExchange, Traffic
@@ -23,8 +25,10 @@ PER_TOKEN_LAYERS: tuple[type[nn.Module], ...] = (PerTokenFFN, PerTokenMoE)
 many as a token has, in front: they work on any of the tokens with these tokens' share of the parameters."""
 
 
-def spread(backbone: RankMixer, grid: ExpertGrid, mode: Spread) -> "SpreadRankMixer":
+def spread(backbone: RankMixer, grid: ExpertGrid, mode: Spread, pieces: int = 1) -> "SpreadRankMixer":
     """A rank's part of `backbone`, which is used up: its tokens' weights, under the names that they have there.
+
+    In mode "token" a rank's rows go through in that many `pieces`, each of which computes while others are exchanged.
 
     All ranks call it, with the same weights. Gradients follow the convention of `parallel.engine`: an owner sees its
     tokens of all rows of its group, a norm some tokens of these rows, so that owned parameters need the sum over the
@@ -36,7 +40,7 @@ def spread(backbone: RankMixer, grid: ExpertGrid, mode: Spread) -> "SpreadRankMi
     if mode not in get_args(Spread):
         raise ValueError(f"mode {mode!r} is unknown; use 'token' or 'plain'")
     check_spreadable(backbone, grid.size)
-    return SpreadRankMixer(backbone, grid, mode)
+    return SpreadRankMixer(backbone, grid, mode, pieces)
 
 
 def check_spreadable(backbone: Backbone, size: int) -> None:
@@ -68,8 +72,9 @@ class SpreadRankMixer(Backbone):
         traffic: what this rank has sent.
     """
 
-    def __init__(self, backbone: RankMixer, grid: ExpertGrid, mode: Spread) -> None:
+    def __init__(self, backbone: RankMixer, grid: ExpertGrid, mode: Spread, pieces: int) -> None:
         super().__init__()
+        self._pieces = pieces
         self.out_dim, self.mode = backbone.out_dim, mode
         self._num_tokens, self._cost = backbone.num_tokens, backbone.cost()
         self.blocks, self.final_norm = backbone.blocks, backbone.final_norm
@@ -84,22 +89,36 @@ class SpreadRankMixer(Backbone):
     def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Tensor:
         """Tokens [B, T, D] of own rows, and what is known of these -> pooled [B, D] of own rows."""
         x_TBD = x_BTD.transpose(0, 1)
-        rows = None if rows is None else self._exchange.rows_of_group(rows)
-        return self._plain(x_TBD, rows) if self.mode == "plain" else self._token_parallel(x_TBD, rows)
+        if self.mode == "plain":
+            return self._plain(x_TBD, None if rows is None else self._exchange.rows_of_group(rows, 1)[0])
+        pieces = x_TBD.chunk(self._pieces, dim=1)
+        known = [None] * len(pieces) if rows is None else self._exchange.rows_of_group(rows, self._pieces)
+        return self._token_parallel(pieces, known)
 
     def cost(self) -> Part:
         """Of the whole model, per row."""
         return self._cost
 
-    def _token_parallel(self, x_TBD: Tensor, rows: RoutedRows | None) -> Tensor:
-        first, *later = _blocks(self)
-        x_tND = self._exchange.scatter(_mixed(first, x_TBD, self._alone))
-        x_tND = _fed(first, x_tND, routed(first.ffn, rows))
-        for block in later:
-            x_tND = _fed(block, _mixed(block, x_tND, self._exchange), routed(block.ffn, rows))
-        x_tND = self.final_norm(x_tND)
-        partial_ND = x_tND.sum(dim=0, dtype=_pooled_dtype(x_tND)) / self._num_tokens
-        return self._exchange.sum_tokens(partial_ND)
+    def _token_parallel(self, pieces: Sequence[Tensor], rows: Sequence[RoutedRows | None]) -> Tensor:
+        """While a piece of the rows is under way, the FFNs of another compute."""
+        blocks, exchange = _blocks(self), self._exchange
+        starts = [exchange.start_scatter(_mixed(blocks[0], x_TBD, self._alone)) for x_TBD in pieces]
+        arrivals: list[Callable[[], Tensor]] = [partial(exchange.finish_scatter, start) for start in starts]
+        outputs: list[Tensor] = []
+        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+            reports: list[RoutingReport] = []
+            for n, arrival in enumerate(arrivals):
+                x_tND = _fed(block, arrival(), routed(block.ffn, rows[n]))
+                if isinstance(block.ffn, PerTokenMoE) and block.ffn.report is not None:
+                    reports.append(block.ffn.report)
+                if after is None:
+                    outputs.append(self.final_norm(x_tND))
+                else:
+                    arrivals[n] = _departed(after, x_tND, exchange)
+            if isinstance(block.ffn, PerTokenMoE):
+                block.ffn.report = functools.reduce(operator.add, reports)
+        partials = [x_tND.sum(dim=0, dtype=_pooled_dtype(x_tND)) / self._num_tokens for x_tND in outputs]
+        return exchange.sum_tokens(partials)
 
     def _plain(self, x_TBD: Tensor, rows: RoutedRows | None) -> Tensor:
         for block in _blocks(self):
@@ -125,8 +144,18 @@ def _blocks(backbone: "RankMixer | SpreadRankMixer") -> list[RankMixerBlock]:
 
 
 def _mixed(block: RankMixerBlock, x: Tensor, exchange: TokenExchange) -> Tensor:
-    y = exchange.mix(block.mixing_norm(x) if block.norm == "pre" else x, x if block.skip else None)
-    return block.mixing_norm(y) if block.norm == "post" else y
+    return _departed(block, x, exchange)()
+
+
+def _departed(block: RankMixerBlock, x: Tensor, exchange: TokenExchange) -> Callable[[], Tensor]:
+    """`_mixed` under way: called, it waits for what arrives."""
+    start = exchange.start_mix(block.mixing_norm(x) if block.norm == "pre" else x)
+
+    def arrive() -> Tensor:
+        y = exchange.finish_mix(start, x if block.skip else None)
+        return block.mixing_norm(y) if block.norm == "post" else y
+
+    return arrive
 
 
 def _fed(block: RankMixerBlock, x: Tensor, ffn: Callable[[Tensor], Tensor]) -> Tensor:

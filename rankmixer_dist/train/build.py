@@ -166,7 +166,7 @@ def spread_out(config: RunConfig, model: Ranker, grid: ExpertGrid) -> None:
     """Cuts the model down to this rank's part of it, in place; a group of one keeps it as it is."""
     if grid.size > 1:
         assert isinstance(model.backbone, RankMixer)
-        model.backbone = spread(model.backbone, grid, config.parallel.mode)
+        model.backbone = spread(model.backbone, grid, config.parallel.mode, config.parallel.pieces)
 
 
 def build_tables(config: RunConfig, topology: Topology, *, rows_per_rank: int) -> tuple[Tables, list[dict[str, Any]]]:

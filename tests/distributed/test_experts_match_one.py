@@ -9,12 +9,14 @@ from rankmixer_dist.cost.exchange import exchange_cost, routed_rows_cost
 from tests.distributed.outcomes import distances, trained
 
 STEPS, ROWS, TOKENS, WIDTH, BLOCKS = 50, 128, 8, 64, 2
+# Lambda crosses its target, 0.64 to 0.15 of the gates open. Where it closes nearly all of them, with ten times as much,
+# Adam blows up what rounding leaves of the last gradients, and no two layouts agree to better than 1e-3.
 DTSI = [
     "model.rankmixer.hidden_ratio=0.5",
     "model.rankmixer.moe.kind=dtsi",
     "model.rankmixer.moe.num_experts=4",
     "model.rankmixer.moe.active_ratio=0.25",
-    "model.rankmixer.moe.initial_lambda=0.01",
+    "model.rankmixer.moe.initial_lambda=0.001",
 ]
 SOFTMAX = [
     "model.rankmixer.hidden_ratio=0.5",
@@ -23,13 +25,21 @@ SOFTMAX = [
     "model.rankmixer.moe.active_ratio=0.5",
     "model.rankmixer.moe.shared_expert=true",
 ]
+PIECES = 3
+"""Under ZeRO 2, token mode exchanges a rank's rows in pieces."""
 ALONE = ["dense.engine=plain", "sparse.placement=local"]
 # Ten times the largest differences seen after 50 steps, each relative to the largest value of its tensor's kind.
 TOLERANCE = {"losses": 1.3e-6, "dense": 8e-7, "moments": 7e-6, "tables": 2.5e-6, "sums": 3.2e-6}
 
 
 def grid(size: int, mode: str, stage: int) -> list[str]:
-    return [f"parallel.expert_size={size}", f"parallel.mode={mode}", f"dense.zero_stage={stage}"]
+    pieces = PIECES if (mode, stage) == ("token", 2) else 1
+    return [
+        f"parallel.expert_size={size}",
+        f"parallel.mode={mode}",
+        f"parallel.pieces={pieces}",
+        f"dense.zero_stage={stage}",
+    ]
 
 
 def dtsi_cases(ranks: int, size: int) -> dict[str, list[str]]:
@@ -82,7 +92,7 @@ def test_every_grid_and_zero_stage_matches_one_process(launch, small_config, alo
 
 def check_exchange(name: str, run: dict, ranks: int) -> None:
     """What every step sent is what the closed formula says."""
-    size, mode = int(name.split("-")[2]), name.split("-")[3]
+    size, mode, stage = int(name.split("-")[2]), name.split("-")[3], name.split("-")[-1]
     if size == 1:
         assert "exchange" not in run["lines"][-1]
         return
@@ -95,6 +105,7 @@ def check_exchange(name: str, run: dict, ranks: int) -> None:
         expert_size=size,
         rows_per_rank=rows,
         value_bytes=4,
+        pieces=PIECES if (mode, stage) == ("token", "2") else 1,
     )
     told = routed_rows_cost(expert_size=size, rows_per_rank=rows)
     for line in run["lines"]:
@@ -110,5 +121,5 @@ def test_the_reference_did_learn_and_route(alone):
         assert run["losses"][-5:].mean() < run["losses"][:5].mean()
     lines = alone["dtsi"]["lines"]
     assert lines[-1]["routing"]["active_ratio"] < 0.8 * lines[0]["routing"]["active_ratio"]
-    assert alone["dtsi"]["other"]["routing/lambda"] != pytest.approx(0.01, rel=0.1)
+    assert alone["dtsi"]["other"]["routing/lambda"] != pytest.approx(0.001, rel=0.1)
     assert {line["routing"]["active_ratio"] for line in alone["softmax"]["lines"]} == {0.5}

@@ -78,7 +78,8 @@ def results(start):
     found = {}
     for ranks in (1, 2, 4):
         sizes = itertools.product(OWNED_SIZES[ranks], ("token", "plain"), OPTIONS)
-        passes = [{"ep": ep, "mode": mode, "options": options} for ep, mode, options in sizes]
+        passes = [{"ep": ep, "mode": mode, "pieces": 1, "options": options} for ep, mode, options in sizes]
+        passes += [{"ep": ep, "mode": "token", "pieces": 2, "options": BLOCK} for ep in OWNED_SIZES[ranks]]
         refused = [{"ep": 3, "options": BLOCK}] if ranks == 4 else []
         refused += [{"ep": ranks, "options": BLOCK | {"num_tokens": 7, "token_dim": 14}}] if ranks > 1 else []
         refused += [
@@ -130,6 +131,7 @@ def test_passes_match_the_local_model_and_send_what_the_formula_says(results, ra
         assert_close({kind: run[kind] for kind in ("output", "input_gradient")}, str(run))
         sizes = {key: run["options"][key] for key in ("num_tokens", "token_dim", "num_blocks")}
         sizes |= {"expert_size": run["ep"], "rows_per_rank": run["rows"], "value_bytes": 4}
+        sizes |= {"pieces": run["pieces"]}
         cost = exchange_cost(run["mode"], **sizes)
         each_way = {"exchanges": cost.exchanges, "bytes": cost.bytes_sent}
         assert run["sent"] == {f"{what}_{way}": n for way in ("forward", "backward") for what, n in each_way.items()}
@@ -142,7 +144,7 @@ def test_token_parallelism_sends_half(results, ranks, ep, blocks):
     sent = {
         run["mode"]: run["sent"]
         for run in results[ranks]["passes"]
-        if run["ep"] == ep and run["options"] == WIDE | {"num_blocks": blocks}
+        if run["ep"] == ep and run["pieces"] == 1 and run["options"] == WIDE | {"num_blocks": blocks}
     }
     for way in ("bytes_forward", "bytes_backward"):
         assert 0 < 20 * blocks * sent["token"][way] <= (10 * blocks + 1) * sent["plain"][way]  # (L + 0.1) / 2L

@@ -47,7 +47,7 @@ def build(case: dict, topology: Topology) -> DenseEngine:
     if case["ep"] == 0:
         return PlainEngine(model, settings)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    model.backbone = spread(model.backbone, expert_grid(case["ep"]), case["mode"])
+    model.backbone = spread(model.backbone, expert_grid(case["ep"]), case["mode"], case.get("pieces", 1))
     assert {name: place.shape for name, place in places_of(model).items()} == shapes
     precision = case.get("precision", "fp32")
     rows = ROWS // topology.world_size
@@ -89,12 +89,12 @@ def trained(case: dict, folder: Path, topology: Topology) -> dict:
     return {"name": name, "losses": losses, "updates": engine.updates}
 
 
-def passes(ep: int, mode: str, options: dict, topology: Topology) -> dict:
+def passes(ep: int, mode: str, pieces: int, options: dict, topology: Topology) -> dict:
     """Difference of one forward and backward from the local model's, on this rank's rows, and what was sent."""
     torch.manual_seed(5)
     whole = RankMixer(**options)
     torch.manual_seed(5)
-    part = spread(RankMixer(**options), expert_grid(ep), mode)
+    part = spread(RankMixer(**options), expert_grid(ep), mode, pieces)
     rows = 3
     x = torch.randn(topology.world_size, rows, options["num_tokens"], options["token_dim"])
     gradient = torch.randn(topology.world_size, rows, options["token_dim"])
@@ -105,7 +105,8 @@ def passes(ep: int, mode: str, options: dict, topology: Topology) -> dict:
     pairs = [(found.detach(), expected.detach()), (found_x.grad, expected_x.grad)]
     apart = [float((mine - of_all[topology.rank]).abs().max() / of_all.abs().max()) for mine, of_all in pairs]
     worst = [max(values) for values in zip(*all_gather_objects(apart), strict=True)]
-    sent = vars(part.traffic).copy()
+    sent = {name: value for name, value in vars(part.traffic).items() if not name.startswith("_")}
+    assert (part.traffic.seconds() > 0) == (ep > 1)
     part.traffic.reset()
     assert not any(vars(part.traffic).values())
     return {"output": worst[0], "input_gradient": worst[1], "sent": sent, "rows": rows, "pooled": str(found.dtype)}
@@ -132,7 +133,7 @@ def main(arguments: list[str]) -> None:
         for case in kinds.get("train", []):
             say("train", case, trained(case, folder, topology))
         for case in kinds.get("passes", []):
-            say("passes", case, passes(case["ep"], case["mode"], case["options"], topology))
+            say("passes", case, passes(case["ep"], case["mode"], case["pieces"], case["options"], topology))
         for case in kinds.get("refuse", []):
             say("refuse", case, {"said": refused(case["ep"], case["options"])})
 
