@@ -27,15 +27,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--difference", action="store_true", help="show the others less the first, seed by seed")
     parser.add_argument("--markdown", type=Path, metavar="OUT", help="also write the table to a file")
     parsed = parser.parse_args(arguments)
-    from rankmixer_dist.report.compare import SIZE, compare, lines_of, markdown
+    from rankmixer_dist.report.compare import compare, lines_of, markdown
 
     comparison = compare(parsed.runs)
     table = Table(title=f"{comparison.split}: {comparison.rows:,} rows")
-    for place, column in enumerate(("", "seeds", "task", "AUC", "UAUC", *SIZE)):
+    for place, column in enumerate(("", "seeds", "task", "AUC", "UAUC", *comparison.size_columns)):
         table.add_column(column, justify="left" if place in (0, 2) else "right")
     for line in lines_of(comparison, differences=parsed.difference):
         for place, task in enumerate(comparison.tasks):
-            own, size = ((line.label, line.seeds), line.size) if place == 0 else (("", ""), [""] * len(SIZE))
+            own, size = ((line.label, line.seeds), line.size) if place == 0 else (("", ""), [""] * len(line.size))
             table.add_row(*own, task, *line.figures[2 * place : 2 * place + 2], *size)
         table.add_section()
     Console().print(table)

@@ -15,6 +15,8 @@ from rankmixer_dist.report.inputs import DenseCost, Evaluation, RunInputs, read_
 
 Metric = Literal["auc", "uauc"]
 METRICS: tuple[Metric, ...] = ("auc", "uauc")
+SIZE = ("parameters", "FLOPs a row", "rows/s")
+ACTIVE = "active experts"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Group:
         rates = [run.log.columns["samples_per_s"][1:] for run in self.by_seed.values() if run.log is not None]
         return float(np.median(np.concatenate(rates))) if rates and sum(map(len, rates)) else None
 
+    @property
+    def active_ratio(self) -> Spread | None:
+        """Share of its experts that a row uses, over the seeds; None for a model without experts."""
+        routings = [run.evaluation.routing for run in self.by_seed.values() if run.evaluation is not None]
+        return _spread([None if routing is None else routing.active_ratio for routing in routings])
+
     def figure(self, task: str, metric: Metric) -> Spread | None:
         """A task's figure over the seeds; None if it is undefined in one of them."""
         return _spread([_figure(run, task, metric) for run in self.by_seed.values()])
@@ -72,6 +80,11 @@ class Comparison:
     split: str | None
     rows: int
     groups: list[Group]
+
+    @property
+    def size_columns(self) -> tuple[str, ...]:
+        """What `Line.size` holds: active experts only where a model has experts."""
+        return (*SIZE, ACTIVE) if any(group.active_ratio is not None for group in self.groups) else SIZE
 
 
 def compare(run_dirs: Sequence[Path]) -> Comparison:
@@ -107,15 +120,12 @@ def compare(run_dirs: Sequence[Path]) -> Comparison:
 
 @dataclass(frozen=True)
 class Line:
-    """A group in text: `figures` has AUC and UAUC of each task in turn, `size` the columns of `SIZE`."""
+    """A group in text: `figures` has AUC and UAUC of each task in turn, `size` the comparison's `size_columns`."""
 
     label: str
     seeds: str
     figures: list[str]
     size: list[str]
-
-
-SIZE = ("parameters", "FLOPs a row", "rows/s")
 
 
 def lines_of(comparison: Comparison, *, differences: bool) -> Iterator[Line]:
@@ -126,14 +136,18 @@ def lines_of(comparison: Comparison, *, differences: bool) -> Iterator[Line]:
         figures = [_cell(group, less, task, metric) for task in comparison.tasks for metric in METRICS]
         dense, rate = group.dense, group.rows_per_s
         size = ["–", "–"] if dense is None else [f"{dense.parameters:,}", f"{dense.flops_per_row_forward:,}"]
+        size.append("–" if rate is None else f"{rate:,.0f}")
+        if ACTIVE in comparison.size_columns:
+            size.append(_text(group.active_ratio, ".1%"))
         seeds = group.by_seed.keys() if less is None else group.by_seed.keys() & less.by_seed.keys()
-        yield Line(group.label, str(len(seeds)), figures, [*size, "–" if rate is None else f"{rate:,.0f}"])
+        yield Line(group.label, str(len(seeds)), figures, size)
 
 
 def markdown(comparison: Comparison, *, differences: bool) -> str:
     """The comparison as a Markdown table, a row a group."""
     figures = [f"{task} {metric.upper()}" for task in comparison.tasks for metric in METRICS]
-    rows = [["", "seeds", *figures, *SIZE], ["---"] * (2 + len(figures) + len(SIZE))]
+    head = ["", "seeds", *figures, *comparison.size_columns]
+    rows = [head, ["---"] * len(head)]
     for line in lines_of(comparison, differences=differences):
         rows.append([line.label, line.seeds, *line.figures, *line.size])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
@@ -141,14 +155,13 @@ def markdown(comparison: Comparison, *, differences: bool) -> str:
 
 def _cell(group: Group, less: Group | None, task: str, metric: Metric) -> str:
     spread = group.figure(task, metric) if less is None else group.difference(less, task, metric)
-    return _text(spread, signed=less is not None)
+    return _text(spread, ".4f" if less is None else "+.4f")
 
 
-def _text(spread: Spread | None, *, signed: bool) -> str:
+def _text(spread: Spread | None, form: str) -> str:
     if spread is None:
         return "–"
-    sign = "+" if signed else ""
-    mean, low, high = (f"{value:{sign}.4f}" for value in (spread.mean, spread.low, spread.high))
+    mean, low, high = (f"{value:{form}}" for value in (spread.mean, spread.low, spread.high))
     return mean if low == high else f"{mean} ({low} to {high})"
 
 

@@ -21,6 +21,11 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.3g} %"
 
 
+def signed_percent(value: float | None) -> str:
+    """A relative difference as per cent, signed, two decimals, with a real minus sign."""
+    return MISSING if value is None else f"{100 * value:+.2f} %".replace("-", MINUS)
+
+
 def count(value: int | None) -> str:
     """Whole number with thin spaces between thousands."""
     return MISSING if value is None else f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

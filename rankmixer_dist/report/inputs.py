@@ -80,13 +80,33 @@ class TaskEvaluation:
 
 
 @dataclass(frozen=True)
+class TrainedPath:
+    """A task scored by the path that trained; `served_gap` is how much higher the served log loss is, as a share."""
+
+    auc: float | None
+    logloss: float | None
+    served_gap: float | None
+
+
+@dataclass(frozen=True)
+class RoutingEvaluation:
+    """What the experts did with the evaluated rows; `trained_path` by task, empty where the paths were not compared."""
+
+    active_ratio: float | None
+    dead_experts: int
+    gate_scale: float | None
+    trained_path: dict[str, TrainedPath]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """eval.json."""
+    """eval.json; `routing` is None for a model without experts."""
 
     rows: int
     split: str | None
     checkpoint: str | None
     tasks: list[TaskEvaluation]
+    routing: RoutingEvaluation | None
 
 
 @dataclass(frozen=True)
@@ -166,6 +186,16 @@ def _read_evaluation(path: Path) -> Evaluation | None:
         split=evaluation.get("split"),
         checkpoint=evaluation.get("checkpoint"),
         tasks=[_task_evaluation(name, figures) for name, figures in evaluation["tasks"].items()],
+        routing=_routing_evaluation(evaluation["routing"]) if "routing" in evaluation else None,
+    )
+
+
+def _routing_evaluation(routing: dict[str, Any]) -> RoutingEvaluation:
+    return RoutingEvaluation(
+        active_ratio=routing["active_ratio"],
+        dead_experts=routing["dead_experts"],
+        gate_scale=routing["gate_scale"],
+        trained_path={task: TrainedPath(**figures) for task, figures in routing.get("trained_path", {}).items()},
     )
 
 

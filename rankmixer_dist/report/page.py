@@ -4,28 +4,20 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from typing import TypeGuard
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rankmixer_dist.report import formats, prediction_plots, training_plots
+from rankmixer_dist.report import expert_plots, formats, prediction_plots, training_plots
 from rankmixer_dist.report.curves import prediction_curves
-from rankmixer_dist.report.inputs import Predictions, RunInputs, TaskEvaluation, read_run
+from rankmixer_dist.report.inputs import Evaluation, Predictions, RunInputs, TaskEvaluation, TrainedPath, read_run
 from rankmixer_dist.report.plan_plot import sharding_plot
 from rankmixer_dist.report.svg import Plot
+from rankmixer_dist.report.tiles import expert_tiles, run_tiles
 from rankmixer_dist.report.training_log import TrainingLog
 
 TEMPLATE = "report.html.jinja"
 AUC_BAR_STEP = 0.05
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A headline figure."""
-
-    label: str
-    value: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,15 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
+class PathRow:
+    """A task by the sparse path, which serves, and by the one that trained."""
+
+    served: TaskEvaluation
+    trained: TrainedPath
+    auc_gap: float | None
+
+
+@dataclass(frozen=True)
 class PredictionCard:
     """ROC and calibration of one task; no plots where its predictions hold a single class."""
 
@@ -92,18 +93,22 @@ def render_report(run_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("metric", "gap", "percent", "count", "scaled", "size", "flops", "rank_ranges"):
+    for name in ("metric", "gap", "percent", "signed_percent", "count", "scaled", "size", "flops", "rank_ranges"):
         environment.filters[name] = getattr(formats, name)
     page = environment.get_template(TEMPLATE).render(
         title=(inputs.config and inputs.config.name) or inputs.directory_name,
         subtitle=_subtitle(inputs),
-        tiles=_tiles(inputs),
+        tiles=run_tiles(inputs),
         evaluation=inputs.evaluation,
         bar_scale=bar_scale,
         task_rows=[_task_row(task, bar_scale) for task in evaluated_tasks],
         training_plots=_training_plots(inputs.log),
         task_loss_plots=training_plots.task_loss_plots(inputs.log) if inputs.log else [],
         log=inputs.log,
+        expert_tiles=expert_tiles(inputs.log) if _has_experts(inputs.log) else [],
+        expert_plots=_expert_plots(inputs.log),
+        routing=inputs.evaluation.routing if inputs.evaluation else None,
+        path_rows=_path_rows(inputs.evaluation),
         prediction_cards=_prediction_cards(inputs.predictions),
         predictions=inputs.predictions,
         plan=inputs.plan,
@@ -126,39 +131,6 @@ def _subtitle(inputs: RunInputs) -> list[str]:
     if inputs.evaluation and inputs.evaluation.checkpoint:
         parts.append(f"checkpoint {Path(inputs.evaluation.checkpoint).name}")
     return parts
-
-
-def _tiles(inputs: RunInputs) -> list[Tile]:
-    log, plan, evaluation = inputs.log, inputs.plan, inputs.evaluation
-    tasks = evaluation.tasks if evaluation else []
-    aucs = [task.auc for task in tasks if task.auc is not None]
-    uaucs = [task.uauc for task in tasks if task.uauc is not None]
-    trained_rows = int(log.columns["rows"][-1]) if log and math.isfinite(log.columns["rows"][-1]) else None
-    speed, mfu = (log.median("samples_per_s"), log.median("mfu")) if log else (None, None)
-    return [
-        Tile(
-            "Mean AUC",
-            formats.metric(fmean(aucs) if aucs else None),
-            f"mean UAUC {formats.metric(fmean(uaucs))}" if uaucs else "",
-        ),
-        Tile(
-            "Rows trained",
-            formats.scaled(trained_rows),
-            f"{formats.scaled(evaluation.rows)} evaluated" if evaluation else "",
-        ),
-        Tile("Samples / s", formats.scaled(speed), "median of the run" if speed is not None else ""),
-        Tile("MFU", formats.percent(mfu), "median of the run" if mfu is not None else ""),
-        Tile(
-            "World size",
-            formats.count(plan.world_size) if plan else formats.MISSING,
-            f"{formats.size(sum(plan.bytes_per_rank))} of tables" if plan else "",
-        ),
-        Tile(
-            "Dense parameters",
-            formats.scaled(plan.dense.parameters) if plan else formats.MISSING,
-            f"{formats.flops(plan.dense.flops_per_row_train)} / row" if plan else "",
-        ),
-    ]
 
 
 def _bar_scale(tasks: list[TaskEvaluation]) -> BarScale:
@@ -207,6 +179,33 @@ def _training_plots(log: TrainingLog | None) -> list[Plot]:
             (training_plots.step_time_plot, any(log.has(name) for name in training_plots.TIME_PARTS)),
         )
         if shown
+    ]
+
+
+def _has_experts(log: TrainingLog | None) -> TypeGuard[TrainingLog]:
+    return log is not None and log.has("routing/active_ratio")
+
+
+def _expert_plots(log: TrainingLog | None) -> list[Plot]:
+    if not _has_experts(log):
+        return []
+    # Without lambda there is one router, and what serves is what trained.
+    steered = log.has("routing/lambda")
+    return [
+        *expert_plots.block_plots(log),
+        *([expert_plots.lambda_plot(log)] if steered else []),
+        *([expert_plots.path_gap_plot(log)] if steered and log.has("routing/path_gap") else []),
+    ]
+
+
+def _path_rows(evaluation: Evaluation | None) -> list[PathRow]:
+    if evaluation is None or evaluation.routing is None:
+        return []
+    trained = evaluation.routing.trained_path
+    return [
+        PathRow(task, trained[task.name], _difference(task.auc, trained[task.name].auc))
+        for task in evaluation.tasks
+        if task.name in trained
     ]
 
 

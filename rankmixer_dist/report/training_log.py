@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,18 @@ LOG_COLUMNS = (
     "mem_gb",
     "skipped_steps",
     "checkpoint_wait_s",
+    "routing/active_ratio",
+    "routing/target",
+    "routing/lambda",
+    "routing/dead_experts",
+    "routing/gate_scale",
+    "routing/path_gap",
+    "exchange/seconds",
+    "exchange/bytes_forward",
+    "exchange/bytes_backward",
 )
+TASK_LOSS = "loss_per_task/"
+TOKEN_ACTIVITY = "routing/active/"  # followed by block.token
 
 
 @dataclass(frozen=True)
@@ -38,10 +50,13 @@ class TrainingLog:
     Attributes:
         columns: [lines] float64 by name, the names of `LOG_COLUMNS`.
         loss_per_task: [lines] float64 by task.
+        active_per_block: [tokens, lines] float64 a block, the share of a token's experts that a row uses; none where
+            the model has no experts.
     """
 
     columns: dict[str, NDArray[np.float64]]
     loss_per_task: dict[str, NDArray[np.float64]]
+    active_per_block: list[NDArray[np.float64]]
 
     def has(self, name: str) -> bool:
         """Whether the column holds at least one number."""
@@ -59,6 +74,11 @@ class TrainingLog:
         """Median of the column's numbers; None where it holds none."""
         return float(np.nanmedian(self.columns[name])) if self.has(name) else None
 
+    def newest(self, name: str) -> float | None:
+        """Last of the column's numbers; None where it holds none."""
+        values = self.columns[name]
+        return float(values[np.isfinite(values)][-1]) if self.has(name) else None
+
 
 def read_log(path: Path) -> TrainingLog | None:
     """Read metrics.jsonl; None where it does not exist or holds no whole line yet.
@@ -67,18 +87,26 @@ def read_log(path: Path) -> TrainingLog | None:
         UserError: a line other than the last is not JSON.
     """
     # A resumed run repeats the steps since its checkpoint: the later line is the one whose weights live on.
-    entry_of_step = {entry["step"]: entry for entry in read_lines(path)}
+    entry_of_step = {entry["step"]: dict(flat(entry)) for entry in read_lines(path)}
     entries = [entry_of_step[step] for step in sorted(entry_of_step)]
     if not entries:
         return None
-    tasks = list(dict.fromkeys(task for entry in entries for task in entry.get("loss_per_task") or {}))
     return TrainingLog(
-        columns={name: np.array([_number(entry.get(name)) for entry in entries]) for name in LOG_COLUMNS},
+        columns={name: _column(entries, name) for name in LOG_COLUMNS},
         loss_per_task={
-            task: np.array([_number((entry.get("loss_per_task") or {}).get(task)) for entry in entries])
-            for task in tasks
+            name.removeprefix(TASK_LOSS): _column(entries, name) for name in _names_below(entries, TASK_LOSS)
         },
+        active_per_block=_active_per_block(entries),
     )
+
+
+def flat(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The figures of a log line one by one; those of a section, at any depth, as `section/figure`."""
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}/{name}", item) for name, item in flat(value))
+        else:
+            yield key, value
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -98,6 +126,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 break
             raise UserError(f"{path}: line {number} is not JSON ({error})") from error
     return entries
+
+
+def _names_below(entries: list[dict[str, Any]], section: str) -> list[str]:
+    return list(dict.fromkeys(name for entry in entries for name in entry if name.startswith(section)))
+
+
+def _column(entries: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
+    return np.array([_number(entry.get(name)) for entry in entries])
+
+
+def _active_per_block(entries: list[dict[str, Any]]) -> list[NDArray[np.float64]]:
+    blocks: dict[int, dict[int, NDArray[np.float64]]] = {}
+    for name in _names_below(entries, TOKEN_ACTIVITY):
+        block, token = map(int, name.removeprefix(TOKEN_ACTIVITY).split("."))
+        blocks.setdefault(block, {})[token] = _column(entries, name)
+    return [np.stack([shares for _, shares in sorted(blocks[block].items())]) for block in sorted(blocks)]
 
 
 def _number(value: float | None) -> float:

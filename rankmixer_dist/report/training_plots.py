@@ -1,6 +1,5 @@
 """Loss, learning rate, throughput and step time, drawn from the training log."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,16 @@ from numpy.typing import NDArray
 
 from rankmixer_dist.report import formats
 from rankmixer_dist.report.curves import smoothed, thinned
+from rankmixer_dist.report.step_axes import (
+    MAX_LINE_POINTS,
+    draw_line,
+    finish_step_axes,
+    half_life,
+    last_average,
+    limit_to_bulk,
+)
 from rankmixer_dist.report.svg import MUTED, NUM_SERIES, SERIES, SURFACE, LegendEntry, Plot, css_color, render
 from rankmixer_dist.report.training_log import TrainingLog
-
-MAX_LINE_POINTS = 500
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,15 @@ def loss_plot(log: TrainingLog) -> Plot:
     """Training loss, each log line faint and their moving average strong."""
 
     def draw(axes: Axes) -> None:
-        _draw_line(axes, log, log.columns["loss"], SERIES[0])
-        _limit_to_bulk(axes, log.columns["loss"])
-        _finish_step_axes([axes], log)
+        draw_line(axes, log, log.columns["loss"], SERIES[0])
+        limit_to_bulk(axes, log.columns["loss"])
+        finish_step_axes([axes], log)
 
     return Plot(
         title="Training loss",
         svg=render(draw, width=570, height=250, label="training loss by step", prefix="loss"),
         legend=(
-            LegendEntry(css_color(SERIES[0]), "all tasks", formats.metric(_last_average(log, log.columns["loss"]))),
+            LegendEntry(css_color(SERIES[0]), "all tasks", formats.metric(last_average(log, log.columns["loss"]))),
         ),
         note=_skipped_note(log),
     )
@@ -59,9 +64,9 @@ def task_loss_plots(log: TrainingLog) -> list[Plot]:
         color = SERIES[index % NUM_SERIES]
 
         def draw(axes: Axes, losses: NDArray[np.float64] = losses, color: str = color) -> None:
-            _draw_line(axes, log, losses, color)
-            _limit_to_bulk(axes, losses)
-            _finish_step_axes([axes], log, max_ticks=3)
+            draw_line(axes, log, losses, color)
+            limit_to_bulk(axes, losses)
+            finish_step_axes([axes], log, max_ticks=3)
 
         plots.append(
             Plot(
@@ -69,7 +74,7 @@ def task_loss_plots(log: TrainingLog) -> list[Plot]:
                 svg=render(
                     draw, width=220, height=160, label=f"training loss of {task} by step", prefix=f"task-loss-{index}"
                 ),
-                legend=(LegendEntry(css_color(color), "loss", formats.metric(_last_average(log, losses))),),
+                legend=(LegendEntry(css_color(color), "loss", formats.metric(last_average(log, losses))),),
             )
         )
     return plots
@@ -90,7 +95,7 @@ def learning_rate_plot(log: TrainingLog) -> Plot:
             axes.set_ylim(0, 1.12 * np.nanmax(log.columns[name]) or 1)
             axes.yaxis.set_major_locator(MaxNLocator(3))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-        _finish_step_axes(rows, log)
+        finish_step_axes(rows, log)
 
     return Plot(
         title="Learning rate",
@@ -108,14 +113,14 @@ def throughput_plot(log: TrainingLog) -> Plot:
 
     def draw(*rows: Axes) -> None:
         for axes, (name, color) in zip(rows, shown, strict=True):
-            _draw_line(axes, log, log.columns[name], color)
+            draw_line(axes, log, log.columns[name], color)
             axes.set_ylim(0, 1.15 * np.nanpercentile(log.columns[name], 99.5) or 1)
             axes.yaxis.set_major_locator(MaxNLocator(4))
         if "mfu" in dict(shown):
             rows[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         if "samples_per_s" in dict(shown):
             rows[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.scaled(value)))
-        _finish_step_axes(rows, log)
+        finish_step_axes(rows, log)
 
     entries = {
         "samples_per_s": LegendEntry(
@@ -144,7 +149,7 @@ def step_time_plot(log: TrainingLog) -> Plot:
     total = sum(seconds.mean() for seconds in parts.values())
 
     def draw(axes: Axes) -> None:
-        averages = np.stack([smoothed(seconds, _half_life(log)) for seconds in parts.values()])
+        averages = np.stack([smoothed(seconds, half_life(log)) for seconds in parts.values()])
         kept = thinned(averages.shape[1], MAX_LINE_POINTS)
         axes.stackplot(
             log.columns["step"][kept],
@@ -157,13 +162,13 @@ def step_time_plot(log: TrainingLog) -> Plot:
         if log.has("comm_s"):
             axes.plot(
                 log.columns["step"][kept],
-                smoothed(log.columns["comm_s"], _half_life(log))[kept],
+                smoothed(log.columns["comm_s"], half_life(log))[kept],
                 color=COMMUNICATION.color,
                 linestyle=(0, (4, 2)),
             )
         axes.set_ylim(0, 1.12 * averages.sum(axis=0).max() or 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.seconds(value) if value else "0"))
-        _finish_step_axes([axes], log)
+        finish_step_axes([axes], log)
 
     shares = dict(reversed(parts.items()))
     if log.has("comm_s"):
@@ -202,41 +207,3 @@ def _skipped_note(log: TrainingLog) -> str:
         f"Steps left out because their loss was not finite: {log.total('skipped_steps'):.0f}, the last in the line of "
         f"step {last:.0f}. Their rows are in non_finite.jsonl."
     )
-
-
-def _draw_line(axes: Axes, log: TrainingLog, values: NDArray[np.float64], color: str) -> None:
-    steps = log.columns["step"]
-    kept = thinned(len(steps), MAX_LINE_POINTS)
-    axes.plot(steps[kept], values[kept], color=color, alpha=0.25, linewidth=1)
-    axes.plot(steps[kept], smoothed(values, _half_life(log))[kept], color=color)
-
-
-def _half_life(log: TrainingLog) -> float:
-    return max(1.0, 0.01 * len(log.columns["step"]))
-
-
-def _last_average(log: TrainingLog, values: NDArray[np.float64]) -> float | None:
-    last = float(smoothed(values, _half_life(log))[-1])
-    return last if np.isfinite(last) else None
-
-
-def _limit_to_bulk(axes: Axes, values: NDArray[np.float64]) -> None:
-    """The few first or stray losses may leave the picture, so that they do not flatten the rest."""
-    if np.isfinite(values).any():
-        low, high = np.nanpercentile(values, [0.2, 99])
-        margin = 0.06 * (high - low) or 0.1
-        axes.set_ylim(low - margin, high + margin)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-
-
-def _finish_step_axes(rows: Sequence[Axes], log: TrainingLog, *, max_ticks: int = 6) -> None:
-    steps, epochs = log.columns["step"], log.columns["epoch"]
-    for axes in rows:
-        axes.grid(visible=False, axis="x")
-        for boundary in steps[1:][np.diff(np.floor(epochs)) > 0]:
-            axes.axvline(boundary, color=MUTED, linewidth=1, linestyle=(0, (1, 3)))
-    bottom = rows[-1]
-    bottom.set_xlabel("step")
-    bottom.set_xlim(steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1)
-    bottom.xaxis.set_major_locator(MaxNLocator(max_ticks, integer=True))
-    bottom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.scaled(value)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from rankmixer_dist.report.training_log import read_lines
+from rankmixer_dist.report.training_log import flat, read_lines
 
 
 class MetricsLog:
@@ -31,7 +31,7 @@ class MetricsLog:
         """Writes one interval; NaN and infinity become null, which JSON has."""
         self._file.write(json.dumps(_finite(line)) + "\n")
         self._file.flush()
-        for key, value in _flat(line):
+        for key, value in flat(line):
             if isinstance(value, int | float) and math.isfinite(value) and key != "step":
                 self._board.add_scalar(key, value, line["step"])
 
@@ -45,13 +45,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(line: dict[str, Any]) -> list[tuple[str, Any]]:
-    pairs = []
-    for key, value in line.items():
-        if isinstance(value, dict):
-            pairs += [(f"{key}/{name}", item) for name, item in value.items()]
-        else:
-            pairs.append((key, value))
-    return pairs

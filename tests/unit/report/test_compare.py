@@ -58,6 +58,20 @@ def test_seeds_make_one_group_and_other_configs_others(tmp_path):
     assert rows[1].startswith("| wukong | 2 | 0.7250 (0.7200 to 0.7300) | – |")
 
 
+def test_runs_with_experts_say_how_many_are_active(tmp_path):
+    dense = write_run(tmp_path / "dense", 0.70, seed=1)
+    sparse = [write_run(tmp_path / f"s{seed}", 0.71, seed=seed, model__backbone="moe") for seed in (1, 2)]
+    for path, ratio in zip(sparse, (0.125, 0.25), strict=True):
+        content = json.loads((path / "eval.json").read_text())
+        content["routing"] = {"active_ratio": ratio, "dead_experts": 0, "gate_scale": 0.5}
+        (path / "eval.json").write_text(json.dumps(content))
+    found = compare([dense, *sparse])
+    assert found.size_columns[-1] == "active experts" and "active experts" in markdown(found, differences=True)
+    without, line = lines_of(found, differences=True)
+    assert (without.size[-1], line.size[-1]) == ("–", "18.8% (12.5% to 25.0%)")
+    assert "active experts" not in compare([dense]).size_columns
+
+
 def test_several_differing_keys_are_named(tmp_path):
     runs = [
         write_run(tmp_path / "a", 0.7, seed=1),
