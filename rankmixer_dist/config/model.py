@@ -42,8 +42,9 @@ class DTSIConfig(Strict):
     fusion: Literal["stochastic_rows", "stochastic_steps", "mean", "straight_through"] = Field(
         default="stochastic_rows", description="how the two routers share the training pass (layers/dtsi_moe.py)"
     )
-    reopen: bool = Field(default=False, description="closed gates of the infer router can learn to open again")
-    initial_lambda: PositiveFloat = Field(default=1e-6, description="weight of the penalty at the start")
+    initial_lambda: Annotated[float, Field(ge=1e-6)] = Field(
+        default=1e-5, description="weight of the penalty at the start"
+    )
     lambda_alpha: Annotated[float, Field(gt=1)] = Field(default=1.02, description="factor of one change of lambda")
     distillation_weight: NonNegativeFloat = Field(default=0.1, description="of fusion straight_through")
 

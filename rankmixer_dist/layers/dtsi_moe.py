@@ -4,6 +4,7 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rankmixer_dist.layers.experts import PerTokenExperts
@@ -21,7 +22,7 @@ stochastic_rows: a row takes all its gates from one router, either with probabil
 trained as it is served, on half of each batch.
 stochastic_steps: the same with one draw for the whole batch.
 mean: G = (G_train + G_infer) / 2. Without noise, but the path that is served is never computed in training, and the
-penalty shrinks its gates against those that the experts learned with: without `reopen` they closed for good.
+penalty shrinks its gates against those that the experts learned with.
 straight_through: G = G_train, and the gradient of G goes to G_infer too, through its own ReLU; the report's `distance`,
 squared, of G_infer from G_train, is to keep the two near enough for that to make sense.
 """
@@ -46,7 +47,6 @@ class DTSIMoE(PerTokenMoE):
         hidden_dim: F, hidden width of each expert.
         fusion: how both routers take part in training; see `Fusion`.
         open_share: of the gates at the start; see `ReLURouter`.
-        reopen: whether closed infer gates can learn to open; see `ReLURouter`.
 
     Raises:
         ValueError: a size below 1, an unknown fusion or an impossible share.
@@ -61,7 +61,6 @@ class DTSIMoE(PerTokenMoE):
         hidden_dim: int,
         fusion: Fusion = "stochastic_rows",
         open_share: float = 0.5,
-        reopen: bool = False,
     ) -> None:
         if fusion not in get_args(Fusion):
             raise ValueError(f"fusion {fusion!r} is unknown; use one of {', '.join(get_args(Fusion))}")
@@ -72,22 +71,24 @@ class DTSIMoE(PerTokenMoE):
         router = partial(
             ReLURouter, num_tokens=num_tokens, token_dim=token_dim, num_experts=num_experts, open_share=open_share
         )
-        self.train_router, self.infer_router = router(), router(reopen=reopen)
+        self.train_router, self.infer_router = router(), router()
         self.infer_router.load_state_dict(self.train_router.state_dict())
 
     def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> Tensor:
         """[T, B, D] -> [T, B, D]; `rows.served_B` take the infer router's gates with the fusions `stochastic_*`."""
-        infer_TBE = self.infer_router(x_TBD)
+        logits_TBE = self.infer_router.logits(x_TBD)
+        infer_TBE = F.relu(logits_TBE)
         real_B = real_rows(rows, infer_TBE)
         pressed_TE = sum_over_rows(infer_TBE, real_B)
         if not self.training:
             self.report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE)
             return self.experts.sparse(x_TBD, infer_TBE)
+        closed = sum_over_rows(F.relu(-logits_TBE), real_B).sum()
         train_TBE = self.train_router(x_TBD)
         distance = None
         if self.fusion == "straight_through":
             distance = sum_over_rows(torch.square(infer_TBE - train_TBE.detach()), real_B).sum()
-        self.report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE, distance=distance)
+        self.report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE, closed=closed, distance=distance)
         return self.experts.dense(x_TBD, self._fuse(train_TBE, infer_TBE, rows))
 
     def penalty(self, used_TE: Tensor, rows: Tensor) -> Tensor:

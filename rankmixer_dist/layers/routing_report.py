@@ -34,6 +34,7 @@ class RoutingReport:
 
     Attributes:
         pressed_TR: [T, R], fp32 or wider, with gradient: what the penalty presses on, gates or shares of experts.
+        closed: scalar with gradient, how far all closed gates are from opening; 0 where gates are not opened.
         distance: scalar with gradient, what distillation is to make small; 0 where nothing is distilled.
         used_TE: [T, E], rows that use an expert; detached.
         gates_TE: [T, E], gates that inference would use; detached.
@@ -41,6 +42,7 @@ class RoutingReport:
     """
 
     pressed_TR: Tensor
+    closed: Tensor
     distance: Tensor
     used_TE: Tensor
     gates_TE: Tensor
@@ -70,12 +72,18 @@ def sum_over_rows(values_TBE: Tensor, real_B: Tensor) -> Tensor:
 
 
 def report_on(
-    gates_TBE: Tensor, real_B: Tensor, *, pressed_TR: Tensor, distance: Tensor | None = None
+    gates_TBE: Tensor,
+    real_B: Tensor,
+    *,
+    pressed_TR: Tensor,
+    closed: Tensor | None = None,
+    distance: Tensor | None = None,
 ) -> RoutingReport:
     """The report of one batch; `gates_TBE` are those that inference would use."""
     gates_TBE = gates_TBE.detach()
     return RoutingReport(
         pressed_TR=pressed_TR,
+        closed=pressed_TR.new_zeros(()) if closed is None else closed,
         distance=pressed_TR.new_zeros(()) if distance is None else distance,
         used_TE=sum_over_rows(gates_TBE > 0, real_B),
         gates_TE=sum_over_rows(gates_TBE, real_B),

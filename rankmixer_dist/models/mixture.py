@@ -16,13 +16,12 @@ _WIDEST = 0.95
 class DTSI:
     """`layers.dtsi_moe`; `active_ratio`: share of the experts that the served path is to use.
 
-    It starts with half of the others open too, since a penalty can close gates but not open them.
+    It starts with half of the others open too.
     """
 
     num_experts: int
     active_ratio: float
     fusion: Fusion = "stochastic_rows"
-    reopen: bool = False
 
     def build(self, *, num_tokens: int, token_dim: int, hidden_dim: int) -> PerTokenMoE:
         """The layer of T tokens; `hidden_dim` is F of each expert."""
@@ -33,7 +32,6 @@ class DTSI:
             hidden_dim=hidden_dim,
             fusion=self.fusion,
             open_share=min((1 + self.active_ratio) / 2, _WIDEST),
-            reopen=self.reopen,
         )
 
     def cost(self, *, num_tokens: int, token_dim: int, hidden_dim: int) -> Part:

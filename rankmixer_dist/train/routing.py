@@ -51,10 +51,11 @@ class Routing:
         """This rank's share of the last forward's penalties; the sum over the ranks is a mean over the global batch."""
         counts = sum_over_ranks(self._counts.of_last_forward())
         self._newest = counts
-        penalties, distances = [], []
+        penalties, closed, distances = [], [], []
         for used_TE, rows, layer in self._counts.own(counts):
             assert layer.report is not None
             penalties.append(layer.penalty(used_TE, rows))
+            closed.append(layer.report.closed / rows.clamp(min=1))
             distances.append(layer.report.distance / rows.clamp(min=1))
         penalty = torch.stack(penalties).sum()
         if self._lambda is None:
@@ -62,7 +63,7 @@ class Routing:
             return self._moe.balance_weight * penalty
         assert isinstance(self._moe, DTSIConfig)
         weight = self._moe.distillation_weight if self._moe.fusion == "straight_through" else 0.0
-        return self._lambda(penalty) + weight * torch.stack(distances).sum()
+        return self._lambda(penalty, torch.stack(closed).sum()) + weight * torch.stack(distances).sum()
 
     def update(self) -> None:
         """Counts the last forward, and moves lambda by its active ratio; after the step that it belonged to."""
@@ -72,14 +73,14 @@ class Routing:
             self._lambda.update(self._counts.active_ratio(self._newest))
 
     def pieces(self) -> list[Piece]:
-        """Lambda, for checkpoints."""
-        return [] if self._lambda is None else [whole("routing/lambda", self._lambda.value.view(1))]
+        """Lambda and mu, for checkpoints."""
+        return [] if self._lambda is None else [whole("routing/lambda", self._lambda.coefficients)]
 
     def figures(self) -> dict[str, Any]:
         """What the experts did since the last call; the same on all ranks."""
         figures = self._counts.figures()
         if self._lambda is not None:
-            figures["lambda"] = self._lambda.value.item()
+            figures["lambda"], figures["mu"] = self._lambda.coefficients.tolist()
             figures["target"] = self._lambda.target
         self._counts.clear()
         return figures

@@ -166,23 +166,22 @@ def test_a_layer_can_be_copied_after_a_forward():
 
 
 @pytest.mark.parametrize(
-    ("fusion", "target", "reopen"),
+    ("fusion", "target"),
     [
-        ("stochastic_rows", 0.5, False),
-        ("stochastic_rows", 0.25, False),
-        ("stochastic_rows", 0.125, False),
-        ("stochastic_rows", 0.125, True),
-        ("stochastic_steps", 0.25, False),
-        ("straight_through", 0.25, False),
-        ("mean", 0.25, True),  # collapses without: 0.07 of the gates stay open
-    ],
+        ("stochastic_rows", 0.75),  # opens gates
+        ("stochastic_rows", 0.5),
+        ("stochastic_rows", 0.25),
+        ("stochastic_rows", 0.125),
+        ("stochastic_steps", 0.25),
+        ("straight_through", 0.25),
+    ],  # `mean` falls to 0.07 of the gates and then swings
 )
-def test_lambda_drives_the_active_ratio_to_its_target(fusion, target, reopen):
+def test_lambda_drives_the_active_ratio_to_its_target(fusion, target):
     torch.manual_seed(0)
     sizes = {"num_tokens": 4, "token_dim": 16, "num_experts": 8, "hidden_dim": 8}
     teacher = DTSIMoE(**sizes).eval()
-    moe = DTSIMoE(**sizes, fusion=fusion, reopen=reopen)
-    adaptive = AdaptiveLambda(target=target, initial=1e-3, alpha=1.03)
+    moe = DTSIMoE(**sizes, fusion=fusion)
+    adaptive = AdaptiveLambda(target=target, initial=1e-3, alpha=1.03, minimum=1e-5)
     optimizer = torch.optim.Adam(moe.parameters(), lr=3e-3)
     ratios, losses = [], []
     for _ in range(400):
@@ -191,7 +190,7 @@ def test_lambda_drives_the_active_ratio_to_its_target(fusion, target, reopen):
             goal_TBD = teacher(x_TBD)
         losses.append(F.mse_loss(moe(x_TBD), goal_TBD))
         optimizer.zero_grad()
-        (losses[-1] + adaptive(own_penalty(moe)) + 0.1 * moe.report.distance / 64).backward()
+        (losses[-1] + adaptive(own_penalty(moe), moe.report.closed / 64) + 0.1 * moe.report.distance / 64).backward()
         optimizer.step()
         ratios.append(moe.report.active_T.mean())
         adaptive.update(ratios[-1])
@@ -204,31 +203,46 @@ def test_lambda_drives_the_active_ratio_to_its_target(fusion, target, reopen):
         assert served < 1.7 * torch.stack(losses[-50:]).mean()
 
 
-def test_lambda_follows_its_rule_and_keeps_its_state():
+def test_lambda_and_mu_follow_their_rule_and_keep_their_state():
     adaptive = AdaptiveLambda(target=0.25, initial=1e-4, alpha=1.5, width=0.2, minimum=1e-5, maximum=1e-3)
-    slowly = 1e-4 * 1.5**0.5
-    for active, expected in (
-        (0.4, 1.5e-4),
-        (0.25, 1.5e-4),
-        (0.1, 1e-4),
-        (float("nan"), 1e-4),
-        (0.275, slowly),
-        (0.225, 1e-4),
+    slowly = 1.5**0.5
+    for active, closing, opening in (
+        (0.4, 1.5e-4, 1e-5),
+        (0.25, 1.5e-4, 1e-5),
+        (0.1, 1e-4, 1.5e-5),
+        (float("nan"), 1e-4, 1.5e-5),
+        (0.275, 1e-4 * slowly, 1.5e-5 / slowly),
+        (0.225, 1e-4, 1.5e-5),
     ):
         adaptive.update(active)
-        assert adaptive.value.item() == pytest.approx(expected, rel=1e-6)
-    sign = AdaptiveLambda(target=0.25, initial=1e-4, alpha=1.5, width=0)
-    sign.update(0.2501)
-    assert sign.value.item() == pytest.approx(1.5e-4, rel=1e-6)
-    assert adaptive(torch.tensor(3.0)).item() == pytest.approx(3e-4, rel=1e-6)
-    for active, bound in ((torch.tensor(1.0), 1e-3), (torch.tensor(0.0), 1e-5)):
+        assert adaptive.closing.item() == pytest.approx(closing, rel=1e-6)
+        assert adaptive.opening.item() == pytest.approx(opening, rel=1e-6)
+    assert adaptive(torch.tensor(3.0), torch.tensor(2.0)).item() == pytest.approx(3.3e-4, rel=1e-6)
+    for active, bounds in ((torch.tensor(1.0), (1e-3, 1e-5)), (torch.tensor(0.0), (1e-5, 1e-3))):
         for _ in range(20):
             adaptive.update(active)
-        assert adaptive.value.item() == pytest.approx(bound, rel=1e-6)
+        assert adaptive.coefficients.tolist() == pytest.approx(bounds, rel=1e-6)
+    sign = AdaptiveLambda(target=0.25, initial=1e-4, alpha=1.5, width=0)
+    sign.update(0.2501)
+    assert sign.closing.item() == pytest.approx(1.5e-4, rel=1e-6)
     twin = AdaptiveLambda(target=0.25).bfloat16()
-    assert twin.value.dtype == torch.float32
+    assert twin.coefficients.dtype == torch.float32
     twin.load_state_dict(adaptive.state_dict())
-    assert torch.equal(twin.value, adaptive.value)
+    assert torch.equal(twin.coefficients, adaptive.coefficients)
+
+
+def test_gates_that_are_closed_for_all_rows_can_be_opened():
+    moe, x_TBD = layer(16, 2, 3, 9, 7)
+    x_TBD = x_TBD.float()
+    moe.infer_router.linear.bias.data[:] = -9.0
+    real_B = torch.arange(16) < 10
+    moe(x_TBD, RoutedRows(real_B, real_B))
+    logits_TBE = moe.infer_router.logits(x_TBD[:, :10])
+    assert (logits_TBE < 0).all()
+    torch.testing.assert_close(moe.report.closed, -logits_TBE.sum(), rtol=1e-5, atol=0)
+    moe.report.closed.backward()
+    assert (moe.infer_router.linear.bias.grad == -10).all()
+    assert own_penalty(moe) == 0
 
 
 def test_impossible_options_are_refused():
