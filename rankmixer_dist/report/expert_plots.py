@@ -65,14 +65,16 @@ def block_plots(log: TrainingLog) -> list[Plot]:
 
 
 def lambda_plot(log: TrainingLog) -> Plot:
-    """Weight of the sparsity penalty, and below it what it steers: the share of active experts towards its target."""
-    lambdas = log.columns["routing/lambda"]
-    exponents = np.log10([np.nanmin(lambdas), np.nanmax(lambdas)])
+    """What closes gates and what opens them, and below it what they steer: the share of active experts."""
+    lambdas, mus = log.columns["routing/lambda"], log.columns["routing/mu"]
+    both = np.concatenate([lambdas, mus])
+    exponents = np.log10([np.nanmin(both), np.nanmax(both)])
     low, high = np.floor(exponents[0]), np.ceil(exponents[1])
 
     def draw(above: Axes, below: Axes) -> None:
         kept = thinned(len(lambdas), MAX_LINE_POINTS)
         above.plot(log.columns["step"][kept], lambdas[kept], color=SERIES[4])
+        above.plot(log.columns["step"][kept], mus[kept], color=SERIES[2], linestyle=DASHED)
         above.set_yscale("log")
         above.set_ylim(10**low, 10 ** max(high, low + 1))
         above.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -89,7 +91,8 @@ def lambda_plot(log: TrainingLog) -> Plot:
         title="Lambda and what it steers",
         svg=render(draw, width=570, height=290, label="lambda and active experts by step", num_rows=2, prefix="lambda"),
         legend=(
-            LegendEntry(css_color(SERIES[4]), "lambda", f"now {log.newest('routing/lambda'):.3g}"),
+            LegendEntry(css_color(SERIES[4]), "lambda, closing", f"now {log.newest('routing/lambda'):.3g}"),
+            LegendEntry(css_color(SERIES[2]), "mu, opening", f"now {log.newest('routing/mu'):.3g}"),
             LegendEntry(css_color(SERIES[0]), "active experts", formats.percent(active)),
             *_target_entry(log),
         ),

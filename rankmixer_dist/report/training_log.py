@@ -32,6 +32,7 @@ LOG_COLUMNS = (
     "routing/active_ratio",
     "routing/target",
     "routing/lambda",
+    "routing/mu",
     "routing/dead_experts",
     "routing/gate_scale",
     "routing/path_gap",

@@ -30,6 +30,7 @@ def routing(*, num_blocks: int = 2, num_tokens: int = 4, **changes: Any) -> dict
         "dead_experts": 0,
         "gate_scale": 0.5125,
         "active": {f"{block}.{token}": share(block, token) for block, token in places},
+        "mu": 1e-6,
         "lambda": 3.25e-4,
         "target": 0.125,
         "path_gap": 0.0123,
@@ -93,7 +94,11 @@ def test_the_section_holds_the_figures_of_the_log(tmp_path: Path) -> None:
     assert "Dead experts 2 at most 7, at step 20" in text and "Gate scale 0.5125" in text
     assert "Exchange / step 20 ms 20 % of its 100 ms" in text
     assert "Sent / step 3 KiB 2 KiB forward, 1 KiB back" in text
-    assert "lambda now 0.000325" in text and "at most +3.23 % (at step 20)" in text
+    assert (
+        "lambda, closing now 0.000325" in text
+        and "mu, opening now 1e-06" in text
+        and "at most +3.23 % (at step 20)" in text
+    )
     # 1.23, 3.23 and 1.23 with weights 1/4, 1/2 and 1
     assert "gap +1.80 %" in text
     for block, mean in enumerate(("9.5 %", "29.5 %")):
@@ -126,7 +131,7 @@ def test_numbers_at_the_ends_of_lines_do_not_collide(tmp_path: Path) -> None:
 
 
 def test_softmax_has_no_lambda_no_gap_and_no_target(tmp_path: Path) -> None:
-    figures = {key: value for key, value in routing(path_gap=0.0).items() if key not in ("lambda", "target")}
+    figures = {key: value for key, value in routing(path_gap=0.0).items() if key not in ("lambda", "mu", "target")}
     write_run(tmp_path, [{"routing": figures}, {"routing": figures}])
     write_evaluation(tmp_path, active_ratio=0.25, dead_experts=3, gate_scale=0.4)
     text = as_text(section(tmp_path))
@@ -163,7 +168,7 @@ def test_colours_are_the_page_s_and_ids_are_unique(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error")  # matplotlib warns of an axis without extent
 @pytest.mark.parametrize("value", [1e-8, 1.0, 2.5])
 def test_lambda_that_never_moved_has_an_axis(tmp_path: Path, value: float) -> None:
-    write_run(tmp_path, [{"routing": routing(**{"lambda": value})}])
+    write_run(tmp_path, [{"routing": routing(**{"mu": value, "lambda": value})}])
     exponent = int(np.floor(np.log10(value)))
     assert {f"1e{exponent}", f"1e{exponent + 1}"} <= set(as_text(lambda_plot(logged(tmp_path)).svg).split())
 
