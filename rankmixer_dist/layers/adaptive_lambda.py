@@ -10,6 +10,7 @@ from torch import Tensor, nn
 class AdaptiveLambda(nn.Module):
     """lambda <- clamp(lambda * alpha^e), mu <- clamp(mu / alpha^e), e = (active / target - 1) / width cut to [-1, 1].
 
+    e is rounded to tenths, so that a gate which lies so near to 0 that rounding opens or closes it moves neither.
     lambda weighs the penalty that closes gates (RankMixer, eq. 11), which the paper calls adaptive without a rule. Off
     the target by more than `width` this is ReMoE's (arXiv 2412.14711), which takes the sign alone; nearer, it slows
     down. Gates follow only after many steps, so that a large alpha overshoots: on small problems ReMoE's 1.2 left 1 %
@@ -79,7 +80,7 @@ class AdaptiveLambda(nn.Module):
         active = torch.as_tensor(active_ratio, dtype=torch.float32, device=self.coefficients.device)
         off = active / self.target - 1
         power = (off / self.width).clamp(-1, 1) if self.width else torch.sign(off)
-        power = power.nan_to_num(0.0)
+        power = power.nan_to_num(0.0).mul(10).round().div(10)
         self.coefficients.mul_(self.alpha ** torch.stack([power, -power])).clamp_(self.minimum, self.maximum)
 
     def forward(self, penalty: Tensor, closed: Tensor) -> Tensor:
