@@ -47,12 +47,12 @@ def test_equals_sklearn_and_the_definition(block: int) -> None:
     for seed in range(50 * block, 50 * (block + 1)):
         scores, labels, weights = random_rows(seed)
         ones = np.ones(len(scores))
-        # Seen: 2.3e-16 from the definition, 9e-16 from scikit-learn.
+        # Seen, in this order: 2.2e-16, 4.0e-16, 4.2e-16, 5.5e-16.
         assert computed(scores, labels) == pytest.approx(naive(scores, labels, ones), rel=1e-15)
-        assert computed(scores, labels) == pytest.approx(average_precision_score(labels, scores), rel=5e-15)
+        assert computed(scores, labels) == pytest.approx(average_precision_score(labels, scores), rel=4e-15)
         weighted = computed(scores, labels, weights)
         assert weighted == pytest.approx(naive(scores, labels, weights), rel=2e-15)
-        assert weighted == pytest.approx(average_precision_score(labels, scores, sample_weight=weights), rel=5e-15)
+        assert weighted == pytest.approx(average_precision_score(labels, scores, sample_weight=weights), rel=4e-15)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
