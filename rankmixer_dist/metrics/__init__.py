@@ -5,10 +5,12 @@ from rankmixer_dist.metrics.auc_counts import AUCCounts
 from rankmixer_dist.metrics.auc_result import AUCResult
 from rankmixer_dist.metrics.calibration import Calibration, CalibrationResult, ReliabilityBins
 from rankmixer_dist.metrics.histogram_auc import HistogramAUC, HistogramAUCResult
+from rankmixer_dist.metrics.paired import PairedAUC, PairedAUCResult, PairedUserAUC, PairedUserAUCResult
 from rankmixer_dist.metrics.pr_auc import PRAUC
 from rankmixer_dist.metrics.spilled import SpilledAUC, SpilledUserAUC
 from rankmixer_dist.metrics.tasks import TaskFigures, TaskMetrics
 from rankmixer_dist.metrics.user_auc import UserAUC
+from rankmixer_dist.metrics.user_resampling import BootstrapResult, UserBootstrap
 from rankmixer_dist.metrics.user_totals import UserAUCResult, UserAUCs, UserAUCTotals
 
 __all__ = [
@@ -16,10 +18,15 @@ __all__ = [
     "PRAUC",
     "AUCCounts",
     "AUCResult",
+    "BootstrapResult",
     "Calibration",
     "CalibrationResult",
     "HistogramAUC",
     "HistogramAUCResult",
+    "PairedAUC",
+    "PairedAUCResult",
+    "PairedUserAUC",
+    "PairedUserAUCResult",
     "ReliabilityBins",
     "SpilledAUC",
     "SpilledUserAUC",
@@ -29,4 +36,5 @@ __all__ = [
     "UserAUCResult",
     "UserAUCTotals",
     "UserAUCs",
+    "UserBootstrap",
 ]

@@ -9,18 +9,18 @@ MAX_WEIGHT = 2.0**40
 """Far above any real weight, and sums over 2**38 rows stay in the range of `ExactSums`."""
 
 
-def check_scores(scores: ArrayLike) -> NDArray[np.floating]:
+def check_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.floating]:
     """Scores [rows] as float32, or as float64 where they came as float64: never a lossy cast.
 
     Raises:
         ValueError: not one-dimensional, not floating point, or NaN or infinity among them.
     """
-    column = _one_dimensional("scores", scores)
+    column = _one_dimensional(name, scores)
     if column.dtype.kind != "f" or column.dtype.itemsize > 8:
-        raise ValueError(f"scores: expected float32 or float64, got {column.dtype}")
+        raise ValueError(f"{name}: expected float32 or float64, got {column.dtype}")
     if column.dtype.itemsize < 4:
         column = column.astype(np.float32)
-    _refuse("scores", column, ~np.isfinite(column), "not finite")
+    _refuse(name, column, ~np.isfinite(column), "not finite")
     return column
 
 

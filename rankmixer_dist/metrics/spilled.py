@@ -13,7 +13,8 @@ from rankmixer_dist.metrics.keys import score_keys, user_ids_of, user_keys
 from rankmixer_dist.metrics.row_state import Checks, RowBuffer
 from rankmixer_dist.metrics.rows import check_labels, check_scores, check_user_ids
 from rankmixer_dist.metrics.sorted_runs import KEYS, KeyRange, SortedRuns
-from rankmixer_dist.metrics.user_auc import exact_user_aucs
+from rankmixer_dist.metrics.user_auc import bootstrap_uauc, exact_user_aucs
+from rankmixer_dist.metrics.user_resampling import BootstrapResult
 from rankmixer_dist.metrics.user_totals import UserAUCResult, UserAUCs, UserAUCTotals
 
 MEMORY_ROWS = 1 << 22
@@ -146,6 +147,10 @@ class SpilledUserAUC(SpilledState):
         for users in self.users():
             totals.update(users)
         return totals.compute()
+
+    def bootstrap(self, replicates: int = 1000, seed: int = 0) -> BootstrapResult:
+        """Standard error and interval of `uauc`, by drawing users (`UserBootstrap`)."""
+        return bootstrap_uauc(self.users(), replicates, seed)
 
     def users(self) -> Iterator[UserAUCs]:
         """The AUC of each user with both classes, part by part."""

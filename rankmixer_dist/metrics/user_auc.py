@@ -1,5 +1,7 @@
 """UAUC: the AUC inside each user's own rows, averaged over users."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -7,6 +9,7 @@ from rankmixer_dist.metrics.exact_products import carried, scaled, segment_produ
 from rankmixer_dist.metrics.row_state import RowState
 from rankmixer_dist.metrics.rows import check_labels, check_scores, check_user_ids
 from rankmixer_dist.metrics.user_ranking import UserRanking, rank_by_user
+from rankmixer_dist.metrics.user_resampling import BootstrapResult, UserBootstrap
 from rankmixer_dist.metrics.user_totals import UserAUCResult, UserAUCs, UserAUCTotals
 
 
@@ -94,6 +97,14 @@ def _weighted(ranking: UserRanking, weights: NDArray[np.float64]) -> UserAUCs:
     return UserAUCs(ranking.user_ids[scored], auc, impressions, rows[scored])
 
 
+def bootstrap_uauc(parts: Iterable[UserAUCs], replicates: int, seed: int) -> BootstrapResult:
+    """Standard error and interval of the UAUC over all parts of the users."""
+    bootstrap = UserBootstrap(replicates, seed)
+    for users in parts:
+        bootstrap.update(users.user_ids, users.auc * users.impressions, users.impressions)
+    return bootstrap.compute()
+
+
 class UserAUC(RowState):
     """Mergeable exact UAUC; bit-identical for every split of the rows, even where a user's rows are apart.
 
@@ -117,3 +128,7 @@ class UserAUC(RowState):
     def compute(self) -> UserAUCResult:
         """UAUC, weighted and not, over all rows so far."""
         return exact_user_auc(**self._rows.arrays())
+
+    def bootstrap(self, replicates: int = 1000, seed: int = 0) -> BootstrapResult:
+        """Standard error and interval of `uauc`, by drawing users (`UserBootstrap`)."""
+        return bootstrap_uauc([exact_user_aucs(**self._rows.arrays())], replicates, seed)

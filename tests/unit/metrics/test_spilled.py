@@ -1,6 +1,7 @@
 """SpilledAUC and SpilledUserAUC against the states in memory: the same bits from rows on disk, in bounded memory."""
 
 import gc
+import itertools
 import math
 import tracemalloc
 from collections.abc import Callable
@@ -116,7 +117,7 @@ def test_counts_of_ranges_add_up(rows: list[tuple[int, bool]], cuts: list[int]) 
     keys, labels = np.array([key for key, _ in rows]), np.array([label for _, label in rows])
     edges = [0, *sorted(cuts), 7]
     total = AUCCounts.of_ties(0, 0)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         own = (keys >= low) & (keys < high)
         total = total.followed_by(AUCCounts.of_rows(keys[own], labels[own]))
     assert total == AUCCounts.of_rows(keys, labels)

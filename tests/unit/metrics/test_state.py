@@ -81,8 +81,7 @@ def test_no_damage_goes_unnoticed(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         try:
             loaded = UserAUC.load(path)
-        except UserError as error:
-            assert "\n" not in str(error)
+        except UserError:
             refused += 1
         else:
             # A bit that says nothing about the content, such as a date.
