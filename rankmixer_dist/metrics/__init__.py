@@ -7,6 +7,7 @@ from rankmixer_dist.metrics.calibration import Calibration, CalibrationResult, R
 from rankmixer_dist.metrics.histogram_auc import HistogramAUC, HistogramAUCResult
 from rankmixer_dist.metrics.paired import PairedAUC, PairedAUCResult, PairedUserAUC, PairedUserAUCResult
 from rankmixer_dist.metrics.pr_auc import PRAUC
+from rankmixer_dist.metrics.slices import SlicedMetrics, SliceFigures
 from rankmixer_dist.metrics.spilled import SpilledAUC, SpilledUserAUC
 from rankmixer_dist.metrics.tasks import TaskFigures, TaskMetrics
 from rankmixer_dist.metrics.user_auc import UserAUC
@@ -28,6 +29,8 @@ __all__ = [
     "PairedUserAUC",
     "PairedUserAUCResult",
     "ReliabilityBins",
+    "SliceFigures",
+    "SlicedMetrics",
     "SpilledAUC",
     "SpilledUserAUC",
     "TaskFigures",

@@ -84,6 +84,11 @@ class RowState(ArrayState):
     def __init__(self) -> None:
         self._rows = RowBuffer(self.checks)
 
+    @property
+    def rows(self) -> int:
+        """Rows that are kept."""
+        return self._rows.rows
+
     def merge(self, other: Self) -> None:
         """Add the rows of another state to this one."""
         self._rows.merge(other._rows)
