@@ -62,8 +62,8 @@ class RowBuffer:
     def arrays(self) -> dict[str, NDArray]:
         """Every column [rows] by name, `weights` last and only if there are any; not to be written to."""
         for chunks in self._chunks.values():
-            if len(chunks) > 1:
-                chunks[:] = [np.concatenate(chunks)]
+            filled = [chunk for chunk in chunks if len(chunk)] or chunks[:1]
+            chunks[:] = filled if len(filled) == 1 else [np.concatenate(filled)]
         return {name: chunks[0] for name, chunks in self._chunks.items()}
 
     def clear(self) -> None:
