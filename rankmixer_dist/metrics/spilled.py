@@ -84,7 +84,7 @@ class SpilledAUC(SpilledState):
     """Mergeable exact AUC in bounded memory; `AUC` to the last bit, its variance to 1e-15, for every split of the rows.
 
     9 bytes a row on disk. Rows are counted in ranges of scores that fit memory, and the counts of ranges add up
-    (`AUCCounts`), the variance included: here all of it is exact until the last division.
+    (`AUCCounts`), the variance included: here all of it is exact until the last division. Without weights.
     """
 
     checks = {"scores": check_scores, "labels": check_labels}

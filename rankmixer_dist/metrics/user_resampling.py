@@ -20,7 +20,8 @@ UNITS_PER_ONE = 1 << 20
 MAX_TOTAL = 2.0**40
 """What a user counts is rounded to 1e-6, and the sums over users stay below this: both fit 64 bits."""
 
-# Sums of 2**22 numbers of 26 bits, each taken a few times, are exact in float64; 32 MB of random factors.
+# Sums of 2**22 numbers of 26 bits, each taken a few times, are exact in float64, and so are those of what is above the
+# 26 bits, because of MAX_TOTAL. 32 MB of random factors.
 HALF_BITS = 26
 CHUNK_FACTORS = 1 << 22
 REPLICATES_OF_HASH = 4
