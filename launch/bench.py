@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from pathlib import Path
@@ -35,7 +36,9 @@ def main(arguments: list[str]) -> None:
     figures = module.measure(config, **sizes(parsed.size, getattr(module, "SIZES", {})))
     for figure in figures:
         mine, other = (f"{value:,.3g} {figure.unit}" for value in (figure.value, figure.reference))
-        print(f"{figure.name}: {mine}; {figure.against}: {other}; ratio {figure.value / figure.reference:.3f}")
+        # What is measured in small may be too small for the clock.
+        ratio = figure.value / figure.reference if figure.reference else math.nan
+        print(f"{figure.name}: {mine}; {figure.against}: {other}; ratio {ratio:.3f}")
     if parsed.json is not None:
         about = {
             "what": parsed.what,

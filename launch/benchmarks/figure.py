@@ -17,15 +17,13 @@ class Figure:
     against: str
 
 
-def interleaved(
-    runs: Mapping[str, Callable[[], object]], *, repeats: int = 5, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
+def interleaved(runs: Mapping[str, Callable[[], object]], *, repeats: int = 5) -> dict[str, float]:
     """Median seconds of each run, after one warm-up; taken in turn, so that a drifting machine is fair to all."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            start = clock()
+            start = time.perf_counter()
             run()
             if repeat:
-                seconds[name].append(clock() - start)
+                seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}

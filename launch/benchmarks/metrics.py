@@ -1,8 +1,9 @@
 """Exact AUC and UAUC, time and memory, beside scikit-learn, loops over users and pandas; and how the time grows."""
 
 import math
+import resource
+import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def measure(
     uauc = next(figure.value for figure in figures if figure.name == "UAUC")
     for name, auc_of in (("roc_auc_score", roc_auc_score), ("numpy ranks", rank_auc)):
         against = (
-            f"{name} in a loop over users, timed on the {LARGEST_USERS} largest and {loop_users:,} more, scaled up"
+            f"{name} in a loop over users, timed on the {LARGEST_USERS} largest and {loop_users:,} more, scaled up, CPU"
         )
         figures.append(Figure("UAUC", uauc, "s", loop_seconds(data, auc_of, loop_users), against))
     del data
@@ -71,27 +72,39 @@ def compared(data: ScoredRows, memory_rows: int) -> list[Figure]:
 
 
 def growth(seed: int, largest: int) -> list[Figure]:
-    """CPU seconds for more and more rows, over n log n; one table line a size, and the last against the first.
+    """CPU seconds for more and more rows, over n log n; two table lines a size, and the last size against the first.
 
-    CPU time, because the sizes cannot be taken in turn: what else the machine does would show as growth.
+    CPU time, because the sizes cannot be taken in turn: what else the machine does would show as growth. The part that
+    the kernel takes to hand out memory is told apart; it depends on what the machine has been doing.
     """
-    per_step: dict[str, list[float]] = {"AUC": [], "UAUC": []}
-    print(
-        f"{'rows':>12} {'users':>12} {'AUC, s':>10} {'UAUC, s':>10}    CPU time; ns a row and log2 of rows: AUC, UAUC"
-    )
-    for rows in (largest // 30, largest // 10, largest // 3, largest):
+    sizes = [largest // 30, largest // 10, largest // 3, largest]
+    per_step: dict[tuple[str, str], list[float]] = {}
+    print(f"{'rows':>12} {'':4} {'CPU s':>8} {'kernel s':>9}   ns a row and log2 of rows, without the kernel's")
+    for rows in sizes:
         data = ScoredRows.random(seed, rows, rows // 10)
-        runs = {"AUC": lambda data=data: exact_auc(data), "UAUC": lambda data=data: exact_user_auc(data)}
-        seconds = interleaved(runs, repeats=3, clock=time.process_time)
-        for name, values in per_step.items():
-            values.append(seconds[name] / (rows * math.log2(rows)) * 1e9)
-        steps = "".join(f"{values[-1]:8.2f}" for values in per_step.values())
-        print(f"{rows:12,} {rows // 10:12,} {seconds['AUC']:10.3f} {seconds['UAUC']:10.3f} {steps}")
-    against = f"the same for {largest // 30:,} rows"
+        for name, run in (("AUC", exact_auc), ("UAUC", exact_user_auc)):
+            user, kernel = cpu_seconds(lambda data=data, run=run: run(data))
+            total, own = ((seconds * 1e9) / (rows * math.log2(rows)) for seconds in (user + kernel, user))
+            per_step.setdefault((name, "CPU time"), []).append(total)
+            per_step.setdefault((name, "CPU time without the kernel's"), []).append(own)
+            print(f"{rows:12,} {name:4} {user + kernel:8.3f} {kernel:9.3f} {total:8.2f} {own:8.2f}")
+    against = f"the same for {sizes[0]:,} rows"
     return [
-        Figure(f"{name} of {largest:,} rows, CPU time per row and log2 of rows", values[-1], "ns", values[0], against)
-        for name, values in per_step.items()
+        Figure(f"{name} of {largest:,} rows, {what} per row and log2 of rows", values[-1], "ns", values[0], against)
+        for (name, what), values in per_step.items()
     ]
+
+
+def cpu_seconds(run: Callable[[], object], repeats: int = 3) -> tuple[float, float]:
+    """Median CPU seconds of the process itself and of the kernel for it, after one warm-up."""
+    run()
+    spent = []
+    for _ in range(repeats):
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        run()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        spent.append((after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime))
+    return statistics.median(user for user, _ in spent), statistics.median(kernel for _, kernel in spent)
 
 
 def exact_auc(data: ScoredRows) -> float:
