@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rankmixer_dist.metrics.auc_counts import doubled_rows_below
 from rankmixer_dist.metrics.auc_result import AUCResult, with_interval
 from rankmixer_dist.metrics.row_state import RowState
 from rankmixer_dist.metrics.rows import check_labels, check_scores
@@ -28,14 +29,12 @@ def exact_auc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> AUCRes
     if positives == 0 or negatives == 0:
         return AUCResult(math.nan, math.nan, math.nan, math.nan, positives, negatives)
 
-    doubled_wins = np.searchsorted(negative_scores, positive_scores, side="left")
-    doubled_wins += np.searchsorted(negative_scores, positive_scores, side="right")
+    doubled_wins = doubled_rows_below(negative_scores, positive_scores)
     auc = int(doubled_wins.sum()) / (2 * positives * negatives)
     if positives == 1 or negatives == 1:
         return AUCResult(auc, math.nan, math.nan, math.nan, positives, negatives)
 
-    doubled_losses = np.searchsorted(positive_scores, negative_scores, side="left")
-    doubled_losses += np.searchsorted(positive_scores, negative_scores, side="right")
+    doubled_losses = doubled_rows_below(positive_scores, negative_scores)
     # The share of positives above is one minus the share below, so the variance is the same.
     variance = float(
         np.var(doubled_wins / (2 * negatives), ddof=1) / positives
