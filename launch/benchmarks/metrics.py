@@ -1,48 +1,150 @@
-"""Exact AUC and UAUC against scikit-learn and a loop over users."""
+"""Exact AUC and UAUC, time and memory, beside scikit-learn, loops over users and pandas; and how the time grows."""
 
-import numpy as np
+import math
+import resource
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.figure import Figure, interleaved
+from benchmarks.memory import peak_bytes
+from benchmarks.metric_peers import LARGEST_USERS, ScoredRows, loop_seconds, pandas_user_auc, rank_auc, sklearn_auc
 from rankmixer_dist.config import RunConfig
-from rankmixer_dist.metrics import AUC, UserAUC
+from rankmixer_dist.metrics import AUC, HistogramAUC, SpilledAUC, SpilledUserAUC, UserAUC
 
-ROWS, USERS = 400_000, 20_000
+SIZES = {"rows": 10_000_000, "users": 1_000_000, "loop_users": 2000, "largest": 30_000_000, "memory_rows": 1 << 20}
+"""Rows and users that all are compared on; users of the loops' sample; rows of the last line of the growth table, which
+has ten rows a user; rows that the states on disk hold in memory."""
+
+BATCH_ROWS = 1 << 18
+SKLEARN, PANDAS = "sklearn.metrics.roc_auc_score", "pandas, ranks grouped by user"
 
 
-def measure(config: RunConfig) -> list[Figure]:
-    """400,000 rows of 20,000 users with Zipf activity."""
-    random = np.random.default_rng(config.seed)
-    users = (random.zipf(1.2, ROWS) - 1) % USERS
-    labels = random.random(ROWS) < 0.1
-    scores = (random.normal(size=ROWS) + labels).astype(np.float32)
-    scores = 1 / (1 + np.exp(-scores))
-    found: dict[str, float] = {}
+def measure(
+    config: RunConfig, *, rows: int, users: int, loop_users: int, largest: int, memory_rows: int
+) -> list[Figure]:
+    """All figures; prints the growth table."""
+    data = ScoredRows.random(config.seed, rows, users)
+    figures = compared(data, memory_rows)
+    uauc = next(figure.value for figure in figures if figure.name == "UAUC")
+    for name, auc_of in (("roc_auc_score", roc_auc_score), ("numpy ranks", rank_auc)):
+        against = (
+            f"{name} in a loop over users, timed on the {LARGEST_USERS} largest and {loop_users:,} more, scaled up, CPU"
+        )
+        figures.append(Figure("UAUC", uauc, "s", loop_seconds(data, auc_of, loop_users), against))
+    del data
+    return figures + growth(config.seed, largest)
 
-    def auc() -> None:
-        state = AUC()
-        state.update(scores, labels)
-        found["auc"] = state.compute().auc
 
-    def sklearn_auc() -> None:
-        found["sklearn auc"] = float(roc_auc_score(labels, scores))
-
-    def user_auc() -> None:
-        state = UserAUC()
-        state.update(scores, labels, users)
-        found["uauc"] = state.compute().uauc
-
-    def looped_user_auc() -> None:
-        order = np.argsort(users, kind="stable")
-        pieces = np.split(order, np.flatnonzero(np.diff(users[order])) + 1)
-        each = [(len(p), roc_auc_score(labels[p], scores[p])) for p in pieces if 0 < labels[p].sum() < len(p)]
-        found["looped uauc"] = sum(n * value for n, value in each) / sum(n for n, _ in each)
-
-    seconds = interleaved({"auc": auc, "sklearn": sklearn_auc, "uauc": user_auc})
-    seconds |= interleaved({"loop": looped_user_auc}, repeats=1)
-    assert abs(found["auc"] - found["sklearn auc"]) < 1e-12, found
-    assert abs(found["uauc"] - found["looped uauc"]) < 1e-12, found
+def compared(data: ScoredRows, memory_rows: int) -> list[Figure]:
+    """Seconds (medians of three) and peak memory of each state and its peer; all must agree."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        runs: dict[str, Callable[[], float]] = {
+            "AUC": lambda: exact_auc(data),
+            "AUC from disk": lambda: spilled_auc(data, folder, memory_rows),
+            "AUC histogram": lambda: histogram_auc(data),
+            SKLEARN: lambda: sklearn_auc(data),
+            "UAUC": lambda: exact_user_auc(data),
+            "UAUC from disk": lambda: spilled_user_auc(data, folder, memory_rows),
+            PANDAS: lambda: pandas_user_auc(data),
+        }
+        found = {name: run() for name, run in runs.items()}
+        assert found["AUC from disk"] == found["AUC"] and found["UAUC from disk"] == found["UAUC"], found
+        assert abs(found["AUC"] - found[SKLEARN]) < 1e-12 and abs(found["UAUC"] - found[PANDAS]) < 1e-9, found
+        seconds = interleaved(runs, repeats=3)
+        megabytes = {name: peak_bytes(run) / 1e6 for name, run in runs.items()}
+    peers = {
+        "AUC": SKLEARN,
+        "AUC from disk": SKLEARN,
+        "AUC histogram": SKLEARN,
+        "UAUC": PANDAS,
+        "UAUC from disk": PANDAS,
+    }
     return [
-        Figure("AUC with interval", seconds["auc"], "s", seconds["sklearn"], "sklearn.metrics.roc_auc_score"),
-        Figure("UAUC", seconds["uauc"], "s", seconds["loop"], "roc_auc_score in a loop over users"),
+        Figure(f"{name}{suffix}", values[name], unit, values[peer], peer)
+        for values, unit, suffix in ((seconds, "s", ""), (megabytes, "MB", ", peak memory beside the rows"))
+        for name, peer in peers.items()
     ]
+
+
+def growth(seed: int, largest: int) -> list[Figure]:
+    """CPU seconds for more and more rows, over n log n; two table lines a size, and the last size against the first.
+
+    CPU time, because the sizes cannot be taken in turn: what else the machine does would show as growth. The part that
+    the kernel takes to hand out memory is told apart; it depends on what the machine has been doing.
+    """
+    sizes = [largest // 30, largest // 10, largest // 3, largest]
+    per_step: dict[tuple[str, str], list[float]] = {}
+    print(f"{'rows':>12} {'':4} {'CPU s':>8} {'kernel s':>9}   ns a row and log2 of rows, without the kernel's")
+    for rows in sizes:
+        data = ScoredRows.random(seed, rows, rows // 10)
+        for name, run in (("AUC", exact_auc), ("UAUC", exact_user_auc)):
+            user, kernel = cpu_seconds(lambda data=data, run=run: run(data))
+            total, own = ((seconds * 1e9) / (rows * math.log2(rows)) for seconds in (user + kernel, user))
+            per_step.setdefault((name, "CPU time"), []).append(total)
+            per_step.setdefault((name, "CPU time without the kernel's"), []).append(own)
+            print(f"{rows:12,} {name:4} {user + kernel:8.3f} {kernel:9.3f} {total:8.2f} {own:8.2f}")
+    against = f"the same for {sizes[0]:,} rows"
+    return [
+        Figure(f"{name} of {largest:,} rows, {what} per row and log2 of rows", values[-1], "ns", values[0], against)
+        for (name, what), values in per_step.items()
+    ]
+
+
+def cpu_seconds(run: Callable[[], object], repeats: int = 3) -> tuple[float, float]:
+    """Median CPU seconds of the process itself and of the kernel for it, after one warm-up."""
+    run()
+    spent = []
+    for _ in range(repeats):
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        run()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        spent.append((after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime))
+    return statistics.median(user for user, _ in spent), statistics.median(kernel for _, kernel in spent)
+
+
+def exact_auc(data: ScoredRows) -> float:
+    """In memory, with its interval."""
+    state = AUC()
+    state.update(data.scores, data.labels)
+    return state.compute().auc
+
+
+def exact_user_auc(data: ScoredRows) -> float:
+    """In memory."""
+    state = UserAUC()
+    state.update(data.scores, data.labels, data.user_ids)
+    return state.compute().uauc
+
+
+def spilled_auc(data: ScoredRows, folder: Path, memory_rows: int) -> float:
+    """From disk, batch by batch."""
+    state = SpilledAUC(folder, memory_rows)
+    for rows in batches(data):
+        state.update(data.scores[rows], data.labels[rows])
+    return state.compute().auc
+
+
+def spilled_user_auc(data: ScoredRows, folder: Path, memory_rows: int) -> float:
+    """From disk, batch by batch."""
+    state = SpilledUserAUC(folder, memory_rows)
+    for rows in batches(data):
+        state.update(data.scores[rows], data.labels[rows], data.user_ids[rows])
+    return state.compute().uauc
+
+
+def histogram_auc(data: ScoredRows) -> float:
+    """The middle of the interval, batch by batch."""
+    state = HistogramAUC()
+    for rows in batches(data):
+        state.update(data.scores[rows], data.labels[rows])
+    return state.compute().auc
+
+
+def batches(data: ScoredRows) -> list[slice]:
+    """Slices of the rows."""
+    return [slice(start, start + BATCH_ROWS) for start in range(0, len(data.scores), BATCH_ROWS)]

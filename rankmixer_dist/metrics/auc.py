@@ -1,35 +1,15 @@
 """Exact, tie-aware AUC with its DeLong confidence interval."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rankmixer_dist.metrics.rows import RowBuffer, check_array_names, check_labels, check_scores
-
-NORMAL_QUANTILE_975 = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class AUCResult:
-    """AUC and its sampling error; what is undefined is NaN.
-
-    Attributes:
-        auc: P(score of a positive > score of a negative) + P(equal) / 2; NaN with a single class.
-        variance: DeLong variance of `auc`; NaN with fewer than two rows of either class.
-        ci95_low, ci95_high: auc -+ 1.96 standard errors, cut at 0 and 1.
-        positives, negatives: rows of each class.
-    """
-
-    auc: float
-    variance: float
-    ci95_low: float
-    ci95_high: float
-    positives: int
-    negatives: int
+from rankmixer_dist.metrics.auc_counts import doubled_rows_below
+from rankmixer_dist.metrics.auc_result import AUCResult, with_interval
+from rankmixer_dist.metrics.row_state import RowState
+from rankmixer_dist.metrics.rows import check_labels, check_scores
+from rankmixer_dist.metrics.weighted_auc import weighted_auc
 
 
 def exact_auc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> AUCResult:
@@ -49,67 +29,39 @@ def exact_auc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> AUCRes
     if positives == 0 or negatives == 0:
         return AUCResult(math.nan, math.nan, math.nan, math.nan, positives, negatives)
 
-    doubled_wins = np.searchsorted(negative_scores, positive_scores, side="left")
-    doubled_wins += np.searchsorted(negative_scores, positive_scores, side="right")
+    doubled_wins = doubled_rows_below(negative_scores, positive_scores)
     auc = int(doubled_wins.sum()) / (2 * positives * negatives)
     if positives == 1 or negatives == 1:
         return AUCResult(auc, math.nan, math.nan, math.nan, positives, negatives)
 
-    doubled_losses = np.searchsorted(positive_scores, negative_scores, side="left")
-    doubled_losses += np.searchsorted(positive_scores, negative_scores, side="right")
+    doubled_losses = doubled_rows_below(positive_scores, negative_scores)
     # The share of positives above is one minus the share below, so the variance is the same.
     variance = float(
         np.var(doubled_wins / (2 * negatives), ddof=1) / positives
         + np.var(doubled_losses / (2 * positives), ddof=1) / negatives
     )
-    half_width = NORMAL_QUANTILE_975 * math.sqrt(variance)
-    return AUCResult(
-        auc=auc,
-        variance=variance,
-        ci95_low=max(0.0, auc - half_width),
-        ci95_high=min(1.0, auc + half_width),
-        positives=positives,
-        negatives=negatives,
-    )
+    return with_interval(auc, variance, positives, negatives)
 
 
-class AUC:
+class AUC(RowState):
     """Mergeable exact AUC; bit-identical for every split of the rows and every order of updates and merges.
 
-    Keeps the rows: 5 bytes a row with float32 scores. Scores may be probabilities or logits.
+    Keeps the rows: 5 bytes a row with float32 scores, 8 more with weights; `SpilledAUC` keeps them on disk and
+    `HistogramAUC` does without. Scores may be probabilities or logits.
     """
 
-    def __init__(self) -> None:
-        self._rows = RowBuffer("scores", "labels")
+    checks = {"scores": check_scores, "labels": check_labels}
 
-    def update(self, scores: ArrayLike, labels: ArrayLike) -> None:
-        """Add rows: scores [rows] float32 or float64, labels [rows] of 0 and 1.
+    def update(self, scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> None:
+        """Add rows: scores [rows] float32 or float64, labels [rows] of 0 and 1, weights [rows], 1 each if left out.
 
         Raises:
-            ValueError: scores that are NaN or infinite, labels other than 0 and 1, lengths that differ.
+            ValueError: scores that are NaN or infinite, labels other than 0 and 1, weights that are NaN, negative or
+                above 2**40, lengths that differ.
         """
-        self._rows.append(scores=check_scores(scores), labels=check_labels(labels))
-
-    def merge(self, other: Self) -> None:
-        """Add the rows of another state to this one."""
-        self._rows.merge(other._rows)
+        self._rows.append({"scores": scores, "labels": labels}, weights)
 
     def compute(self) -> AUCResult:
         """AUC, DeLong interval and class counts over all rows so far."""
-        return exact_auc(self._rows.column("scores"), self._rows.column("labels"))
-
-    def to_arrays(self) -> dict[str, NDArray]:
-        """The state as `scores` [rows] and `labels` [rows] bool."""
-        return self._rows.to_arrays()
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
-        """The state that `to_arrays` was called on.
-
-        Raises:
-            ValueError: other array names, or values that `update` refuses.
-        """
-        check_array_names(arrays, {"scores", "labels"})
-        state = cls()
-        state.update(**arrays)
-        return state
+        arrays = self._rows.arrays()
+        return weighted_auc(**arrays) if "weights" in arrays else exact_auc(**arrays)

@@ -1,5 +1,6 @@
 """Sums of floats without rounding, so that they do not depend on how the rows were split."""
 
+import math
 from typing import Self
 
 import numpy as np
@@ -25,6 +26,13 @@ class ExactSums:
 
     def __init__(self, num_groups: int) -> None:
         self.totals = [0] * num_groups
+
+    @classmethod
+    def of_counts(cls, counts: NDArray[np.integer]) -> Self:
+        """Sums [groups] that are whole numbers."""
+        sums = cls(len(counts))
+        sums.totals = [int(count) * UNITS_PER_ONE for count in counts]
+        return sums
 
     def add(self, values: NDArray[np.float64], groups: NDArray[np.integer]) -> None:
         """Add values [rows], finite and not negative, each to the sum of its group [rows]."""
@@ -55,9 +63,13 @@ class ExactSums:
         """The sums [num_groups], each rounded once."""
         return np.array([total / UNITS_PER_ONE for total in self.totals])
 
-    def rounded_ratio(self, divisor: int) -> float:
-        """The sum over all groups divided by a positive integer, rounded once."""
-        return sum(self.totals) / (UNITS_PER_ONE * divisor)
+    def ratio(self, other: Self) -> float:
+        """The sum over all groups divided by that of another accumulator, rounded once; NaN for a divisor of 0."""
+        return _ratio(sum(self.totals), sum(other.totals))
+
+    def ratios(self, other: Self) -> NDArray[np.float64]:
+        """The sums [num_groups] divided by those of another accumulator, as `ratio`."""
+        return np.array([_ratio(mine, theirs) for mine, theirs in zip(self.totals, other.totals, strict=True)])
 
     def to_array(self) -> NDArray[np.uint8]:
         """The state as bytes [num_groups, 144], little endian."""
@@ -70,3 +82,7 @@ class ExactSums:
         sums = cls(len(array))
         sums.totals = [int.from_bytes(row.tobytes(), "little") for row in array]
         return sums
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    return numerator / denominator if denominator else math.nan

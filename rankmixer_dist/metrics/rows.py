@@ -1,30 +1,26 @@
-"""Checked columns of scored rows: what every exact ranking metric has to keep."""
+"""Checks of the columns of scored rows."""
 
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-EMPTY_COLUMNS = {
-    "scores": np.empty(0, np.float32),
-    "labels": np.empty(0, np.bool_),
-    "user_ids": np.empty(0, np.int64),
-}
+MAX_WEIGHT = 2.0**40
+"""Far above any real weight, and sums over 2**38 rows stay in the range of `ExactSums`."""
 
 
-def check_scores(scores: ArrayLike) -> NDArray[np.floating]:
+def check_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.floating]:
     """Scores [rows] as float32, or as float64 where they came as float64: never a lossy cast.
 
     Raises:
         ValueError: not one-dimensional, not floating point, or NaN or infinity among them.
     """
-    column = _one_dimensional("scores", scores)
+    column = _one_dimensional(name, scores)
     if column.dtype.kind != "f" or column.dtype.itemsize > 8:
-        raise ValueError(f"scores: expected float32 or float64, got {column.dtype}")
+        raise ValueError(f"{name}: expected float32 or float64, got {column.dtype}")
     if column.dtype.itemsize < 4:
         column = column.astype(np.float32)
-    _refuse("scores", column, ~np.isfinite(column), "not finite")
+    _refuse(name, column, ~np.isfinite(column), "not finite")
     return column
 
 
@@ -65,6 +61,21 @@ def check_user_ids(user_ids: ArrayLike) -> NDArray[np.int64]:
     return column.astype(np.int64, copy=False)
 
 
+def check_weights(weights: ArrayLike) -> NDArray[np.float64]:
+    """Weights [rows] as float64; integers and floats are taken.
+
+    Raises:
+        ValueError: not one-dimensional, no numbers, NaN, negative or above 2**40 (a likely mistake).
+    """
+    column = _one_dimensional("weights", weights)
+    if column.dtype.kind not in "iuf" or column.dtype.itemsize > 8:
+        raise ValueError(f"weights: expected numbers of at most 64 bits, got {column.dtype}")
+    column = column.astype(np.float64, copy=False)
+    _refuse("weights", column, ~((column >= 0) & (column <= MAX_WEIGHT)), "not between 0 and 2**40")
+    # Minus zero would show a sign bit to the exact sums.
+    return column + 0.0
+
+
 def check_same_length(**columns: NDArray) -> None:
     """Refuse columns of different lengths.
 
@@ -76,44 +87,15 @@ def check_same_length(**columns: NDArray) -> None:
         raise ValueError(f"columns differ in length: {lengths}")
 
 
-class RowBuffer:
-    """Checked columns of equal length, appended chunk by chunk and joined when first read."""
-
-    def __init__(self, *names: str) -> None:
-        self._chunks: dict[str, list[NDArray]] = {name: [EMPTY_COLUMNS[name]] for name in names}
-
-    def append(self, **columns: NDArray) -> None:
-        """Append one chunk, copied: callers reuse their batch buffers."""
-        assert columns.keys() == self._chunks.keys()
-        check_same_length(**columns)
-        for name, column in columns.items():
-            self._chunks[name].append(column.copy())
-
-    def merge(self, other: Self) -> None:
-        """Append the rows of another buffer with the same columns."""
-        assert other._chunks.keys() == self._chunks.keys()
-        for name, chunks in self._chunks.items():
-            chunks.extend(list(other._chunks[name]))
-
-    def column(self, name: str) -> NDArray:
-        """The whole column [rows]; not to be written to."""
-        chunks = self._chunks[name]
-        if len(chunks) > 1:
-            chunks[:] = [np.concatenate(chunks)]
-        return chunks[0]
-
-    def to_arrays(self) -> dict[str, NDArray]:
-        """Every column by name, as `from_arrays` of the metrics takes them."""
-        return {name: self.column(name) for name in self._chunks}
-
-
-def check_array_names(arrays: Mapping[str, NDArray], expected: set[str]) -> None:
+def check_array_names(
+    arrays: Mapping[str, NDArray], expected: Collection[str], *, optional: Collection[str] = ()
+) -> None:
     """Refuse a mapping that is not the `to_arrays` of the state that reads it.
 
     Raises:
         ValueError: naming what was found and what was expected.
     """
-    if arrays.keys() != expected:
+    if arrays.keys() - set(optional) != set(expected):
         raise ValueError(f"metric state: expected arrays {sorted(expected)}, got {sorted(arrays)}")
 
 

@@ -1,21 +1,16 @@
 """All figures of one task, as eval.json holds them."""
 
 import math
-from collections.abc import Mapping
-from typing import Self, TypedDict
+from typing import TypedDict
 
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rankmixer_dist.metrics.auc import exact_auc
 from rankmixer_dist.metrics.calibration import Calibration
-from rankmixer_dist.metrics.rows import (
-    RowBuffer,
-    check_array_names,
-    check_labels,
-    check_probabilities,
-    check_user_ids,
-)
+from rankmixer_dist.metrics.row_state import RowState
+from rankmixer_dist.metrics.rows import check_labels, check_probabilities, check_user_ids
 from rankmixer_dist.metrics.user_auc import exact_user_auc
+from rankmixer_dist.metrics.weighted_auc import weighted_auc
 
 
 class TaskFigures(TypedDict):
@@ -32,37 +27,35 @@ class TaskFigures(TypedDict):
     users_scored: int
 
 
-class TaskMetrics:
+class TaskMetrics(RowState):
     """Mergeable metrics of one binary task over shared rows; bit-identical for every split of the rows.
 
-    Keeps the rows once: 13 bytes a row with float32 scores. Everything is computed from them in `compute`.
+    Keeps the rows once: 13 bytes a row with float32 scores, 8 more with weights. Everything is computed from them in
+    `compute`.
     """
 
-    def __init__(self) -> None:
-        self._rows = RowBuffer("scores", "labels", "user_ids")
+    checks = {"scores": check_probabilities, "labels": check_labels, "user_ids": check_user_ids}
 
-    def update(self, scores: ArrayLike, labels: ArrayLike, user_ids: ArrayLike) -> None:
-        """Add rows: scores [rows] probabilities, float32 or float64, labels [rows] of 0 and 1, user_ids [rows].
+    def update(
+        self, scores: ArrayLike, labels: ArrayLike, user_ids: ArrayLike, weights: ArrayLike | None = None
+    ) -> None:
+        """Add rows: scores [rows] probabilities, float32 or float64, labels [rows] of 0 and 1, user_ids [rows] and
+        weights [rows], 1 each if left out.
 
         Raises:
             ValueError: scores that are NaN or outside [0, 1], labels other than 0 and 1, ids that are no int64,
-                lengths that differ.
+                weights that are NaN, negative or above 2**40, lengths that differ.
         """
-        self._rows.append(
-            scores=check_probabilities(scores), labels=check_labels(labels), user_ids=check_user_ids(user_ids)
-        )
-
-    def merge(self, other: Self) -> None:
-        """Add the rows of another state to this one."""
-        self._rows.merge(other._rows)
+        self._rows.append({"scores": scores, "labels": labels, "user_ids": user_ids}, weights)
 
     def compute(self) -> TaskFigures:
         """The task's entry in eval.json, plain Python numbers, None for NaN."""
-        scores, labels, user_ids = (self._rows.column(name) for name in ("scores", "labels", "user_ids"))
-        auc = exact_auc(scores, labels)
-        user_auc = exact_user_auc(scores, labels, user_ids)
+        columns = self._rows.arrays()
+        user_auc = exact_user_auc(**columns)
+        del columns["user_ids"]
+        auc = weighted_auc(**columns) if "weights" in columns else exact_auc(**columns)
         calibration = Calibration()
-        calibration.update(scores, labels)
+        calibration.update(**columns)
         probabilistic = calibration.compute()
         return {
             "auc": _none_if_nan(auc.auc),
@@ -75,22 +68,6 @@ class TaskMetrics:
             "positives": auc.positives,
             "users_scored": user_auc.users_scored,
         }
-
-    def to_arrays(self) -> dict[str, NDArray]:
-        """The state as `scores` [rows], `labels` [rows] bool and `user_ids` [rows] int64."""
-        return self._rows.to_arrays()
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
-        """The state that `to_arrays` was called on.
-
-        Raises:
-            ValueError: other array names, or values that `update` refuses.
-        """
-        check_array_names(arrays, {"scores", "labels", "user_ids"})
-        state = cls()
-        state.update(**arrays)
-        return state
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -55,6 +55,22 @@ def test_auc_equals_pair_counting_and_sklearn(seed: int) -> None:
     assert (result.positives, result.negatives) == (labels.sum(), (~labels).sum())
 
 
+@pytest.mark.parametrize("block", range(10))
+def test_two_thousand_small_cases(block: int) -> None:
+    for seed in range(200 * block, 200 * (block + 1)):
+        rng = np.random.default_rng(seed)
+        rows = int(rng.integers(0, 30))
+        scores = rng.integers(-3, 4, rows) * rng.choice([0.1, 1e-30, 1e30])
+        labels = rng.random(rows) < rng.choice([0.1, 0.5, 0.9])
+        found = computed(scores.astype((np.float32, np.float64)[seed % 2]), labels).compute().auc
+        if labels.any() and not labels.all():
+            assert found == naive_auc(scores, labels)
+            # Seen: 2.2e-16.
+            assert found == pytest.approx(roc_auc_score(labels, scores), rel=0, abs=1e-15)
+        else:
+            assert math.isnan(found)
+
+
 @pytest.mark.parametrize("seed", range(100))
 def test_delong_variance_equals_the_naive_one(seed: int) -> None:
     scores, labels = random_rows(seed)

@@ -136,5 +136,5 @@ def test_exact_sums_equal_fractions() -> None:
     expected = [sum(map(Fraction, values[groups == group].tolist())) for group in range(3)]
     assert [Fraction(total, 2**1074) for total in sums.totals] == expected
     assert sums.rounded_sums().tolist() == [float(total) for total in expected]
-    assert sums.rounded_ratio(7) == float(sum(expected) / 7)
+    assert sums.ratio(ExactSums.of_counts(np.array([7]))) == float(sum(expected) / 7)
     assert ExactSums.from_array(sums.to_array()).totals == sums.totals

@@ -49,6 +49,32 @@ def test_equals_a_loop_over_users(seed: int) -> None:
     assert (result.users_scored, result.rows_scored) == (users, weight)
 
 
+def test_two_thousand_small_cases_equal_pair_counting_to_the_last_bit() -> None:
+    for seed in range(2000):
+        rng = np.random.default_rng(seed)
+        rows = int(rng.integers(0, 40))
+        # Ids that are near each other, far apart, and hashes; scores that fit 32 bits and such that do not.
+        user_ids = rng.integers(-3, 4, rows) * rng.choice([1, 2**40, 0x1E3779B97F4A7C15])
+        scores = rng.integers(-3, 4, rows) * rng.choice([0.1, 1e-30, 1e30])
+        scores = scores.astype((np.float32, np.float64)[seed % 2])
+        labels = rng.random(rows) < rng.choice([0.1, 0.5, 0.9])
+        aucs, weights = [], []
+        for user in np.unique(user_ids):
+            positive, negative = (scores[(user_ids == user) & own] for own in (labels, ~labels))
+            if len(positive) and len(negative):
+                doubled_wins = sum(int((x > negative).sum()) + int((x >= negative).sum()) for x in positive)
+                aucs.append(doubled_wins / (2 * len(positive) * len(negative)))
+                weights.append(len(positive) + len(negative))
+        found = computed(scores, labels, user_ids).compute()
+        assert (found.users_scored, found.rows_scored) == (len(aucs), sum(weights))
+        if aucs:
+            won = math.fsum(auc * weight for auc, weight in zip(aucs, weights, strict=True))
+            assert found.uauc == won / sum(weights)
+            assert found.uauc_unweighted == math.fsum(aucs) / len(aucs)
+        else:
+            assert math.isnan(found.uauc)
+
+
 def test_the_random_cases_hold_scored_and_unscored_users() -> None:
     scored = [computed(*random_rows(seed)).compute().users_scored for seed in range(100)]
     assert 0 in scored and max(scored) > 10

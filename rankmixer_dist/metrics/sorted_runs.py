@@ -1,0 +1,205 @@
+"""Rows on disk in sorted runs, and read back range by range, so that memory does not grow with the rows."""
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.metrics.keys import key_order
+
+KEYS = "keys"
+ABOUT = "state.json"
+
+
+class SortedRuns:
+    """Rows with a column `keys` of uint64, kept as runs: folders of one .npy file a column, sorted by key.
+
+    Merging takes over the runs of another by name and copies nothing; a run is never changed. What is written lies in
+    a folder of its own, which is removed when no `SortedRuns` needs it any more.
+
+    Args:
+        folder: where there is room for all rows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._scratch: _Scratch | None = None
+        self._runs: list[_Run] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows in all runs."""
+        return sum(len(run.keys) for run in self._runs)
+
+    def append(self, columns: Mapping[str, NDArray]) -> None:
+        """Write rows as a run: columns [rows], `keys` among them.
+
+        Raises:
+            UserError: the folder cannot be written or is full.
+        """
+        order = key_order(columns[KEYS])
+        if len(order) == 0:
+            return
+        try:
+            self._scratch = self._scratch or _Scratch(self._folder)
+            path = Path(tempfile.mkdtemp(prefix="run-", dir=self._scratch.path))
+            for name, column in columns.items():
+                np.save(path / f"{name}.npy", column[order], allow_pickle=False)
+        except OSError as error:
+            mend = "free some space or name another folder"
+            raise UserError(f"cannot spill rows to {self._folder}, {mend}: {one_line(error)}") from error
+        self._runs.append(_Run.open(path, self._scratch))
+
+    def merge(self, other: Self) -> None:
+        """Take over the runs of another, which stays as it is."""
+        self._runs.extend(list(other._runs))
+
+    def ranges(self, max_rows: int) -> Iterator["KeyRange"]:
+        """All rows in ranges of ascending keys, at most `max_rows` each; a key with more rows is a range of its own."""
+        starts = [0] * len(self._runs)
+        ends = [len(run.keys) for run in self._runs]
+        while starts != ends:
+            unread = [run.keys[start:] for run, start in zip(self._runs, starts, strict=True)]
+            lowest = min(int(keys[0]) for keys in unread if len(keys))
+            # The largest end that leaves no more than max_rows rows below it, found bit by bit.
+            end, too_high = lowest + 1, (1 << 64) + 1
+            while too_high - end > 1:
+                middle = (end + too_high) // 2
+                if sum(self._below(middle)) - sum(starts) <= max_rows:
+                    end = middle
+                else:
+                    too_high = middle
+            stops = self._below(end)
+            yield KeyRange(list(zip(self._runs, starts, stops, strict=True)))
+            starts = stops
+
+    def _below(self, key: int) -> list[int]:
+        """How many rows of each run have a smaller key."""
+        if key == 1 << 64:
+            return [len(run.keys) for run in self._runs]
+        return [int(np.searchsorted(run.keys, np.uint64(key))) for run in self._runs]
+
+    def save(self, path: Path, kind: str) -> None:
+        """Put all runs into a new folder, which is complete or absent; linked where the file system can, else copied.
+
+        Raises:
+            UserError: the folder is there already.
+            OSError: it cannot be written.
+        """
+        if path.exists():
+            raise UserError(f"{path} is there already: remove it or save elsewhere")
+        aside = Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            for number, run in enumerate(self._runs):
+                (aside / f"{number:06d}").mkdir()
+                for column in run.path.iterdir():
+                    _link(column, aside / f"{number:06d}" / column.name)
+            (aside / ABOUT).write_text(json.dumps({"kind": kind, "rows": [len(run.keys) for run in self._runs]}))
+            aside.chmod(0o755)
+            aside.rename(path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    @classmethod
+    def load(cls, path: Path, kind: str, folder: Path) -> Self:
+        """The runs that were saved, read where they lie; what comes after goes to `folder`.
+
+        Raises:
+            UserError: no such folder, one of another kind of state, or runs that lack rows.
+        """
+        loaded = cls(folder)
+        try:
+            about = json.loads((path / ABOUT).read_text())
+            if about["kind"] != kind:
+                raise UserError(f"{path} holds {about['kind']}, not {kind}: name the folder of such a state")
+            for number, rows in enumerate(about["rows"]):
+                run = _Run.open(path / f"{number:06d}", None)
+                lengths = {len(run.column(file.stem)) for file in run.path.iterdir()}
+                if lengths != {rows}:
+                    raise ValueError(f"run {number} has columns of {sorted(lengths)} rows, not {rows}")
+                loaded._runs.append(run)
+        except UserError:
+            raise
+        # A damaged header makes numpy raise nearly anything.
+        except Exception as error:
+            raise UserError(f"cannot read {path} as {kind}, save it again: {one_line(error)}") from error
+        return loaded
+
+
+class KeyRange:
+    """The rows of some consecutive keys: a slice of each run."""
+
+    def __init__(self, pieces: list[tuple["_Run", int, int]]) -> None:
+        self._pieces = [piece for piece in pieces if piece[1] < piece[2]]
+        self.rows = sum(stop - start for _, start, stop in self._pieces)
+        self.names = tuple(dict.fromkeys(name for run, _, _ in self._pieces for name in run.names))
+
+    def arrays(self) -> dict[str, NDArray]:
+        """All columns [rows] by name; a run without a column that others have (weights) counts as ones."""
+        return {
+            name: np.concatenate(
+                [
+                    run.column(name)[start:stop] if name in run.names else np.ones(stop - start)
+                    for run, start, stop in self._pieces
+                ]
+            )
+            for name in self.names
+        }
+
+    def chunks(self, max_rows: int) -> Iterator[dict[str, NDArray]]:
+        """The same rows in any order, at most `max_rows` at a time."""
+        for run, start, stop in self._pieces:
+            for first in range(start, stop, max_rows):
+                yield KeyRange([(run, first, min(first + max_rows, stop))]).arrays()
+
+
+@dataclass(frozen=True)
+class _Run:
+    path: Path
+    names: tuple[str, ...]
+    keys: NDArray[np.uint64]
+    scratch: "_Scratch | None"
+
+    @classmethod
+    def open(cls, path: Path, scratch: "_Scratch | None") -> Self:
+        """A run that was written; holding its scratch folder keeps that alive."""
+        names = tuple(sorted(file.stem for file in path.iterdir()))
+        keys = np.load(path / f"{KEYS}.npy", mmap_mode="r", allow_pickle=False)
+        # The same memory as a plain array: a memmap is several times as slow to search.
+        return cls(path, names, keys.view(np.ndarray), scratch)
+
+    def column(self, name: str) -> NDArray:
+        """A column [rows], read from disk where it is looked at."""
+        # Mapped anew each time: pages that were read do not pile up in the process.
+        return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+class _Scratch:
+    """A new folder that goes when the last one who holds this object does, or the process ends."""
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(tempfile.mkdtemp(prefix="metric-rows-", dir=parent))
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove(path: Path, owner: int) -> None:
+    # A forked child that ends must not take its parent's rows along.
+    if os.getpid() == owner:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

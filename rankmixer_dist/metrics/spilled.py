@@ -1,0 +1,176 @@
+"""Exact AUC and UAUC of any number of rows in bounded memory: rows wait on disk, sorted in runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rankmixer_dist.metrics.auc_counts import AUCCounts
+from rankmixer_dist.metrics.auc_result import AUCResult
+from rankmixer_dist.metrics.keys import score_keys, user_ids_of, user_keys
+from rankmixer_dist.metrics.row_state import Checks, RowBuffer
+from rankmixer_dist.metrics.rows import check_labels, check_scores, check_user_ids
+from rankmixer_dist.metrics.sorted_runs import KEYS, KeyRange, SortedRuns
+from rankmixer_dist.metrics.user_auc import bootstrap_uauc, exact_user_aucs
+from rankmixer_dist.metrics.user_resampling import BootstrapResult
+from rankmixer_dist.metrics.user_totals import UserAUCResult, UserAUCs, UserAUCTotals
+
+MEMORY_ROWS = 1 << 22
+
+
+class SpilledState:
+    """A metric over rows that are on disk, but for the last `memory_rows` at most.
+
+    Args:
+        folder: of a disk with room for the rows; what is written there goes when the state does.
+        memory_rows: rows that are held in memory at a time, about 60 bytes each; updates should be smaller.
+    """
+
+    checks: ClassVar[Checks]
+
+    def __init__(self, folder: Path, memory_rows: int = MEMORY_ROWS) -> None:
+        self._folder = folder
+        self._memory_rows = memory_rows
+        self._recent = RowBuffer(self.checks)
+        self._runs = SortedRuns(folder)
+
+    def merge(self, other: Self) -> None:
+        """Add the rows of another state to this one; of those on disk only the names."""
+        self._runs.merge(other._runs)
+        self._recent.merge(other._recent)
+        self._spill_if_full()
+
+    def save(self, path: Path) -> None:
+        """Write the state to a new folder of .npy files, which is complete or absent.
+
+        Raises:
+            UserError: the folder is there already.
+            OSError: it cannot be written.
+        """
+        self._spill()
+        self._runs.save(path, type(self).__name__)
+
+    @classmethod
+    def load(cls, path: Path, folder: Path, memory_rows: int = MEMORY_ROWS) -> Self:
+        """The state that was saved to `path`, which has to stay there; new rows go to `folder`.
+
+        Raises:
+            UserError: no such folder, one of another kind of state, or one that lacks rows.
+        """
+        state = cls(folder, memory_rows)
+        state._runs = SortedRuns.load(path, cls.__name__, folder)
+        return state
+
+    def _add(self, columns: dict[str, ArrayLike], weights: ArrayLike | None = None) -> None:
+        self._recent.append(columns, weights)
+        self._spill_if_full()
+
+    def _spill_if_full(self) -> None:
+        if self._recent.rows >= self._memory_rows:
+            self._spill()
+
+    def _spill(self) -> None:
+        self._runs.append(self._keyed(self._recent.arrays()))
+        self._recent.clear()
+
+    def _keyed(self, columns: dict[str, NDArray]) -> dict[str, NDArray]:
+        """The columns of a run, from checked ones."""
+        raise NotImplementedError
+
+
+class SpilledAUC(SpilledState):
+    """Mergeable exact AUC in bounded memory; `AUC` to the last bit, its variance to 1e-15, for every split of the rows.
+
+    9 bytes a row on disk. Rows are counted in ranges of scores that fit memory, and the counts of ranges add up
+    (`AUCCounts`), the variance included: here all of it is exact until the last division. Without weights.
+    """
+
+    checks = {"scores": check_scores, "labels": check_labels}
+
+    def update(self, scores: ArrayLike, labels: ArrayLike) -> None:
+        """Add rows: scores [rows] float32 or float64, labels [rows] of 0 and 1.
+
+        Raises:
+            ValueError: scores that are NaN or infinite, labels other than 0 and 1, lengths that differ.
+            UserError: the folder cannot be written or is full.
+        """
+        self._add({"scores": scores, "labels": labels})
+
+    def compute(self) -> AUCResult:
+        """AUC, DeLong interval and class counts over all rows so far."""
+        self._spill()
+        counts = AUCCounts.of_ties(0, 0)
+        for rows in self._runs.ranges(self._memory_rows):
+            counts = counts.followed_by(self._count(rows))
+        return counts.result()
+
+    def _count(self, rows: KeyRange) -> AUCCounts:
+        if rows.rows <= self._memory_rows:
+            columns = rows.arrays()
+            return AUCCounts.of_rows(columns[KEYS], columns["labels"])
+        # Only rows of one score are that many.
+        positives = sum(int(columns["labels"].sum()) for columns in rows.chunks(self._memory_rows))
+        return AUCCounts.of_ties(positives, rows.rows - positives)
+
+    def _keyed(self, columns: dict[str, NDArray]) -> dict[str, NDArray]:
+        return {KEYS: score_keys(columns["scores"].astype(np.float64)), "labels": columns["labels"]}
+
+
+class SpilledUserAUC(SpilledState):
+    """Mergeable exact UAUC in bounded memory; `UserAUC` to the last bit, for every split of the rows.
+
+    13 bytes a row on disk with float32 scores, 8 more with weights. Users are partitioned by a hash, so finely that
+    each part fits memory and is computed alone. A single user with more rows than that goes through a `SpilledAUC`;
+    with weights such a user is held in memory.
+    """
+
+    checks = {"scores": check_scores, "labels": check_labels, "user_ids": check_user_ids}
+
+    def update(
+        self, scores: ArrayLike, labels: ArrayLike, user_ids: ArrayLike, weights: ArrayLike | None = None
+    ) -> None:
+        """Add rows: scores [rows] float32 or float64, labels [rows] of 0 and 1, user_ids [rows] integers, and
+        weights [rows], 1 each if left out.
+
+        Raises:
+            ValueError: scores that are NaN or infinite, labels other than 0 and 1, ids that are no int64, weights
+                that are NaN, negative or above 2**40, lengths that differ.
+            UserError: the folder cannot be written or is full.
+        """
+        self._add({"scores": scores, "labels": labels, "user_ids": user_ids}, weights)
+
+    def compute(self) -> UserAUCResult:
+        """UAUC, weighted and not, over all rows so far."""
+        totals = UserAUCTotals()
+        for users in self.users():
+            totals.update(users)
+        return totals.compute()
+
+    def bootstrap(self, replicates: int = 1000, seed: int = 0) -> BootstrapResult:
+        """Standard error and interval of `uauc`, by drawing users (`UserBootstrap`)."""
+        return bootstrap_uauc(self.users(), replicates, seed)
+
+    def users(self) -> Iterator[UserAUCs]:
+        """The AUC of each user with both classes, part by part."""
+        self._spill()
+        for rows in self._runs.ranges(self._memory_rows):
+            if rows.rows <= self._memory_rows or "weights" in rows.names:
+                columns = rows.arrays()
+                yield exact_user_aucs(user_ids=user_ids_of(columns.pop(KEYS)), **columns)
+            else:
+                yield self._large_user(rows)
+
+    def _large_user(self, rows: KeyRange) -> UserAUCs:
+        auc = SpilledAUC(self._folder, self._memory_rows)
+        for columns in rows.chunks(self._memory_rows):
+            auc.update(columns["scores"], columns["labels"])
+            user_id = user_ids_of(columns[KEYS][:1])
+        result = auc.compute()
+        scored = slice(0, 0) if np.isnan(result.auc) else slice(0, 1)
+        count = np.array([rows.rows])[scored]
+        return UserAUCs(user_id[scored], np.array([result.auc])[scored], count.astype(np.float64), count)
+
+    def _keyed(self, columns: dict[str, NDArray]) -> dict[str, NDArray]:
+        return {KEYS: user_keys(columns.pop("user_ids")), **columns}

@@ -1,0 +1,47 @@
+"""The metrics measurement in small, and the sizes that bench.py takes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rankmixer_dist.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_metrics_are_measured_beside_their_peers(tmp_path: Path) -> None:
+    sizes = {"rows": 6000, "users": 600, "loop_users": 10, "largest": 6000, "memory_rows": 1000}
+    arguments = [word for name, number in sizes.items() for word in ("--size", f"{name}={number}")]
+    # That all states and peers find the same AUC and UAUC is asserted by the measurement itself.
+    command = [sys.executable, "launch/bench.py", "--what", "metrics", "--json", str(tmp_path / "figures.json")]
+    run = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert all(figure["value"] > 0 and figure["reference"] > 0 for figure in figures if figure["unit"] == "s")
+    timed = [figure["name"] for figure in figures if figure["unit"] == "s"]
+    assert timed == ["AUC", "AUC from disk", "AUC histogram", "UAUC", "UAUC from disk", "UAUC", "UAUC"]
+    table = [line.split()[:2] for line in run.stdout.splitlines()[1:9]]
+    assert table == [[rows, name] for rows in ("200", "600", "2,000", "6,000") for name in ("AUC", "UAUC")]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("row=5", r"^--size row=5: unknown size; known: rows, users; did you mean 'rows'\?$"),
+        ("rows=0", r"^--size rows=0: expected a whole number above 0, as in rows=100$"),
+        ("rows", r"^--size rows: expected a whole number above 0, as in rows=100$"),
+    ],
+)
+def test_sizes_that_are_not_known_are_one_line(given: str, message: str) -> None:
+    specification = importlib.util.spec_from_file_location("bench", ROOT / "launch" / "bench.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert module.sizes(["users=7"], {"rows": 100, "users": 10}) == {"rows": 100, "users": 7}
+    with pytest.raises(UserError, match=message):
+        module.sizes([given], {"rows": 100, "users": 10})
+    with pytest.raises(UserError, match=r"unknown size; known: this measurement has none$"):
+        module.sizes([given], {})
