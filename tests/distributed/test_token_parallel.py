@@ -154,7 +154,7 @@ def test_what_cannot_be_spread_is_refused(results):
     said = {ranks: [run["said"] for run in results[ranks]["refuse"]] for ranks in (1, 2, 4)}
     others = [
         "only the rankmixer backbone with mixing 'heads' can be spread; use expert size 1",
-        "only per-token FFNs can be spread; use expert size 1 or leave shared_ffn out",
+        "only per-token FFNs and experts can be spread; use expert size 1 or leave shared_ffn out",
     ]
     assert said[1] == others
     assert said[2] == ["expert size 2 does not divide the 7 tokens; use one of 1, 7", *others]
