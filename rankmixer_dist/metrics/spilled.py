@@ -76,7 +76,7 @@ class SpilledState:
         self._recent.clear()
 
     def _keyed(self, columns: dict[str, NDArray]) -> dict[str, NDArray]:
-        """The columns of a run, from checked ones."""
+        """The columns of a run, from checked ones; each kind of state has its own."""
         raise NotImplementedError
 
 
