@@ -42,6 +42,9 @@ class DTSIConfig(Strict):
     fusion: Literal["stochastic_rows", "stochastic_steps", "mean", "straight_through"] = Field(
         default="stochastic_rows", description="how the two routers share the training pass (layers/dtsi_moe.py)"
     )
+    served_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.75, description="of fusion stochastic_*: share of the rows, or steps, trained as they are served"
+    )
     initial_lambda: Annotated[float, Field(ge=1e-6)] = Field(
         default=1e-5, description="weight of the penalty at the start"
     )

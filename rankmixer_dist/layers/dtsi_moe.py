@@ -18,8 +18,8 @@ Fusion = Literal["stochastic_rows", "stochastic_steps", "mean", "straight_throug
 On a small regression against a teacher of the same shape, at 1/8 active, the served path ends at 1.3 to 1.7 times the
 error of the training path with the stochastic fusions, and at 5 to 8 times with the others.
 
-stochastic_rows: a row takes all its gates from one router, either with probability 1/2. The path that is served is
-trained as it is served, on half of each batch.
+stochastic_rows: a row takes all its gates from one router, the infer router with probability `served_share`. The path
+that is served is trained as it is served, on that share of each batch.
 stochastic_steps: the same with one draw for the whole batch.
 mean: G = (G_train + G_infer) / 2. Without noise, but the path that is served is never computed in training, and the
 penalty shrinks its gates against those that the experts learned with.
@@ -46,6 +46,7 @@ class DTSIMoE(PerTokenMoE):
         num_experts: E, experts of each token.
         hidden_dim: F, hidden width of each expert.
         fusion: how both routers take part in training; see `Fusion`.
+        served_share: of the rows, or steps, that `stochastic_*` draw for the infer router, in (0, 1).
         open_share: of the gates at the start; see `ReLURouter`.
 
     Raises:
@@ -60,14 +61,17 @@ class DTSIMoE(PerTokenMoE):
         num_experts: int,
         hidden_dim: int,
         fusion: Fusion = "stochastic_rows",
+        served_share: float = 0.75,
         open_share: float = 0.5,
     ) -> None:
         if fusion not in get_args(Fusion):
             raise ValueError(f"fusion {fusion!r} is unknown; use one of {', '.join(get_args(Fusion))}")
+        if not 0 < served_share < 1:
+            raise ValueError(f"served_share {served_share} must lie between 0 and 1")
         super().__init__(
             PerTokenExperts(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim)
         )
-        self.fusion = fusion
+        self.fusion, self.served_share = fusion, served_share
         router = partial(
             ReLURouter, num_tokens=num_tokens, token_dim=token_dim, num_experts=num_experts, open_share=open_share
         )
@@ -106,5 +110,5 @@ class DTSIMoE(PerTokenMoE):
         else:
             batch = train_TBE.shape[1]
             draws = torch.rand(batch if self.fusion == "stochastic_rows" else 1)
-            served_B = (draws < 0.5).expand(batch).to(train_TBE.device)
+            served_B = (draws < self.served_share).expand(batch).to(train_TBE.device)
         return torch.where(served_B.unsqueeze(1), infer_TBE, train_TBE)

@@ -16,12 +16,14 @@ _WIDEST = 0.95
 class DTSI:
     """`layers.dtsi_moe`; `active_ratio`: share of the experts that the served path is to use.
 
-    It starts with half of the others open too.
+    Twice as many gates are open at the start, or half of the others if that is less. From farther off, lambda grows to
+    what closes them in time, and then closes too many.
     """
 
     num_experts: int
     active_ratio: float
     fusion: Fusion = "stochastic_rows"
+    served_share: float = 0.75
 
     def build(self, *, num_tokens: int, token_dim: int, hidden_dim: int) -> PerTokenMoE:
         """The layer of T tokens; `hidden_dim` is F of each expert."""
@@ -31,7 +33,8 @@ class DTSI:
             num_experts=self.num_experts,
             hidden_dim=hidden_dim,
             fusion=self.fusion,
-            open_share=min((1 + self.active_ratio) / 2, _WIDEST),
+            served_share=self.served_share,
+            open_share=min(2 * self.active_ratio, (1 + self.active_ratio) / 2, _WIDEST),
         )
 
     def cost(self, *, num_tokens: int, token_dim: int, hidden_dim: int) -> Part:

@@ -122,7 +122,12 @@ def backbone_options(model: ModelConfig, *, num_tasks: int) -> dict[str, Any]:
 def _mixture(moe: DTSIConfig | SoftmaxTopKConfig | None) -> Mixture | None:
     """The layer's part of a section that also says how it is trained."""
     if isinstance(moe, DTSIConfig):
-        return DTSI(num_experts=moe.num_experts, active_ratio=moe.active_ratio, fusion=moe.fusion)
+        return DTSI(
+            num_experts=moe.num_experts,
+            active_ratio=moe.active_ratio,
+            fusion=moe.fusion,
+            served_share=moe.served_share,
+        )
     if isinstance(moe, SoftmaxTopKConfig):
         return SoftmaxTopK(
             num_experts=moe.num_experts,

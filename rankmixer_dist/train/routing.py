@@ -40,12 +40,11 @@ class Routing:
     def rows(self, batch: Batch, step: int) -> RoutedRows:
         """What the mixtures are told of a batch's rows in the step of this number."""
         real_B = batch.weight_B > 0
-        fusion = self._moe.fusion if isinstance(self._moe, DTSIConfig) else ""
-        if fusion == "stochastic_rows":
-            return RoutedRows(real_B, drawn(batch.row_id_B, self._seed, step))
-        if fusion == "stochastic_steps":
-            return RoutedRows(real_B, drawn(torch.zeros_like(batch.row_id_B), self._seed, step))
-        return RoutedRows(real_B, torch.zeros_like(real_B))
+        if not isinstance(self._moe, DTSIConfig) or not self._moe.fusion.startswith("stochastic"):
+            return RoutedRows(real_B, torch.zeros_like(real_B))
+        by_row = self._moe.fusion == "stochastic_rows"
+        draw_B = batch.row_id_B if by_row else torch.zeros_like(batch.row_id_B)
+        return RoutedRows(real_B, drawn(draw_B, self._seed, step, self._moe.served_share))
 
     def loss(self) -> Tensor:
         """This rank's share of the last forward's penalties; the sum over the ranks is a mean over the global batch."""
@@ -89,10 +88,10 @@ class Routing:
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def drawn(row_id_B: Tensor, seed: int, step: int) -> Tensor:
-    """[B] bool, half of them true: a hash (splitmix64) of row, seed and step, whatever the row lies beside."""
+def drawn(row_id_B: Tensor, seed: int, step: int, share: float) -> Tensor:
+    """[B] bool, that share of them true: a hash (splitmix64) of row, seed and step, whatever the row lies beside."""
     key = _scrambled(_scrambled(torch.tensor(_signed(seed))) ^ step)
-    return _scrambled(row_id_B ^ int(key)) < 0
+    return _scrambled(row_id_B ^ int(key)) < int((share - 0.5) * (1 << 64))
 
 
 def _scrambled(x: Tensor) -> Tensor:

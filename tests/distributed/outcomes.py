@@ -8,6 +8,7 @@ import torch
 from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.checkpoint.storage import read_whole
 from rankmixer_dist.config import load_config
+from tests.distributed.train_cases import NEAREST_GATE
 
 
 def trained(launch, small_config: Path, ranks: int, cases: dict[str, list[str]]) -> dict[str, dict]:
@@ -23,12 +24,15 @@ def outcome(small_config: Path, overrides: list[str]) -> dict:
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     tensors = read_whole(checkpoints(config.run_dir)[-1] / "tensors")
 
+    nearest = config.run_dir / NEAREST_GATE
+
     def of(folder: str, is_weight: bool) -> dict[str, torch.Tensor]:
         keys = [key for key in tensors if key.startswith(folder) and key.endswith(".weight") == is_weight]
         return {key: tensors[key] for key in keys}
 
     return {
         "lines": lines,
+        "nearest_gate": json.loads(nearest.read_text()) if nearest.exists() else None,
         "other": {key: tensor for key, tensor in tensors.items() if key.startswith("routing/")},
         "losses": torch.tensor([line["loss"] for line in lines], dtype=torch.float64),
         "dense": of("dense/", True),

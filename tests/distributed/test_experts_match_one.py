@@ -7,9 +7,14 @@ from rankmixer_dist.cost.exchange import exchange_cost, routed_rows_cost
 from tests.distributed.outcomes import distances, trained
 
 STEPS, ROWS, TOKENS, WIDTH, BLOCKS = 50, 128, 8, 64, 2
+SEED = 12
+"""Of 40 seeds the one whose gates stay farthest from 0, the edge that they open at: 1.9e-6, where rounding is some 2e-7.
+With seed 1 a gate lies on it, and rounding opens it on one layout only; 50 steps later the weights are 1e-3 apart."""
+EDGE = 1e-6
 # Lambda crosses its target, 0.64 to 0.15 of the gates open. Where it closes nearly all of them, with ten times as much,
 # Adam blows up what rounding leaves of the last gradients, and no two layouts agree to better than 1e-3.
 DTSI = [
+    f"seed={SEED}",
     "model.rankmixer.hidden_ratio=0.5",
     "model.rankmixer.moe.kind=dtsi",
     "model.rankmixer.moe.num_experts=4",
@@ -23,9 +28,8 @@ SOFTMAX = [
     "model.rankmixer.moe.active_ratio=0.5",
     "model.rankmixer.moe.shared_expert=true",
 ]
-PIECES = 1
-"""In which token mode exchanges a rank's rows under ZeRO 2. With 3 on two ranks all agree to 6e-8 for nine steps, until
-rounding opens one gate in 8,192 the other way: the same in every repeat, and 1e-3 in the weights after 50 steps."""
+PIECES = 3
+"""In which token mode exchanges a rank's rows under ZeRO 2."""
 ALONE = ["dense.engine=plain", "sparse.placement=local"]
 # Ten times the largest differences seen after 50 steps, each relative to the largest value of its tensor's kind.
 TOLERANCE = {"losses": 1.3e-6, "dense": 8e-7, "moments": 7e-6, "tables": 2.5e-6, "sums": 3.2e-6}
@@ -118,6 +122,10 @@ def check_exchange(name: str, run: dict, ranks: int) -> None:
         assert sent["bytes_backward"] == each_way.bytes_sent
         assert sent["count"] == 2 * each_way.exchanges + told.exchanges
         assert sent["seconds"] > 0
+
+
+def test_no_gate_lies_within_rounding_of_its_edge(alone):
+    assert alone["dtsi"]["nearest_gate"] > EDGE
 
 
 def test_the_reference_did_learn_and_route(alone):

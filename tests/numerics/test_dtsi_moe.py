@@ -131,8 +131,10 @@ def test_report_counts_real_rows_only():
     assert own_penalty(moe) == 0 and moe.report.active_T.tolist() == [0.0, 0.0]
 
 
-def test_rows_are_drawn_from_the_global_generator_half_of_them_served():
+@pytest.mark.parametrize("share", [0.5, 0.75])
+def test_rows_are_drawn_from_the_global_generator_that_share_of_them_served(share):
     moe, x_TBD = layer(64, 2, 3, 9, 7)
+    moe.served_share = share
     x_TBD = x_TBD.float()
 
     def run(seed):
@@ -145,7 +147,7 @@ def test_rows_are_drawn_from_the_global_generator_half_of_them_served():
     assert not torch.equal(first, run(2)[0])
     served = moe.eval()(x_TBD)
     taken = (first - served).abs().amax(dim=(0, 2)) < 1e-5
-    assert 16 <= taken.sum() <= 48  # 32 +- 4 standard deviations
+    assert abs(taken.sum() - 64 * share) <= 16  # 4 standard deviations
 
 
 def test_a_step_is_drawn_as_a_whole():
@@ -248,6 +250,8 @@ def test_gates_that_are_closed_for_all_rows_can_be_opened():
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="fusion 'sum' is unknown; use one of stochastic_rows"):
         DTSIMoE(num_tokens=2, token_dim=3, num_experts=2, hidden_dim=3, fusion="sum")
+    with pytest.raises(ValueError, match="served_share 1 must lie between 0 and 1"):
+        DTSIMoE(num_tokens=2, token_dim=3, num_experts=2, hidden_dim=3, served_share=1)
     for target in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="target .* above 0 and at most 1"):
             AdaptiveLambda(target=target)

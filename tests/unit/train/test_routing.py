@@ -12,20 +12,29 @@ from rankmixer_dist.train.routing_counts import RoutingCounts
 def test_a_row_is_drawn_alike_wherever_it_lies():
     rows = torch.randint(-(2**63), 2**63 - 1, (1000,))
     order = torch.randperm(1000)
-    assert torch.equal(drawn(rows[order], 1, 7), drawn(rows, 1, 7)[order])
-    assert torch.equal(torch.cat([drawn(part, 1, 7) for part in rows.split(300)]), drawn(rows, 1, 7))
+    together = drawn(rows, 1, 7, 0.5)
+    assert torch.equal(drawn(rows[order], 1, 7, 0.5), together[order])
+    assert torch.equal(torch.cat([drawn(part, 1, 7, 0.5) for part in rows.split(300)]), together)
 
 
-def test_draws_are_fair_and_differ_between_rows_steps_and_seeds():
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_draws_are_fair_and_differ_between_rows_steps_and_seeds(share):
+    def near(expected, draws):
+        return pytest.approx(expected, abs=5 * (expected * (1 - expected) / draws) ** 0.5)
+
     rows = torch.arange(40_000)
-    first = drawn(rows, 1, 1)
-    others = [drawn(rows, 1, 2), drawn(rows, 2, 1), drawn(rows + 1, 1, 1), drawn(rows, 1, 1 << 40)]
-    agree = [(first == other).double().mean().item() for other in others]
-    for share in (first.double().mean().item(), *agree):
-        assert share == pytest.approx(0.5, abs=0.0125)  # five standard deviations
-    stepwise = torch.stack([drawn(torch.zeros(3, dtype=torch.int64), 1, step) for step in range(4000)])
+    first = drawn(rows, 1, 1, share)
+    assert first.double().mean().item() == near(share, 40_000)
+    for other in (
+        drawn(rows, 1, 2, share),
+        drawn(rows, 2, 1, share),
+        drawn(rows + 1, 1, 1, share),
+        drawn(rows, 1, 1 << 40, share),
+    ):
+        assert (first & other).double().mean().item() == near(share**2, 40_000)
+    stepwise = torch.stack([drawn(torch.zeros(3, dtype=torch.int64), 1, step, share) for step in range(4000)])
     assert (stepwise == stepwise[:, :1]).all()
-    assert stepwise[:, 0].double().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert stepwise[:, 0].double().mean().item() == near(share, 4000)
 
 
 def test_counts_of_a_batch():
