@@ -7,9 +7,9 @@ from rankmixer_dist.cost.exchange import exchange_cost, routed_rows_cost
 from tests.distributed.outcomes import distances, trained
 
 STEPS, ROWS, TOKENS, WIDTH, BLOCKS = 50, 128, 8, 64, 2
-SEED = 12
-"""Of 40 seeds the one whose gates stay farthest from 0, the edge that they open at: 1.9e-6, where rounding is some 2e-7.
-With seed 1 a gate lies on it, and rounding opens it on one layout only; 50 steps later the weights are 1e-3 apart."""
+SEED = 30
+"""Of 40 seeds the one whose gates stay farthest from 0, where they open: 1.4e-6, of which rounding is a seventh. With
+another a gate may lie within it, which then opens on one layout only; 50 steps later the weights are 1e-3 apart."""
 EDGE = 1e-6
 # Lambda crosses its target, 0.64 to 0.15 of the gates open. Where it closes nearly all of them, with ten times as much,
 # Adam blows up what rounding leaves of the last gradients, and no two layouts agree to better than 1e-3.
