@@ -148,7 +148,7 @@ class ParallelConfig(Strict):
     )
     pieces: PositiveInt = Field(
         default=1,
-        description="of mode token: of a rank's rows, one exchanged while another computes; not measured yet",
+        description="of mode token: of a rank's rows, one exchanged while another computes; more for a slower network",
     )
 
 
