@@ -34,10 +34,15 @@ class AUCCounts:
 
     @classmethod
     def of_rows(cls, keys: NDArray, labels: NDArray[np.bool_]) -> Self:
-        """Counts of rows: keys [rows], ordered as the scores, labels [rows]."""
+        """Counts of rows: scores, or keys that are ordered as they are, and labels [rows]."""
         positive, negative = np.sort(keys[labels]), np.sort(keys[~labels])
-        wins, losses = doubled_rows_below(negative, positive), doubled_rows_below(positive, negative)
-        return cls(len(positive), len(negative), int(wins.sum()), exact_dot(wins, wins), exact_dot(losses, losses))
+        # Twice the pair count has to fit int64; that takes over four billion rows to break.
+        assert len(positive) * len(negative) < 2**62
+        doubled = doubled_rows_below(negative, positive)
+        wins, squared_wins = int(doubled.sum()), exact_dot(doubled, doubled)
+        # One class after the other: their arrays need not be held together.
+        doubled = doubled_rows_below(positive, negative)
+        return cls(len(positive), len(negative), wins, squared_wins, exact_dot(doubled, doubled))
 
     @classmethod
     def of_ties(cls, positives: int, negatives: int) -> Self:
