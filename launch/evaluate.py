@@ -1,25 +1,64 @@
 #!/usr/bin/env python
-"""Scores a split with a run's newest checkpoint: AUC, UAUC and calibration of every task, and the report."""
+"""Scores a split with a run's newest checkpoint: AUC, UAUC and calibration of every task, and the report.
 
+With --predictions it takes scores that are there already, a run's or anybody's, larger than memory, through Ray.
+"""
+
+import argparse
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rankmixer_dist.command_line import config_parser, parse_config, run_verb
-from rankmixer_dist.config import RunConfig
+from rankmixer_dist.command_line import config_parser, run_verb
+from rankmixer_dist.config import RunConfig, load_config
+from rankmixer_dist.errors import UserError
 
 USAGE = """\
 python launch/evaluate.py configs/quickstart.yaml
 torchrun --standalone --nproc_per_node 2 launch/evaluate.py configs/quickstart.yaml eval.split=test
+python launch/evaluate.py --predictions runs/quickstart/predictions
+python launch/evaluate.py --predictions scored.parquet --user uid --label click --score p_click --weight w
 
-Writes eval.json, predictions/*.parquet and report.html into the run directory.
+Writes eval.json, predictions/*.parquet and report.html into the run directory; with --predictions the figures alone.
 """
+
+PREDICTIONS_OPTIONS: dict[str, tuple[type, str, str]] = {
+    "user": (str, "COLUMN", "column of the user's id (default: user_id)"),
+    "label": (str, "COLUMN", "column of 0 and 1, null or NaN where unknown (default: each label_<task>, else label)"),
+    "score": (str, "COLUMN", "column of probabilities (default: each score_<task>, else score)"),
+    "weight": (str, "COLUMN", "column of weights (default: every row counts 1)"),
+    "memory": (float, "GiB", "resident memory that no worker exceeds (default: 4)"),
+    "spill": (
+        Path,
+        "FOLDER",
+        "where the rows are sorted, shared by all hosts (default: the folder of temporary files)",
+    ),
+    "out": (Path, "FILE", "where the figures go (default: PATH.eval.json, beside PATH)"),
+}
 
 
 def main(arguments: list[str]) -> None:
     """Parses the command line and evaluates."""
-    run(parse_config(config_parser("evaluate.py", __doc__, USAGE), arguments))
+    parser = config_parser("evaluate.py", __doc__, USAGE, optional=True)
+    of_files = parser.add_argument_group("scores that are there already, instead of a config")
+    of_files.add_argument("--predictions", type=Path, metavar="PATH", help="a Parquet file, or a folder of them")
+    for name, (kind, value, meaning) in PREDICTIONS_OPTIONS.items():
+        of_files.add_argument(f"--{name}", type=kind, metavar=value, help=meaning)
+    parsed = parser.parse_args(arguments)
+    if parsed.predictions is None:
+        stray = [f"--{name}" for name in PREDICTIONS_OPTIONS if getattr(parsed, name) is not None]
+        if stray:
+            raise UserError(f"{stray[0]} goes with --predictions PATH; with a config, change its keys")
+        if parsed.config is None:
+            raise UserError("name what to evaluate: the CONFIG of a run, or --predictions PATH")
+        run(load_config(parsed.config, parsed.overrides))
+    elif parsed.config is not None:
+        raise UserError(f"give either a config ({parsed.config}) or --predictions, not both")
+    else:
+        run_predictions(parsed)
 
 
 def run(config: RunConfig) -> None:
@@ -49,6 +88,49 @@ def run(config: RunConfig) -> None:
         if result is not None:
             show(result)
             print(f"report: {render_report(config.run_dir)}")
+
+
+def run_predictions(parsed: argparse.Namespace) -> None:
+    """Takes the scores of files, prints the figures of every task and writes them beside."""
+    from data_pipeline.predictions import (
+        ColumnNames,
+        evaluate_predictions,
+        figures_path,
+        find_predictions,
+        write_figures,
+    )
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--predictions starts its own workers: call it with python, without a launcher")
+    given = {name: value for name, value in vars(parsed).items() if value is not None}
+    names = ColumnNames(**{name: given[name] for name in ("user", "label", "score", "weight") if name in given})
+    predictions = find_predictions(parsed.predictions, names)
+    out = figures_path(parsed.predictions, parsed.out)
+    room = {name: given[key] for name, key in (("memory_gib", "memory"), ("spill", "spill")) if key in given}
+    result = evaluate_predictions(predictions, **room)
+    show_predictions(parsed.predictions, result)
+    write_figures(out, predictions, result)
+    print(f"figures: {out}")
+
+
+def show_predictions(path: Path, result: dict[str, Any]) -> None:
+    """Prints the figures of every task."""
+    table = Table(title=f"{path}: {result['rows']:,} rows")
+    columns = ("task", "rows", "AUC", "95 %", "UAUC", "unweighted", "users", "logloss", "NE", "calibration")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, figures in result["tasks"].items():
+        low, high = figures["auc_ci95"]
+        interval = "–" if low is None else f"{low:.4f}–{high:.4f}"
+        names = ("auc", "uauc", "uauc_unweighted", "logloss", "ne", "calibration")
+        auc, uauc, unweighted, *rest = ("–" if figures[name] is None else f"{figures[name]:.4f}" for name in names)
+        users = f"{figures['users_scored']:,}"
+        table.add_row(task, f"{figures['rows']:,}", auc, interval, uauc, unweighted, users, *rest)
+    Console(width=120).print(table)
+    for task, figures in result["tasks"].items():
+        if figures["without_label"]:
+            print(f"{task}: {figures['without_label']:,} rows without a label left out")
+    print(f"memory: {result['worker_peak_bytes'] / 2**30:.2f} GiB at most in a worker")
 
 
 def show(result: dict[str, Any]) -> None:

@@ -14,6 +14,9 @@ ROW_ID, USER_ID, TIMESTAMP = "row_id", "user_id", "timestamp"
 LABEL_PREFIX, TRUTH_PREFIX = "label_", "truth_"
 """Prepared columns `label_<task>`, and `truth_<task>` where a source knows the true probability."""
 
+SCORE_PREFIX = "score_"
+"""Columns of predictions `score_<task>`, beside `label_<task>`."""
+
 
 class Strict(BaseModel):
     """Base of all declarations: immutable, and an unknown key is an error."""

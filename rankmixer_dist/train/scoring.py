@@ -16,14 +16,12 @@ from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import TaskMetrics
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects, barrier, gather_objects
-from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID
+from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, SCORE_PREFIX, TIMESTAMP, USER_ID
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.loop import Epochs
 from rankmixer_dist.train.non_finite import ADVICE
 from rankmixer_dist.train.paths import Way, evaluating, logits
 from rankmixer_dist.train.routing_counts import RoutingCounts, mixtures
-
-SCORE_PREFIX = "score_"
 
 
 class ScoredRows(Epochs, Protocol):

@@ -1,0 +1,135 @@
+"""What a worker does: read row groups, check them and leave their rows on disk in sorted runs; count a range of these.
+
+Memory is bounded by the rows that are held at a time, however large a row group, a score's or a user's share is.
+"""
+
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from numpy.typing import NDArray
+
+from data_pipeline.predictions.files import Columns
+from data_pipeline.predictions.rows import checked_rows, pieces
+from data_pipeline.sources import Unit
+from rankmixer_dist.metrics import AUCCounts, Calibration, UserAUCTotals
+from rankmixer_dist.metrics.row_state import RowBuffer
+from rankmixer_dist.metrics.sorted_runs import KeyRange, RunSlice, write_run
+from rankmixer_dist.metrics.spilled import count_range, keyed_by_score, keyed_by_user, users_of_range
+from rankmixer_dist.metrics.tasks import TaskMetrics
+from rankmixer_dist.metrics.weighted_counts import WeightedAUCCounts
+
+Kind = Literal["AUC", "UAUC"]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where rows may wait, and how many a worker may hold at a time."""
+
+    folder: Path
+    memory_rows: int
+
+
+@dataclass
+class TaskRows:
+    """What reading found of one task: its calibration figures as arrays, and where its rows wait for each metric."""
+
+    rows: int
+    without_label: int
+    calibration: Mapping[str, NDArray]
+    runs: Mapping[Kind, list[Path]]
+
+
+@dataclass
+class ReadReport:
+    """What a reading task found, and the most memory its process has had."""
+
+    rows: int
+    tasks: Mapping[str, TaskRows]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class RangeReport:
+    """Counts of a range of scores, or totals of a range of users as arrays, and the most memory its process has had."""
+
+    counted: AUCCounts | WeightedAUCCounts | Mapping[str, NDArray]
+    peak_bytes: int
+
+
+def read_units(units: tuple[Unit, ...], columns: Columns, room: Room) -> tuple[ReadReport]:
+    """Reads row groups and leaves their rows in runs by score and by user.
+
+    Raises:
+        UserError: bytes that cannot be read, or a row that makes no sense: its file, row group and row are named.
+    """
+    readers = {task: _TaskReader(room, weighted=columns.weight is not None) for task in columns.tasks}
+    rows = 0
+    for piece in pieces(units, columns, room.memory_rows):
+        rows += piece.batch.num_rows
+        for task, task_rows in checked_rows(piece, columns):
+            readers[task].add(task_rows, piece.batch.num_rows)
+        if sum(reader.held for reader in readers.values()) >= room.memory_rows:
+            for reader in readers.values():
+                reader.spill()
+    found = {task: reader.finished() for task, reader in readers.items()}
+    return (ReadReport(rows, found, peak_bytes()),)
+
+
+def count(kind: Kind, slices: Sequence[RunSlice], weighted: bool, room: Room) -> tuple[RangeReport]:
+    """Counts a range of scores (AUC) or of users (UAUC)."""
+    rows = KeyRange.open(slices)
+    if kind == "AUC":
+        return (RangeReport(count_range(rows, room.memory_rows, weighted=weighted), peak_bytes()),)
+    totals = UserAUCTotals()
+    totals.update(users_of_range(rows, room.memory_rows, room.folder))
+    return (RangeReport(totals.to_arrays(), peak_bytes()),)
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process has had."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+@dataclass
+class _TaskReader:
+    """Rows of one task on their way to disk."""
+
+    room: Room
+    weighted: bool
+    seen: int = 0
+    buffer: RowBuffer = field(default_factory=lambda: RowBuffer(TaskMetrics.checks))
+    calibration: Calibration = field(default_factory=Calibration)
+    rows: int = 0
+    runs: dict[Kind, list[Path]] = field(default_factory=lambda: {"AUC": [], "UAUC": []})
+
+    @property
+    def held(self) -> int:
+        """Rows in memory."""
+        return self.buffer.rows
+
+    def add(self, columns: dict[str, NDArray], seen: int) -> None:
+        """Rows that have a label, of so many that were seen."""
+        self.seen += seen
+        self.rows += len(columns["labels"])
+        self.calibration.update(**{name: column for name, column in columns.items() if name != "user_ids"})
+        self.buffer.append(columns, columns.get("weights"))
+
+    def spill(self) -> None:
+        """Moves the rows to disk."""
+        if self.held:
+            columns = self.buffer.arrays()
+            self.runs["AUC"].append(write_run(keyed_by_score(columns), self.room.folder))
+            self.runs["UAUC"].append(write_run(keyed_by_user(columns), self.room.folder))
+        self.buffer.clear()
+
+    def finished(self) -> TaskRows:
+        """All that was found."""
+        self.spill()
+        return TaskRows(self.rows, self.seen - self.rows, self.calibration.to_arrays(), self.runs)
