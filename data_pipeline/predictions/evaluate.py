@@ -25,7 +25,9 @@ MEMORY_GIB = 4.0
 
 _WORKER_BYTES = 400 << 20
 _BYTES_PER_ROW, _BYTES_PER_WEIGHTED_ROW = 120, 600
-_MOST_ROWS = 1 << 22  # more do not make it faster
+# More do not make it faster. Weights of very different sizes take several times the usual memory, for which this leaves
+# room.
+_MOST_ROWS, _MOST_WEIGHTED_ROWS = 1 << 22, 1 << 20
 _FEWEST_ROWS = 1 << 16
 _DISK_BYTES_PER_ROW, _DISK_BYTES_PER_WEIGHTED_ROW = 26, 42
 
@@ -52,7 +54,7 @@ def evaluate_predictions(
 
     Returns:
         As eval.json: `rows`, and `tasks` with each one's figures, `rows` (those with a label) and `without_label`;
-        `worker_peak_bytes`, the most resident memory that a worker had.
+        `worker_peak_bytes`, the most resident memory that a worker had, and `worker_cpu_s`, what all took together.
 
     Raises:
         UserError: a row that makes no sense, bytes that cannot be read, a folder without room.
@@ -84,7 +86,7 @@ def rows_in_memory(memory_gib: float, *, weighted: bool) -> int:
     if rows < _FEWEST_ROWS:
         least = (_WORKER_BYTES + _FEWEST_ROWS * per_row) / GIB
         raise UserError(f"--memory {memory_gib:g}: a worker needs {least:.1f} GiB at least")
-    return min(rows, _MOST_ROWS)
+    return min(rows, _MOST_WEIGHTED_ROWS if weighted else _MOST_ROWS)
 
 
 @dataclass
@@ -107,12 +109,13 @@ class _Evaluation:
             for kind in _KINDS
         }
         counted = self._count(runs)
-        peaks = [report.peak_bytes for report in reports]
-        peaks += [report.peak_bytes for part in counted.values() for report in part]
+        efforts = [report.effort for report in reports]
+        efforts += [report.effort for part in counted.values() for report in part]
         return {
             "rows": sum(report.rows for report in reports),
             "tasks": {task: self._task(task, reports, counted) for task in self.predictions.columns.tasks},
-            "worker_peak_bytes": max(peaks),
+            "worker_peak_bytes": max(effort.peak_bytes for effort in efforts),
+            "worker_cpu_s": sum(effort.cpu_s for effort in efforts),
         }
 
     def _read(self) -> list[ReadReport]:

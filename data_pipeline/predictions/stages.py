@@ -4,10 +4,11 @@ Memory is bounded by the rows that are held at a time, however large a row group
 """
 
 import resource
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from numpy.typing import NDArray
 
@@ -42,21 +43,34 @@ class TaskRows:
     runs: Mapping[Kind, list[Path]]
 
 
+@dataclass(frozen=True)
+class Effort:
+    """CPU seconds of a call, and the most resident memory that its process has had."""
+
+    cpu_s: float
+    peak_bytes: int
+
+    @classmethod
+    def since(cls, start: float) -> Self:
+        """Of a call that began when `time.process_time` was `start`."""
+        return cls(time.process_time() - start, _peak_bytes())
+
+
 @dataclass
 class ReadReport:
-    """What a reading task found, and the most memory its process has had."""
+    """What a reading task found."""
 
     rows: int
     tasks: Mapping[str, TaskRows]
-    peak_bytes: int
+    effort: Effort
 
 
 @dataclass(frozen=True)
 class RangeReport:
-    """Counts of a range of scores, or totals of a range of users as arrays, and the most memory its process has had."""
+    """Counts of a range of scores, or totals of a range of users as arrays."""
 
     counted: AUCCounts | WeightedAUCCounts | Mapping[str, NDArray]
-    peak_bytes: int
+    effort: Effort
 
 
 def read_units(units: tuple[Unit, ...], columns: Columns, room: Room) -> tuple[ReadReport]:
@@ -65,6 +79,7 @@ def read_units(units: tuple[Unit, ...], columns: Columns, room: Room) -> tuple[R
     Raises:
         UserError: bytes that cannot be read, or a row that makes no sense: its file, row group and row are named.
     """
+    start = time.process_time()
     readers = {task: _TaskReader(room, weighted=columns.weight is not None) for task in columns.tasks}
     rows = 0
     for piece in pieces(units, columns, room.memory_rows):
@@ -75,21 +90,24 @@ def read_units(units: tuple[Unit, ...], columns: Columns, room: Room) -> tuple[R
             for reader in readers.values():
                 reader.spill()
     found = {task: reader.finished() for task, reader in readers.items()}
-    return (ReadReport(rows, found, peak_bytes()),)
+    return (ReadReport(rows, found, Effort.since(start)),)
 
 
 def count(kind: Kind, slices: Sequence[RunSlice], weighted: bool, room: Room) -> tuple[RangeReport]:
     """Counts a range of scores (AUC) or of users (UAUC)."""
+    start = time.process_time()
     rows = KeyRange.open(slices)
+    counted: AUCCounts | WeightedAUCCounts | Mapping[str, NDArray]
     if kind == "AUC":
-        return (RangeReport(count_range(rows, room.memory_rows, weighted=weighted), peak_bytes()),)
-    totals = UserAUCTotals()
-    totals.update(users_of_range(rows, room.memory_rows, room.folder))
-    return (RangeReport(totals.to_arrays(), peak_bytes()),)
+        counted = count_range(rows, room.memory_rows, weighted=weighted)
+    else:
+        totals = UserAUCTotals()
+        totals.update(users_of_range(rows, room.memory_rows, room.folder))
+        counted = totals.to_arrays()
+    return (RangeReport(counted, Effort.since(start)),)
 
 
-def peak_bytes() -> int:
-    """The most resident memory that this process has had."""
+def _peak_bytes() -> int:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:  # not Linux

@@ -42,9 +42,9 @@ def measure(config: RunConfig, *, rows: int, users: int, check_rows: int, memory
         for _ in batches(folder):
             pass
         reading = time.perf_counter() - start
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         expected = one_process(folder, Path(name))
-        alone = time.perf_counter() - start
+        alone, cpu_alone = time.perf_counter() - start, time.process_time() - cpu_start
     figures = found["tasks"]["label"]
     same(figures, expected)
     print(
@@ -54,6 +54,7 @@ def measure(config: RunConfig, *, rows: int, users: int, check_rows: int, memory
     return [
         Figure(f"predictions over Ray, {rows:,} rows, all figures", seconds, "s", alone, against),
         Figure("the same", rows / seconds, "rows/s", rows / alone, against),
+        Figure("CPU time of all workers", found["worker_cpu_s"], "s", cpu_alone, against),
         Figure("the same", seconds, "s", reading, "one process, pyarrow reading the columns alone"),
         Figure(
             "largest resident memory of a worker", found["worker_peak_bytes"] / 2**20, "MiB", memory_mib, "the limit"

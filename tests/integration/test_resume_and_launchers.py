@@ -97,6 +97,23 @@ def test_evaluation_does_not_depend_on_the_ranks(launch, small_config, whole):
     assert "whole" in (run_dir / "report.html").read_text()
 
 
+def test_a_runs_predictions_have_its_figures(launch, small_config, whole):
+    succeed(launch.python("launch/evaluate.py", str(small_config), "name=whole"))
+    run_dir = load_config(small_config, ["name=whole"]).run_dir
+    before = (run_dir / "eval.json").read_bytes()
+    process = launch.python("launch/evaluate.py", "--predictions", str(run_dir / "predictions"))
+    succeed(process)
+    assert (run_dir / "eval.json").read_bytes() == before
+    found, expected = json.loads((run_dir / "predictions.eval.json").read_text()), json.loads(before)
+    assert found["rows"] == expected["rows"]
+    assert found["tasks"].keys() == expected["tasks"].keys()
+    for task, figures in expected["tasks"].items():
+        assert {name: found["tasks"][task][name] for name in figures if name != "reachable"} == {
+            name: value for name, value in figures.items() if name != "reachable"
+        }
+        assert task in process.stdout
+
+
 def test_a_run_learns(launch, small_config, whole):
     first, last = (np.mean([loss for _, loss in part]) for part in (whole[:5], whole[-5:]))
     assert last < first - 0.02
