@@ -29,7 +29,8 @@ _BYTES_PER_ROW, _BYTES_PER_WEIGHTED_ROW = 120, 600
 # room.
 _MOST_ROWS, _MOST_WEIGHTED_ROWS = 1 << 22, 1 << 20
 _FEWEST_ROWS = 1 << 16
-_DISK_BYTES_PER_ROW, _DISK_BYTES_PER_WEIGHTED_ROW = 26, 42
+# By score, by user, and by score again for a user with more rows than fit.
+_DISK_BYTES_PER_ROW, _DISK_BYTES_PER_WEIGHTED_ROW = 9 + 17 + 9, 17 + 25 + 17
 
 
 def evaluate_predictions(
@@ -170,6 +171,8 @@ def _require_room(parent: Path, predictions: Predictions, *, weighted: bool) -> 
     """Raises a `UserError` where the rows would not fit the disk."""
     if not parent.is_dir():
         raise UserError(f"--spill {parent}: no such folder")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{parent}: cannot be written; name another folder by --spill")
     per_row = _DISK_BYTES_PER_WEIGHTED_ROW if weighted else _DISK_BYTES_PER_ROW
     needed = predictions.rows * len(predictions.columns.tasks) * per_row
     free = shutil.disk_usage(parent).free

@@ -96,7 +96,8 @@ def _units(path: Path, index: int, footer: pq.FileMetaData) -> Iterator[Unit]:
     first_row = 0
     for group in range(footer.num_row_groups):
         rows = footer.row_group(group).num_rows
-        yield Unit(path, index, group, first_row, rows)
+        # In full: a worker may have started elsewhere.
+        yield Unit(path.resolve(), index, group, first_row, rows)
         first_row += rows
 
 
@@ -121,6 +122,8 @@ def _check(path: Path, schema: pa.Schema, columns: Columns) -> None:
     for what, name, fits, expected in needed:
         if name not in schema.names:
             raise UserError(f"{path}: has no column {name!r}{nearest(name, schema.names)}; name the {what} by --{what}")
+        if schema.names.count(name) > 1:
+            raise UserError(f"{path}: has {schema.names.count(name)} columns {name!r}; name another {what} by --{what}")
         kind = schema.field(name).type
         if not fits(kind):
             raise UserError(f"{path}: column {name!r} is {kind}, but {expected}; name the {what} by --{what}")

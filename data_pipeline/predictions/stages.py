@@ -80,7 +80,7 @@ def read_units(units: tuple[Unit, ...], columns: Columns, room: Room) -> tuple[R
         UserError: bytes that cannot be read, or a row that makes no sense: its file, row group and row are named.
     """
     start = time.process_time()
-    readers = {task: _TaskReader(room, weighted=columns.weight is not None) for task in columns.tasks}
+    readers = {task: _TaskReader(room) for task in columns.tasks}
     rows = 0
     for piece in pieces(units, columns, room.memory_rows):
         rows += piece.batch.num_rows
@@ -120,7 +120,6 @@ class _TaskReader:
     """Rows of one task on their way to disk."""
 
     room: Room
-    weighted: bool
     seen: int = 0
     buffer: RowBuffer = field(default_factory=lambda: RowBuffer(TaskMetrics.checks))
     calibration: Calibration = field(default_factory=Calibration)

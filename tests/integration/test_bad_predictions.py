@@ -111,6 +111,16 @@ def test_a_column_of_another_type(name: str, column: Any, told: str, tmp_path: P
     assert str(caught.value).startswith(f"{folder}/part-1.parquet: {told}")
 
 
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    columns = good_rows()
+    table = pa.Table.from_arrays(
+        [pa.array(column) for column in columns.values()], names=["user_id", "label", "score", "label"]
+    )
+    pq.write_table(table, tmp_path / "scored.parquet")
+    with pytest.raises(UserError, match=r"scored.parquet: has 2 columns 'label'; name another label by --label$"):
+        evaluate(tmp_path / "scored.parquet")
+
+
 def test_a_file_that_is_cut_or_damaged(tmp_path: Path) -> None:
     folder = write(tmp_path / "p", good_rows(3000))
     path = folder / "part-1.parquet"
