@@ -69,13 +69,24 @@ def run(config: RunConfig) -> None:
 def show(result: dict[str, Any]) -> None:
     """Prints the figures of every task, beside the best reachable ones where they are known."""
     table = Table(title=f"{result['split']}: {result['rows']:,} rows, {result['checkpoint']}")
-    for column in ("task", "AUC", "best reachable", "gap", "UAUC", "best UAUC", "logloss", "NE", "calibration"):
+    for column in (
+        "task",
+        "AUC",
+        "best reachable",
+        "gap",
+        "UAUC",
+        "best UAUC",
+        "PR-AUC",
+        "logloss",
+        "NE",
+        "calibration",
+    ):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, figures in result["tasks"].items():
         best = figures.get("reachable", {"auc": None, "uauc": None})
         gap = None if None in (best["auc"], figures["auc"]) else best["auc"] - figures["auc"]
         values = (figures["auc"], best["auc"], gap, figures["uauc"], best["uauc"])
-        values += (figures["logloss"], figures["ne"], figures["calibration"])
+        values += (figures["pr_auc"], figures["logloss"], figures["ne"], figures["calibration"])
         table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
     console = Console(width=120)
     console.print(table)

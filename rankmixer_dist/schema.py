@@ -178,7 +178,7 @@ class Schema(Strict):
         if isinstance(feature, MultiIdFeature | SequenceFeature):
             raise ValueError(f"{column} has several ids a row; name a column with one")
         if feature is None and column not in USER_SLICES + TIME_SLICES:
-            known = ", ".join([*USER_SLICES, *TIME_SLICES, *self.of_kind(IdFeature)])
+            known = ", ".join(dict.fromkeys([*USER_SLICES, *TIME_SLICES, *self.of_kind(IdFeature)]))
             raise ValueError(f"{column!r} is no column to slice by; there are: {known}")
 
     def raw_columns(self) -> dict[str, str]:

@@ -62,12 +62,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """One task of eval.json; None where a figure is undefined, `reachable_*` also where the truth is not known."""
+    """One task of eval.json; None where a figure is undefined, `reachable_*` also where the truth is not known, and
+    `pr_auc` in files from before there was one."""
 
     name: str
     auc: float | None
     auc_low: float | None
     auc_high: float | None
+    pr_auc: float | None
     uauc: float | None
     uauc_unweighted: float | None
     logloss: float | None
@@ -207,6 +209,7 @@ def _task_evaluation(name: str, figures: dict[str, Any]) -> TaskEvaluation:
         name=name,
         auc_low=low,
         auc_high=high,
+        pr_auc=figures.get("pr_auc"),
         reachable_auc=reachable.get("auc"),
         reachable_uauc=reachable.get("uauc"),
         **{field: figures[field] for field in same_name},

@@ -101,14 +101,22 @@ def _feature_column(name: str, feature: IdFeature, schema: Schema) -> SliceColum
         ids[:rows] = batch.ids.values[start : start + rows].numpy()
         return ids
 
+    raw = feature.column or name
     if feature.boundaries is not None:
-        label, legend = partial(_bucket, feature.boundaries), f"buckets of {feature.column or name}"
+        legend = f"buckets of {raw}"
     elif table.ids == "identity":
-        label, legend = (lambda row: str(row - 1)), f"values of {feature.column or name}"
+        legend = f"values of {raw}"
     else:
-        label = "row {}".format
-        legend = f"rows of table {feature.table}, to which {feature.column or name} is hashed; raw values are not kept"
-    return SliceColumn(name, values, lambda row: "missing" if row == MISSING_ID else label(row), legend)
+        legend = f"rows of table {feature.table}, to which {raw} is hashed; what was hashed is not kept"
+    return SliceColumn(name, values, partial(_id_label, feature.boundaries, table.ids == "hash"), legend)
+
+
+def _id_label(boundaries: Sequence[float] | None, hashed: bool, row: int) -> str:
+    if row == MISSING_ID:
+        return "missing"
+    if boundaries is not None:
+        return _bucket(boundaries, row)
+    return f"row {row}" if hashed else str(row - 1)
 
 
 def _bucket(boundaries: Sequence[float], row: int) -> str:
