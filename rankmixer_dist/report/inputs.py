@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.report.slices import SlicedColumn, read_slices
 from rankmixer_dist.report.training_log import TrainingLog, read_log
 
 
@@ -102,13 +103,14 @@ class RoutingEvaluation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """eval.json; `routing` is None for a model without experts."""
+    """eval.json; `routing` is None for a model without experts, `slices` is empty without columns to slice by."""
 
     rows: int
     split: str | None
     checkpoint: str | None
     tasks: list[TaskEvaluation]
     routing: RoutingEvaluation | None
+    slices: list[SlicedColumn]
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def _read_evaluation(path: Path) -> Evaluation | None:
         checkpoint=evaluation.get("checkpoint"),
         tasks=[_task_evaluation(name, figures) for name, figures in evaluation["tasks"].items()],
         routing=_routing_evaluation(evaluation["routing"]) if "routing" in evaluation else None,
+        slices=read_slices(evaluation),
     )
 
 
