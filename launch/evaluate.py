@@ -6,6 +6,7 @@ With --predictions it takes scores that are there already, a run's or anybody's,
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from rankmixer_dist.command_line import config_parser, run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import UserError
 
+MAX_SHOWN = 25
+"""Values of a column to slice by that are printed."""
+
 USAGE = """\
 python launch/evaluate.py configs/quickstart.yaml
 torchrun --standalone --nproc_per_node 2 launch/evaluate.py configs/quickstart.yaml eval.split=test
+python launch/evaluate.py configs/quickstart.yaml "eval.slices=[user_activity,duration_bucket]"
 python launch/evaluate.py --predictions runs/quickstart/predictions
 python launch/evaluate.py --predictions scored.parquet --user uid --label click --score p_click --weight w
 
@@ -65,15 +70,18 @@ def run(config: RunConfig) -> None:
     """Joins the ranks, opens the data, scores it and renders the report."""
     # Imported after the config is known to be good: torch and its kin take seconds.
     from data_pipeline.reading import open_prepared, open_split
+    from data_pipeline.value_counts import value_counts
     from rankmixer_dist.parallel.topology import failing_together, process_group
     from rankmixer_dist.report import render_report
     from rankmixer_dist.train.evaluate import evaluate
+    from rankmixer_dist.train.slice_columns import needs_training_rows
 
     with process_group() as topology:
         ranks = {"rank": topology.rank, "world_size": topology.world_size}
         topology.share_of(config.eval.batch_size)
         with failing_together():
-            manifest = open_prepared(config, [config.eval.split], **ranks)
+            known = config.train.splits if needs_training_rows(config) else ()
+            manifest = open_prepared(config, list(dict.fromkeys([config.eval.split, *known])), **ranks)
         rows = open_split(
             config,
             manifest,
@@ -84,7 +92,14 @@ def run(config: RunConfig) -> None:
             pin_memory=topology.device.type == "cuda",
         )
         base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
-        result = evaluate(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
+        result = evaluate(
+            config,
+            topology,
+            rows,
+            numerics=manifest.numerics,
+            base_rates=base_rates,
+            count_values=partial(value_counts, config.data.prepared, manifest, **ranks),
+        )
         if result is not None:
             show(result)
             print(f"report: {render_report(config.run_dir)}")
@@ -116,14 +131,14 @@ def run_predictions(parsed: argparse.Namespace) -> None:
 def show_predictions(path: Path, result: dict[str, Any]) -> None:
     """Prints the figures of every task."""
     table = Table(title=f"{path}: {result['rows']:,} rows")
-    columns = ("task", "rows", "AUC", "95 %", "UAUC", "unweighted", "users", "logloss", "NE", "calibration")
+    columns = ("task", "rows", "AUC", "95 %", "UAUC", "unweighted", "users", "PR-AUC", "logloss", "NE", "calibration")
     for column in columns:
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, figures in result["tasks"].items():
         low, high = figures["auc_ci95"]
         interval = "–" if low is None else f"{low:.4f}–{high:.4f}"
-        names = ("auc", "uauc", "uauc_unweighted", "logloss", "ne", "calibration")
-        auc, uauc, unweighted, *rest = ("–" if figures[name] is None else f"{figures[name]:.4f}" for name in names)
+        names = ("auc", "uauc", "uauc_unweighted", "pr_auc", "logloss", "ne", "calibration")
+        auc, uauc, unweighted, *rest = (_four_decimals(figures[name]) for name in names)
         users = f"{figures['users_scored']:,}"
         table.add_row(task, f"{figures['rows']:,}", auc, interval, uauc, unweighted, users, *rest)
     Console(width=120).print(table)
@@ -136,21 +151,55 @@ def show_predictions(path: Path, result: dict[str, Any]) -> None:
 def show(result: dict[str, Any]) -> None:
     """Prints the figures of every task, beside the best reachable ones where they are known."""
     table = Table(title=f"{result['split']}: {result['rows']:,} rows, {result['checkpoint']}")
-    for column in ("task", "AUC", "best reachable", "gap", "UAUC", "best UAUC", "logloss", "NE", "calibration"):
+    for column in (
+        "task",
+        "AUC",
+        "best reachable",
+        "gap",
+        "UAUC",
+        "best UAUC",
+        "PR-AUC",
+        "logloss",
+        "NE",
+        "calibration",
+    ):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, figures in result["tasks"].items():
         best = figures.get("reachable", {"auc": None, "uauc": None})
         gap = None if None in (best["auc"], figures["auc"]) else best["auc"] - figures["auc"]
         values = (figures["auc"], best["auc"], gap, figures["uauc"], best["uauc"])
-        values += (figures["logloss"], figures["ne"], figures["calibration"])
-        table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
+        values += (figures["pr_auc"], figures["logloss"], figures["ne"], figures["calibration"])
+        table.add_row(task, *map(_four_decimals, values))
     console = Console(width=120)
     console.print(table)
+    for column, values in result.get("slices", {}).items():
+        console.print(slice_table(column, values, tasks=list(result["tasks"])))
+        console.print(f"{column}: {result['slice_legends'][column]}\n", soft_wrap=True)
     routing = result.get("routing")
     if routing is not None:
         gaps = [f"{task} {path['served_gap']:+.2%}" for task, path in routing.get("trained_path", {}).items()]
         apart = f"; logloss as served against as trained: {', '.join(gaps)}" if gaps else ""
         console.print(f"experts: {routing['active_ratio']:.1%} active, {routing['dead_experts']} never used{apart}")
+
+
+def slice_table(column: str, values: dict[str, Any], *, tasks: list[str]) -> Table:
+    """AUC and UAUC of every task for each value of a column; of many values, those with the most rows."""
+    shown = sorted(values, key=lambda value: -values[value]["rows"])[:MAX_SHOWN]
+    hidden = len(values) - len(shown)
+    more = f"; {hidden} more values in eval.json" if hidden else ""
+    table = Table(title=f"by {column}: AUC / UAUC{more}")
+    table.add_column(column, no_wrap=True)
+    for name in ("rows", *tasks):
+        table.add_column(name, justify="right")
+    for value in (value for value in values if value in shown):
+        figures = [values[value]["tasks"].get(task, {}) for task in tasks]
+        cells = [" / ".join(_four_decimals(each.get(name)) for name in ("auc", "uauc")) for each in figures]
+        table.add_row(value, f"{values[value]['rows']:,}", *cells)
+    return table
+
+
+def _four_decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

@@ -3,25 +3,38 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any, cast
-
-from numpy.typing import NDArray
+from typing import Any
 
 from data_pipeline.job import Job, RayJob
 from data_pipeline.predictions.files import Predictions
-from data_pipeline.predictions.stages import Kind, RangeReport, ReadReport, Room, count, read_units
+from data_pipeline.predictions.stages import (
+    Kind,
+    PrecisionReport,
+    RangeReport,
+    ReadReport,
+    Room,
+    count,
+    read_units,
+    take_precision,
+)
 from data_pipeline.progress import Reporter
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import Calibration, UserAUCTotals
-from rankmixer_dist.metrics.sorted_runs import RunSlice, SortedRuns
-from rankmixer_dist.metrics.spilled import counts_together
+from rankmixer_dist.metrics.exact_sum import ExactSums
+from rankmixer_dist.metrics.pr_auc import NOBODY, ClassTotals
+from rankmixer_dist.metrics.sorted_runs import KeyRange, SortedRuns
+from rankmixer_dist.metrics.spilled import average_precision_of, counts_together
 from rankmixer_dist.metrics.tasks import task_figures
 
 GIB = 1 << 30
 MEMORY_GIB = 4.0
+
+_KINDS: tuple[Kind, Kind] = ("AUC", "UAUC")
+Owner = tuple[str, Kind]
 
 _WORKER_BYTES = 400 << 20
 _BYTES_PER_ROW, _BYTES_PER_WEIGHTED_ROW = 120, 600
@@ -109,15 +122,24 @@ class _Evaluation:
             for task in self.predictions.columns.tasks
             for kind in _KINDS
         }
-        counted = self._count(runs)
+        ranges = {owner: list(own.ranges(self._rows_per_range(own.rows))) for owner, own in runs.items()}
+        counted = self._count(ranges)
+        precisions = self._take_precision(ranges, counted)
         efforts = [report.effort for report in reports]
-        efforts += [report.effort for part in counted.values() for report in part]
+        efforts += [report.effort for parts in (counted, precisions) for part in parts.values() for report in part]
         return {
             "rows": sum(report.rows for report in reports),
-            "tasks": {task: self._task(task, reports, counted) for task in self.predictions.columns.tasks},
+            "tasks": {task: self._task(task, reports, counted, precisions[task]) for task in precisions},
             "worker_peak_bytes": max(effort.peak_bytes for effort in efforts),
             "worker_cpu_s": sum(effort.cpu_s for effort in efforts),
         }
+
+    @property
+    def _weighted(self) -> bool:
+        return self.predictions.columns.weight is not None
+
+    def _rows_per_range(self, rows: int) -> int:
+        return self.job.rows_per_task(rows, most=self.room.memory_rows)
 
     def _read(self) -> list[ReadReport]:
         tasks = self.job.tasks(self.predictions.units, most=self.room.memory_rows)
@@ -129,42 +151,62 @@ class _Evaluation:
                 advance(report.rows)
         return [reports[index] for index in range(len(calls))]
 
-    def _count(self, runs: dict[tuple[str, Kind], SortedRuns]) -> dict[tuple[str, Kind], list[RangeReport]]:
+    def _count(self, ranges: Mapping[Owner, Sequence[KeyRange]]) -> dict[Owner, list[RangeReport]]:
         """The reports of each task's and metric's ranges, in ascending order."""
-        weighted = self.predictions.columns.weight is not None
-        calls: list[tuple[Kind, Sequence[RunSlice], bool, Room]] = []
-        owners: list[tuple[str, Kind]] = []
-        for owner, own in runs.items():
-            for rows in own.ranges(self.job.rows_per_task(own.rows, most=self.room.memory_rows)):
-                calls.append((owner[1], rows.slices(), weighted, self.room))
-                owners.append(owner)
-        reports: dict[int, RangeReport] = {}
-        with self.reporter.stage("count", len(calls), "ranges of scores and users") as advance:
-            for index, _, report in self.job.map(count, calls, held=0):
+        calls = {
+            owner: [(owner[1], rows.slices(), self._weighted, self.room) for rows in own]
+            for owner, own in ranges.items()
+        }
+        return self._map("count", count, calls)
+
+    def _take_precision(
+        self, ranges: Mapping[Owner, Sequence[KeyRange]], counted: Mapping[Owner, Sequence[RangeReport]]
+    ) -> dict[str, list[PrecisionReport]]:
+        """The reports of each task's ranges of scores; PR-AUC needs the counts of those above."""
+        calls: dict[str, list[tuple]] = {}
+        for task in self.predictions.columns.tasks:
+            totals = [report.counted.class_totals for report in counted[task, "AUC"]]
+            whole, above = reduce(ClassTotals.plus, totals, NOBODY), NOBODY
+            calls[task] = []
+            for rows, here in reversed(list(zip(ranges[task, "AUC"], totals, strict=True))):
+                calls[task].append((rows.slices(), here, above, whole, self._weighted, self.room))
+                above = above.plus(here)
+        return self._map("PR-AUC", take_precision, calls)
+
+    def _map(self, title: str, function: Callable[..., tuple], calls: Mapping[Any, Sequence[tuple]]) -> dict[Any, list]:
+        """The reports of every owner's calls, in their order, all as one stage."""
+        flat = [(owner, call) for owner, own in calls.items() for call in own]
+        reports: dict[int, Any] = {}
+        with self.reporter.stage(title, len(flat), "ranges") as advance:
+            for index, _, report in self.job.map(function, [call for _, call in flat], held=0):
                 reports[index] = report
-                advance(0)  # every row is in a range of scores and in one of users
-        found: dict[tuple[str, Kind], list[RangeReport]] = {owner: [] for owner in runs}
-        for index, owner in enumerate(owners):
+                advance(0)  # a row is in several ranges
+        found: dict[Any, list] = {owner: [] for owner in calls}
+        for index, (owner, _) in enumerate(flat):
             found[owner].append(reports[index])
         return found
 
     def _task(
-        self, task: str, reports: Sequence[ReadReport], counted: dict[tuple[str, Kind], list[RangeReport]]
+        self,
+        task: str,
+        reports: Sequence[ReadReport],
+        counted: Mapping[Owner, Sequence[RangeReport]],
+        precisions: Sequence[PrecisionReport],
     ) -> dict[str, Any]:
-        calibration, users = Calibration(), UserAUCTotals()
+        calibration, users, precision = Calibration(), UserAUCTotals(), ExactSums(1)
         for report in reports:
             calibration.merge(Calibration.from_arrays(report.tasks[task].calibration))
         for part in counted[task, "UAUC"]:
-            users.merge(UserAUCTotals.from_arrays(cast(Mapping[str, NDArray], part.counted)))
+            users.merge(UserAUCTotals.from_arrays(part.counted))
+        for terms in precisions:
+            precision.merge(ExactSums.from_array(terms.sums))
         auc = counts_together(part.counted for part in counted[task, "AUC"])
+        pr_auc = average_precision_of(precision, auc.class_totals, weighted=self._weighted)
         return {
-            **task_figures(auc.result(), users.compute(), calibration.compute()),
+            **task_figures(auc.result(), pr_auc, users.compute(), calibration.compute()),
             "rows": sum(report.tasks[task].rows for report in reports),
             "without_label": sum(report.tasks[task].without_label for report in reports),
         }
-
-
-_KINDS: tuple[Kind, Kind] = ("AUC", "UAUC")
 
 
 def _require_room(parent: Path, predictions: Predictions, *, weighted: bool) -> None:

@@ -8,19 +8,26 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.predictions.files import Columns
 from data_pipeline.predictions.rows import checked_rows, pieces
 from data_pipeline.sources import Unit
-from rankmixer_dist.metrics import AUCCounts, Calibration, UserAUCTotals
+from rankmixer_dist.metrics import Calibration, UserAUCTotals
+from rankmixer_dist.metrics.pr_auc import ClassTotals
 from rankmixer_dist.metrics.row_state import RowBuffer
 from rankmixer_dist.metrics.sorted_runs import KeyRange, RunSlice, write_run
-from rankmixer_dist.metrics.spilled import count_range, keyed_by_score, keyed_by_user, users_of_range
+from rankmixer_dist.metrics.spilled import (
+    count_range,
+    keyed_by_score,
+    keyed_by_user,
+    precision_of_range,
+    users_of_range,
+)
 from rankmixer_dist.metrics.tasks import TaskMetrics
-from rankmixer_dist.metrics.weighted_counts import WeightedAUCCounts
 
 Kind = Literal["AUC", "UAUC"]
 
@@ -67,9 +74,17 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class RangeReport:
-    """Counts of a range of scores, or totals of a range of users as arrays."""
+    """Counts of a range of scores (`AUCCounts`, `WeightedAUCCounts`), or totals of a range of users as arrays."""
 
-    counted: AUCCounts | WeightedAUCCounts | Mapping[str, NDArray]
+    counted: Any
+    effort: Effort
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """The sum of a range's terms, as an array."""
+
+    sums: NDArray[np.uint8]
     effort: Effort
 
 
@@ -97,7 +112,7 @@ def count(kind: Kind, slices: Sequence[RunSlice], weighted: bool, room: Room) ->
     """Counts a range of scores (AUC) or of users (UAUC)."""
     start = time.process_time()
     rows = KeyRange.open(slices)
-    counted: AUCCounts | WeightedAUCCounts | Mapping[str, NDArray]
+    counted: Any
     if kind == "AUC":
         counted = count_range(rows, room.memory_rows, weighted=weighted)
     else:
@@ -105,6 +120,16 @@ def count(kind: Kind, slices: Sequence[RunSlice], weighted: bool, room: Room) ->
         totals.update(users_of_range(rows, room.memory_rows, room.folder))
         counted = totals.to_arrays()
     return (RangeReport(counted, Effort.since(start)),)
+
+
+def take_precision(
+    slices: Sequence[RunSlice], here: ClassTotals, above: ClassTotals, whole: ClassTotals, weighted: bool, room: Room
+) -> tuple[PrecisionReport]:
+    """Sums a range of scores up for PR-AUC, which takes what lies above it."""
+    start = time.process_time()
+    rows = KeyRange.open(slices)
+    sums = precision_of_range(rows, here, above, whole, room.memory_rows, weighted=weighted)
+    return (PrecisionReport(sums.to_array(), Effort.since(start)),)
 
 
 def _peak_bytes() -> int:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rankmixer_dist.metrics.auc_result import AUCResult, with_interval
 from rankmixer_dist.metrics.exact_products import exact_dot
+from rankmixer_dist.metrics.pr_auc import ClassTotals
 
 SEARCH_VALUES = 1 << 13
 
@@ -48,6 +49,11 @@ class AUCCounts:
     def of_ties(cls, positives: int, negatives: int) -> Self:
         """Counts of rows that have one score."""
         return cls(positives, negatives, positives * negatives, positives * negatives**2, negatives * positives**2)
+
+    @property
+    def class_totals(self) -> ClassTotals:
+        """The rows of either class."""
+        return ClassTotals(self.positives, self.negatives)
 
     def followed_by(self, higher: Self) -> Self:
         """Counts of both ranges together, all scores of the other one being above those of this one."""

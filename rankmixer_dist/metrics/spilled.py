@@ -1,5 +1,6 @@
 """Exact AUC and UAUC of any number of rows in bounded memory: rows wait on disk, sorted in runs."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
@@ -10,7 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from rankmixer_dist.metrics.auc_counts import AUCCounts
 from rankmixer_dist.metrics.auc_result import AUCResult
+from rankmixer_dist.metrics.exact_sum import ExactSums
 from rankmixer_dist.metrics.keys import score_keys, user_ids_of, user_keys
+from rankmixer_dist.metrics.pr_auc import (
+    ClassTotals,
+    precision_terms,
+    precision_terms_of_ties,
+    weighted_precision_terms,
+)
 from rankmixer_dist.metrics.row_state import Checks, RowBuffer
 from rankmixer_dist.metrics.rows import check_labels, check_scores, check_user_ids
 from rankmixer_dist.metrics.sorted_runs import KEYS, KeyRange, SortedRuns
@@ -193,6 +201,38 @@ def counts_together(ranges: Iterable[Any]) -> AUCCounts | WeightedAUCCounts:
     """Counts of all rows from those of ranges of ascending scores, which are all of one of the two kinds."""
     ordered = list(ranges)
     return reduce(lambda lower, higher: lower.followed_by(higher), ordered) if ordered else AUCCounts.of_ties(0, 0)
+
+
+def precision_of_range(
+    rows: KeyRange, here: ClassTotals, above: ClassTotals, whole: ClassTotals, memory_rows: int, *, weighted: bool
+) -> ExactSums:
+    """The sum of the terms of average precision of a range of runs `keyed_by_score`; sums of ranges merge.
+
+    Args:
+        here, above, whole: of the range's rows, of those with higher scores and of all.
+    """
+    if rows.rows > memory_rows:
+        # Only rows of one score are that many.
+        terms = precision_terms_of_ties(here, above, whole, weighted=weighted)
+    else:
+        columns = rows.arrays()
+        keys, labels = columns[KEYS], columns["labels"]
+        if weighted:
+            weights = columns.get("weights", np.ones(rows.rows))
+            terms = weighted_precision_terms(keys, labels, weights, above, whole)
+        else:
+            terms = precision_terms(keys, labels, above)
+    sums = ExactSums(1)
+    sums.add(terms, np.zeros(len(terms), np.int64))
+    return sums
+
+
+def average_precision_of(sums: ExactSums, whole: ClassTotals, *, weighted: bool) -> float:
+    """Average precision, that of `average_precision` to the last bit, from the sum over all ranges."""
+    if whole.positive == 0:
+        return math.nan
+    total = float(sums.rounded_sums()[0])
+    return total if weighted else total / whole.positive
 
 
 def users_of_range(rows: KeyRange, memory_rows: int, folder: Path) -> UserAUCs:

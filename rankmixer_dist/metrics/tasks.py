@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from rankmixer_dist.metrics.auc import exact_auc
 from rankmixer_dist.metrics.auc_result import AUCResult
 from rankmixer_dist.metrics.calibration import Calibration, CalibrationResult
+from rankmixer_dist.metrics.pr_auc import average_precision
 from rankmixer_dist.metrics.row_state import RowState
 from rankmixer_dist.metrics.rows import check_labels, check_probabilities, check_user_ids
 from rankmixer_dist.metrics.user_auc import exact_user_auc
@@ -19,6 +20,7 @@ class TaskFigures(TypedDict):
     """One task's entry in eval.json; None where a figure is undefined (a single class, no row)."""
 
     auc: float | None
+    pr_auc: float | None
     uauc: float | None
     uauc_unweighted: float | None
     logloss: float | None
@@ -58,13 +60,14 @@ class TaskMetrics(RowState):
         auc = weighted_auc(**columns) if "weights" in columns else exact_auc(**columns)
         calibration = Calibration()
         calibration.update(**columns)
-        return task_figures(auc, user_auc, calibration.compute())
+        return task_figures(auc, average_precision(**columns), user_auc, calibration.compute())
 
 
-def task_figures(auc: AUCResult, user_auc: UserAUCResult, calibration: CalibrationResult) -> TaskFigures:
+def task_figures(auc: AUCResult, pr_auc: float, user_auc: UserAUCResult, calibration: CalibrationResult) -> TaskFigures:
     """The task's entry in eval.json from results over the same rows."""
     return {
         "auc": _none_if_nan(auc.auc),
+        "pr_auc": _none_if_nan(pr_auc),
         "uauc": _none_if_nan(user_auc.uauc),
         "uauc_unweighted": _none_if_nan(user_auc.uauc_unweighted),
         "logloss": _none_if_nan(calibration.logloss),

@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankmixer_dist.metrics.auc_result import AUCResult, with_interval
-from rankmixer_dist.metrics.exact_products import carried, scaled, segment_products, to_ints, to_limbs
+from rankmixer_dist.metrics.exact_products import UNIT_EXPONENT, carried, scaled, segment_products, to_ints, to_limbs
 from rankmixer_dist.metrics.keys import key_order
+from rankmixer_dist.metrics.pr_auc import ClassTotals
 
-# Every float64 is a whole multiple of 2**-1074; weights are integers in that unit here.
-UNIT_EXPONENT = -1074
 # Products of limbs are made for some rows at a time, in the cache.
 PRODUCT_ROWS = 1 << 13
 
 
 @dataclass(frozen=True)
 class WeightedClassSums:
-    """Integers over the rows of one class, w being a weight and b twice the other class's weight below, in units.
+    """Integers over the rows of one class, w being a weight and b twice the other class's weight below, in units of
+    2**-1088.
 
     Attributes:
         rows: how many.
@@ -119,6 +119,11 @@ class WeightedAUCCounts:
             for own in (labels, ~labels)
         )
         return positive, negative
+
+    @property
+    def class_totals(self) -> ClassTotals:
+        """The weight of either class, in units."""
+        return ClassTotals(self.positive.weight, self.negative.weight)
 
     @property
     def weight(self) -> float:

@@ -118,7 +118,7 @@ def test_workers_that_are_killed_change_no_bit(tmp_path: Path) -> None:
     write(tmp_path / "p", columns)
     (tmp_path / "killed").mkdir()
     found = evaluated(tmp_path / "p", tmp_path / "spill", job=KillingJob(tmp_path / "killed"), memory_rows=300)
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"read_units", "count"}
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"read_units", "count", "take_precision"}
     assert found == {"click": in_memory(columns, "click", weighted=False)}
 
 
@@ -131,6 +131,16 @@ def test_a_row_group_a_user_and_a_score_with_more_rows_than_fit(weighted: bool, 
     names = {"weight": WEIGHT} if weighted else {}
     found = evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=90, **names)
     assert found == {"click": in_memory(columns, "click", weighted=weighted)}
+
+
+def test_rows_of_which_no_label_is_known_or_one_class(tmp_path: Path) -> None:
+    columns = random_rows(8, rows=200, tasks=("none", "never"))
+    columns["label_none"][:] = np.nan
+    columns["label_never"][:] = 0
+    write(tmp_path / "p", columns)
+    for names in ({}, {"weight": WEIGHT}):
+        found = evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=50, **names)
+        assert found == {task: in_memory(columns, task, weighted=bool(names)) for task in ("none", "never")}
 
 
 @pytest.mark.parametrize(
