@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _MIN_ROWS_PER_TASK, _MAX_ROWS_PER_TASK, _TASKS_PER_CPU = 50_000, 1_000_000, 4
 _MAX_RUNNING = 1000
+_PATIENCE_S = 20.0
 _OBJECT_STORE_BYTES = 2 << 30  # a cap, not a reservation; what does not fit is spilled to disk
 
 
@@ -31,8 +32,12 @@ class Job(Protocol):
         """A handle of a value that many calls need, sent once to where they run."""
         ...
 
-    def tasks(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
-        """Neighbouring units together, so that a task is worth its overhead."""
+    def rows_per_task(self, rows: int, *, most: int) -> int:
+        """How many of so many rows a task takes, so that it is worth its overhead and there is one for every core."""
+        ...
+
+    def tasks(self, units: Sequence[Unit], *, most: int = _MAX_ROWS_PER_TASK) -> list[tuple[Unit, ...]]:
+        """Neighbouring units together, by `rows_per_task`."""
         ...
 
     def map(
@@ -56,7 +61,10 @@ class SerialJob:
     def share(self, value: T) -> T:
         return value
 
-    def tasks(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
+    def rows_per_task(self, rows: int, *, most: int) -> int:
+        return most
+
+    def tasks(self, units: Sequence[Unit], *, most: int = _MAX_ROWS_PER_TASK) -> list[tuple[Unit, ...]]:
         return [(unit,) for unit in units]
 
     def map(
@@ -80,7 +88,7 @@ class RayJob:
     cluster the package must be installed on every node, and the raw and prepared folders must be shared.
 
     Args:
-        rows_per_task: Raw rows that a reading task takes at least; by default four tasks a CPU, within bounds.
+        rows_per_task: Rows that a task takes at least; by default four tasks a CPU, within bounds.
 
     Raises:
         UserError: RAY_ADDRESS names no running cluster.
@@ -107,13 +115,14 @@ class RayJob:
     def share(self, value: T) -> Handle:
         return self._ray.put(value)
 
-    def tasks(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
-        rows = self._rows_per_task
-        if rows is None:
-            cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-            even = sum(unit.rows for unit in units) // (cpus * _TASKS_PER_CPU)
-            rows = min(max(even, _MIN_ROWS_PER_TASK), _MAX_ROWS_PER_TASK)
-        return group_units(units, rows)
+    def rows_per_task(self, rows: int, *, most: int) -> int:
+        if self._rows_per_task is not None:
+            return min(self._rows_per_task, most)
+        cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        return min(max(rows // (cpus * _TASKS_PER_CPU), _MIN_ROWS_PER_TASK), most)
+
+    def tasks(self, units: Sequence[Unit], *, most: int = _MAX_ROWS_PER_TASK) -> list[tuple[Unit, ...]]:
+        return group_units(units, self.rows_per_task(sum(unit.rows for unit in units), most=most))
 
     def map(
         self, function: Callable[..., tuple], calls: Sequence[tuple], *, held: int
@@ -136,6 +145,9 @@ class RayJob:
         finally:
             for report in running:
                 self._ray.cancel(report)
+            if running:
+                # Whoever called removes what they were writing, and it must not come back.
+                self._ray.wait(list(running), num_returns=len(running), timeout=_PATIENCE_S, fetch_local=False)
 
     def sort(self, tables: list[Handle], key: str) -> list[Handle]:
         import logging
@@ -171,9 +183,11 @@ def group_units(units: Sequence[Unit], rows: int) -> list[tuple[Unit, ...]]:
     """Neighbouring units in groups of at least `rows` rows, the last one perhaps fewer."""
     groups: list[tuple[Unit, ...]] = []
     group: list[Unit] = []
+    in_group = 0
     for unit in units:
         group.append(unit)
-        if sum(one.rows for one in group) >= rows:
+        in_group += unit.rows
+        if in_group >= rows:
             groups.append(tuple(group))
-            group = []
+            group, in_group = [], 0
     return [*groups, tuple(group)] if group else groups

@@ -21,6 +21,7 @@ WHAT = {
     "loader": "quickstart",
     "metrics": "quickstart",
     "moe": "rankmixer_moe",
+    "predictions": "quickstart",
 }
 """What can be measured, and the config that it is measured with by default."""
 
@@ -32,7 +33,9 @@ def main(arguments: list[str]) -> None:
     """Parses the command line, measures, prints and writes the figures."""
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
     parser.add_argument("--what", required=True, choices=sorted(WHAT), help="loader needs the config's prepared data")
-    parser.add_argument("--size", action="append", default=[], metavar="NAME=NUMBER", help="metrics: rows, users, ...")
+    parser.add_argument(
+        "--size", action="append", default=[], metavar="NAME=NUMBER", help="metrics, predictions: rows, users, ..."
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     parser.add_argument("--config", help="YAML file of a run; one of configs/ that fits by default")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")

@@ -1,40 +1,87 @@
 #!/usr/bin/env python
-"""Scores a split with a run's newest checkpoint: AUC, UAUC and calibration of every task, and the report."""
+"""Scores a split with a run's newest checkpoint: AUC, UAUC and calibration of every task, and the report.
 
+With --predictions it takes scores that are there already, a run's or anybody's, larger than memory, through Ray.
+"""
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rankmixer_dist.command_line import config_parser, parse_config, run_verb
-from rankmixer_dist.config import RunConfig
+from rankmixer_dist.command_line import config_parser, run_verb
+from rankmixer_dist.config import RunConfig, load_config
+from rankmixer_dist.errors import UserError
+
+MAX_SHOWN = 25
+"""Values of a column to slice by that are printed."""
 
 USAGE = """\
 python launch/evaluate.py configs/quickstart.yaml
 torchrun --standalone --nproc_per_node 2 launch/evaluate.py configs/quickstart.yaml eval.split=test
+python launch/evaluate.py configs/quickstart.yaml "eval.slices=[user_activity,duration_bucket]"
+python launch/evaluate.py --predictions runs/quickstart/predictions
+python launch/evaluate.py --predictions scored.parquet --user uid --label click --score p_click --weight w
 
-Writes eval.json, predictions/*.parquet and report.html into the run directory.
+Writes eval.json, predictions/*.parquet and report.html into the run directory; with --predictions the figures alone.
 """
+
+PREDICTIONS_OPTIONS: dict[str, tuple[type, str, str]] = {
+    "user": (str, "COLUMN", "column of the user's id (default: user_id)"),
+    "label": (str, "COLUMN", "column of 0 and 1, null or NaN where unknown (default: each label_<task>, else label)"),
+    "score": (str, "COLUMN", "column of probabilities (default: each score_<task>, else score)"),
+    "weight": (str, "COLUMN", "column of weights (default: every row counts 1)"),
+    "memory": (float, "GiB", "resident memory that no worker exceeds (default: 4)"),
+    "spill": (
+        Path,
+        "FOLDER",
+        "where the rows are sorted, shared by all hosts (default: the folder of temporary files)",
+    ),
+    "out": (Path, "FILE", "where the figures go (default: PATH.eval.json, beside PATH)"),
+}
 
 
 def main(arguments: list[str]) -> None:
     """Parses the command line and evaluates."""
-    run(parse_config(config_parser("evaluate.py", __doc__, USAGE), arguments))
+    parser = config_parser("evaluate.py", __doc__, USAGE, optional=True)
+    of_files = parser.add_argument_group("scores that are there already, instead of a config")
+    of_files.add_argument("--predictions", type=Path, metavar="PATH", help="a Parquet file, or a folder of them")
+    for name, (kind, value, meaning) in PREDICTIONS_OPTIONS.items():
+        of_files.add_argument(f"--{name}", type=kind, metavar=value, help=meaning)
+    parsed = parser.parse_args(arguments)
+    if parsed.predictions is None:
+        stray = [f"--{name}" for name in PREDICTIONS_OPTIONS if getattr(parsed, name) is not None]
+        if stray:
+            raise UserError(f"{stray[0]} goes with --predictions PATH; with a config, change its keys")
+        if parsed.config is None:
+            raise UserError("name what to evaluate: the CONFIG of a run, or --predictions PATH")
+        run(load_config(parsed.config, parsed.overrides))
+    elif parsed.config is not None:
+        raise UserError(f"give either a config ({parsed.config}) or --predictions, not both")
+    else:
+        run_predictions(parsed)
 
 
 def run(config: RunConfig) -> None:
     """Joins the ranks, opens the data, scores it and renders the report."""
     # Imported after the config is known to be good: torch and its kin take seconds.
     from data_pipeline.reading import open_prepared, open_split
+    from data_pipeline.value_counts import value_counts
     from rankmixer_dist.parallel.topology import failing_together, process_group
     from rankmixer_dist.report import render_report
     from rankmixer_dist.train.evaluate import evaluate
+    from rankmixer_dist.train.slice_columns import needs_training_rows
 
     with process_group() as topology:
         ranks = {"rank": topology.rank, "world_size": topology.world_size}
         topology.share_of(config.eval.batch_size)
         with failing_together():
-            manifest = open_prepared(config, [config.eval.split], **ranks)
+            known = config.train.splits if needs_training_rows(config) else ()
+            manifest = open_prepared(config, list(dict.fromkeys([config.eval.split, *known])), **ranks)
         rows = open_split(
             config,
             manifest,
@@ -45,30 +92,114 @@ def run(config: RunConfig) -> None:
             pin_memory=topology.device.type == "cuda",
         )
         base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
-        result = evaluate(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
+        result = evaluate(
+            config,
+            topology,
+            rows,
+            numerics=manifest.numerics,
+            base_rates=base_rates,
+            count_values=partial(value_counts, config.data.prepared, manifest, **ranks),
+        )
         if result is not None:
             show(result)
             print(f"report: {render_report(config.run_dir)}")
 
 
+def run_predictions(parsed: argparse.Namespace) -> None:
+    """Takes the scores of files, prints the figures of every task and writes them beside."""
+    from data_pipeline.predictions import (
+        ColumnNames,
+        evaluate_predictions,
+        figures_path,
+        find_predictions,
+        write_figures,
+    )
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--predictions starts its own workers: call it with python, without a launcher")
+    given = {name: value for name, value in vars(parsed).items() if value is not None}
+    names = ColumnNames(**{name: given[name] for name in ("user", "label", "score", "weight") if name in given})
+    predictions = find_predictions(parsed.predictions, names)
+    out = figures_path(parsed.predictions, parsed.out)
+    room = {name: given[key] for name, key in (("memory_gib", "memory"), ("spill", "spill")) if key in given}
+    result = evaluate_predictions(predictions, **room)
+    show_predictions(parsed.predictions, result)
+    write_figures(out, predictions, result)
+    print(f"figures: {out}")
+
+
+def show_predictions(path: Path, result: dict[str, Any]) -> None:
+    """Prints the figures of every task."""
+    table = Table(title=f"{path}: {result['rows']:,} rows")
+    columns = ("task", "rows", "AUC", "95 %", "UAUC", "unweighted", "users", "PR-AUC", "logloss", "NE", "calibration")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, figures in result["tasks"].items():
+        low, high = figures["auc_ci95"]
+        interval = "–" if low is None else f"{low:.4f}–{high:.4f}"
+        names = ("auc", "uauc", "uauc_unweighted", "pr_auc", "logloss", "ne", "calibration")
+        auc, uauc, unweighted, *rest = (_four_decimals(figures[name]) for name in names)
+        users = f"{figures['users_scored']:,}"
+        table.add_row(task, f"{figures['rows']:,}", auc, interval, uauc, unweighted, users, *rest)
+    Console(width=120).print(table)
+    for task, figures in result["tasks"].items():
+        if figures["without_label"]:
+            print(f"{task}: {figures['without_label']:,} rows without a label left out")
+    print(f"memory: {result['worker_peak_bytes'] / 2**30:.2f} GiB at most in a worker")
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints the figures of every task, beside the best reachable ones where they are known."""
     table = Table(title=f"{result['split']}: {result['rows']:,} rows, {result['checkpoint']}")
-    for column in ("task", "AUC", "best reachable", "gap", "UAUC", "best UAUC", "logloss", "NE", "calibration"):
+    for column in (
+        "task",
+        "AUC",
+        "best reachable",
+        "gap",
+        "UAUC",
+        "best UAUC",
+        "PR-AUC",
+        "logloss",
+        "NE",
+        "calibration",
+    ):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, figures in result["tasks"].items():
         best = figures.get("reachable", {"auc": None, "uauc": None})
         gap = None if None in (best["auc"], figures["auc"]) else best["auc"] - figures["auc"]
         values = (figures["auc"], best["auc"], gap, figures["uauc"], best["uauc"])
-        values += (figures["logloss"], figures["ne"], figures["calibration"])
-        table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
+        values += (figures["pr_auc"], figures["logloss"], figures["ne"], figures["calibration"])
+        table.add_row(task, *map(_four_decimals, values))
     console = Console(width=120)
     console.print(table)
+    for column, values in result.get("slices", {}).items():
+        console.print(slice_table(column, values, tasks=list(result["tasks"])))
+        console.print(f"{column}: {result['slice_legends'][column]}\n", soft_wrap=True)
     routing = result.get("routing")
     if routing is not None:
         gaps = [f"{task} {path['served_gap']:+.2%}" for task, path in routing.get("trained_path", {}).items()]
         apart = f"; logloss as served against as trained: {', '.join(gaps)}" if gaps else ""
         console.print(f"experts: {routing['active_ratio']:.1%} active, {routing['dead_experts']} never used{apart}")
+
+
+def slice_table(column: str, values: dict[str, Any], *, tasks: list[str]) -> Table:
+    """AUC and UAUC of every task for each value of a column; of many values, those with the most rows."""
+    shown = sorted(values, key=lambda value: -values[value]["rows"])[:MAX_SHOWN]
+    hidden = len(values) - len(shown)
+    more = f"; {hidden} more values in eval.json" if hidden else ""
+    table = Table(title=f"by {column}: AUC / UAUC{more}")
+    table.add_column(column, no_wrap=True)
+    for name in ("rows", *tasks):
+        table.add_column(name, justify="right")
+    for value in (value for value in values if value in shown):
+        figures = [values[value]["tasks"].get(task, {}) for task in tasks]
+        cells = [" / ".join(_four_decimals(each.get(name)) for name in ("auc", "uauc")) for each in figures]
+        table.add_row(value, f"{values[value]['rows']:,}", *cells)
+    return table
+
+
+def _four_decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

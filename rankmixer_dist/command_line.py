@@ -22,12 +22,18 @@ _PYTHON_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """What torchrun and deepspeed set for the ranks they start."""
 
 
-def config_parser(prog: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
-    """A parser for `CONFIG [section.key=value ...]`, which `parse_config` reads; add a verb's own options to it."""
+def config_parser(
+    prog: str, description: str | None, epilog: str, *, optional: bool = False
+) -> argparse.ArgumentParser:
+    """A parser for `CONFIG [section.key=value ...]`, which `parse_config` reads; add a verb's own options to it.
+
+    Args:
+        optional: the verb can do without a config.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("config", nargs="?" if optional else None, help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
     # The deepspeed launcher passes it; it sets LOCAL_RANK too, which is what is read.
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)

@@ -25,8 +25,7 @@ class ParquetLog:
 
     def __init__(self, folder: Path, pattern: str = "log_*.parquet") -> None:
         self.paths = list_files(folder, pattern)
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            self._footers = list(pool.map(_read_footer, self.paths))
+        self._footers = read_footers(self.paths)
         readable = [(path, f) for path, f in zip(self.paths, self._footers, strict=True) if not isinstance(f, str)]
         if not readable:
             raise UserError(f"{folder}: none of its {len(self.paths)} log files can be read; {self._footers[0]}")
@@ -103,6 +102,12 @@ def fingerprint(logs: Iterable[Path], side_files: Iterable[Path]) -> str:
     for path in side_files:
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def read_footers(paths: Sequence[Path]) -> list[pq.FileMetaData | str]:
+    """Each file's footer, or what is wrong with the file."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return list(pool.map(_read_footer, paths))
 
 
 def _read_footer(path: Path) -> pq.FileMetaData | str:

@@ -1,7 +1,7 @@
 """Scored rows, and AUC and UAUC of them as others compute it: scikit-learn, loops over users, pandas."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,7 +22,7 @@ class ScoredRows:
     user_ids: NDArray[np.int64]
 
     @classmethod
-    def random(cls, seed: int, rows: int, users: int) -> Self:
+    def random(cls, seed: int | Sequence[int], rows: int, users: int) -> Self:
         """Rows of at most so many users."""
         random = np.random.default_rng(seed)
         user_ids = (random.zipf(1.2, rows) - 1) % users

@@ -1,12 +1,10 @@
 """Exact, tie-aware AUC with its DeLong confidence interval."""
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rankmixer_dist.metrics.auc_counts import doubled_rows_below
-from rankmixer_dist.metrics.auc_result import AUCResult, with_interval
+from rankmixer_dist.metrics.auc_counts import AUCCounts
+from rankmixer_dist.metrics.auc_result import AUCResult
 from rankmixer_dist.metrics.row_state import RowState
 from rankmixer_dist.metrics.rows import check_labels, check_scores
 from rankmixer_dist.metrics.weighted_auc import weighted_auc
@@ -20,27 +18,10 @@ def exact_auc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> AUCRes
 
     Variance (DeLong et al. 1988; the O(n log n) form of Sun & Xu, IEEE SPL 2014): Var(V10) / P + Var(V01) / N, where
     V10_i is the share of negatives that positive i beats and V01_j the share of positives that beat negative j. Sun
-    & Xu take the shares from differences of midranks; the binary searches here give twice those differences.
+    & Xu take the shares from differences of midranks; the binary searches here give twice those differences. Their
+    squares are counted as integers too.
     """
-    positive_scores, negative_scores = np.sort(scores[labels]), np.sort(scores[~labels])
-    positives, negatives = len(positive_scores), len(negative_scores)
-    # Twice the pair count has to fit int64; that takes over four billion rows to break.
-    assert positives * negatives < 2**62
-    if positives == 0 or negatives == 0:
-        return AUCResult(math.nan, math.nan, math.nan, math.nan, positives, negatives)
-
-    doubled_wins = doubled_rows_below(negative_scores, positive_scores)
-    auc = int(doubled_wins.sum()) / (2 * positives * negatives)
-    if positives == 1 or negatives == 1:
-        return AUCResult(auc, math.nan, math.nan, math.nan, positives, negatives)
-
-    doubled_losses = doubled_rows_below(positive_scores, negative_scores)
-    # The share of positives above is one minus the share below, so the variance is the same.
-    variance = float(
-        np.var(doubled_wins / (2 * negatives), ddof=1) / positives
-        + np.var(doubled_losses / (2 * positives), ddof=1) / negatives
-    )
-    return with_interval(auc, variance, positives, negatives)
+    return AUCCounts.of_rows(scores, labels).result()
 
 
 class AUC(RowState):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rankmixer_dist.metrics.auc_result import AUCResult, with_interval
 from rankmixer_dist.metrics.exact_products import exact_dot
+from rankmixer_dist.metrics.pr_auc import ClassTotals
 
 SEARCH_VALUES = 1 << 13
 
@@ -34,15 +35,25 @@ class AUCCounts:
 
     @classmethod
     def of_rows(cls, keys: NDArray, labels: NDArray[np.bool_]) -> Self:
-        """Counts of rows: keys [rows], ordered as the scores, labels [rows]."""
+        """Counts of rows: scores, or keys that are ordered as they are, and labels [rows]."""
         positive, negative = np.sort(keys[labels]), np.sort(keys[~labels])
-        wins, losses = doubled_rows_below(negative, positive), doubled_rows_below(positive, negative)
-        return cls(len(positive), len(negative), int(wins.sum()), exact_dot(wins, wins), exact_dot(losses, losses))
+        # Twice the pair count has to fit int64; that takes over four billion rows to break.
+        assert len(positive) * len(negative) < 2**62
+        doubled = doubled_rows_below(negative, positive)
+        wins, squared_wins = int(doubled.sum()), exact_dot(doubled, doubled)
+        # One class after the other: their arrays need not be held together.
+        doubled = doubled_rows_below(positive, negative)
+        return cls(len(positive), len(negative), wins, squared_wins, exact_dot(doubled, doubled))
 
     @classmethod
     def of_ties(cls, positives: int, negatives: int) -> Self:
         """Counts of rows that have one score."""
         return cls(positives, negatives, positives * negatives, positives * negatives**2, negatives * positives**2)
+
+    @property
+    def class_totals(self) -> ClassTotals:
+        """The rows of either class."""
+        return ClassTotals(self.positives, self.negatives)
 
     def followed_by(self, higher: Self) -> Self:
         """Counts of both ranges together, all scores of the other one being above those of this one."""

@@ -9,6 +9,8 @@ DOT_ROWS = 1 << 20
 
 LIMB_BITS = 16
 MANTISSA_BITS = 53
+# Every float64 is a whole multiple of 2**-1074; this one is as many whole limbs below 1.
+UNIT_EXPONENT = -1088
 
 
 def exact_dot(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
@@ -31,8 +33,9 @@ def _parts(values: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 def to_limbs(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
     """Finite values [rows], not negative, as limbs [limbs, rows] below 2**16, the lowest first, and an exponent.
 
-    values = sum_k limbs[k] 2**(16 k + exponent), exactly: floats are whole multiples of a power of two. The number of
-    limbs grows with the span from the lowest bit of the values to the highest: 1 for small integers, 3 to 4 for
+    values = sum_k limbs[k] 2**(16 k + exponent), exactly: floats are whole multiples of a power of two. The exponent is
+    a multiple of 16, so that a value has the same limbs whatever values it comes with, zeros aside. The number of limbs
+    grows with the span from the lowest bit of the values to the highest: 1 for small integers, 3 to 4 for
     float32, 5 for float64 of a few orders of magnitude.
     """
     fractions, exponents = np.frexp(values)
@@ -43,6 +46,7 @@ def to_limbs(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
     # x & -x is the lowest bit; frexp of 2**t is t + 1.
     trailing_zeros = np.frexp((mantissas & -mantissas).astype(np.float64))[1] - 1
     lowest = int((exponents + trailing_zeros)[used].min())
+    lowest -= (lowest - MANTISSA_BITS) % LIMB_BITS
     num_limbs = -(-(MANTISSA_BITS + int(exponents[used].max()) - lowest) // LIMB_BITS)
     # A mantissa of zero may sit anywhere.
     shifts = np.where(used, exponents - lowest, 0).astype(np.int64)
@@ -80,10 +84,35 @@ def scaled(number: int, exponent: int) -> float:
     return number / (1 << -exponent) if exponent < 0 else float(number << exponent)
 
 
-def shares(limbs: NDArray[np.int64], whole: int) -> NDArray[np.float64]:
-    """The integers [columns] that limbs [limbs, columns] spell, each divided by `whole`; to a few roundings."""
+def from_int(number: int) -> tuple[NDArray[np.int64], int]:
+    """An integer from 0 on as limbs [limbs, 1] below 2**16, the lowest first, and an exponent, a multiple of 16."""
+    if number == 0:
+        return np.zeros((1, 1), np.int64), 0
+    zeros = ((number & -number).bit_length() - 1) // LIMB_BITS
+    number >>= LIMB_BITS * zeros
+    size = -(-number.bit_length() // LIMB_BITS)
+    limbs = np.frombuffer(number.to_bytes(2 * size, "little"), "<u2").astype(np.int64)
+    return limbs[:, np.newaxis], LIMB_BITS * zeros
+
+
+def plus_int(limbs: NDArray[np.int64], shift: int, number: int) -> tuple[NDArray[np.int64], int]:
+    """Integers as limbs [limbs, columns] of 2**shift each, plus a number; limbs below 2**16, and their new shift."""
+    added, added_shift = from_int(number)
+    if number:
+        low = max(0, (shift - added_shift) // LIMB_BITS)
+        shift -= LIMB_BITS * low
+        first = (added_shift - shift) // LIMB_BITS
+        high = max(0, first + len(added) - low - len(limbs))
+        limbs = np.pad(limbs, ((low, high), (0, 0)))
+        limbs[first : first + len(added)] += added
+    return carried(limbs), shift
+
+
+def shares(limbs: NDArray[np.int64], whole: int, shift: int = 0) -> NDArray[np.float64]:
+    """The integers [columns] that limbs [limbs, columns] of 2**shift each spell, each divided by `whole`; to a few
+    roundings, which limbs of zeros above and below do not change."""
     scale = whole.bit_length()
-    parts = [np.ldexp(limb.astype(np.float64), LIMB_BITS * k - scale) for k, limb in enumerate(limbs)]
+    parts = [np.ldexp(limb.astype(np.float64), LIMB_BITS * k + shift - scale) for k, limb in enumerate(limbs)]
     return sum(parts, np.zeros(limbs.shape[1])) / (whole / (1 << scale))
 
 

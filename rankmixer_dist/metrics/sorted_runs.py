@@ -5,7 +5,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -40,24 +41,30 @@ class SortedRuns:
         """Rows in all runs."""
         return sum(len(run.keys) for run in self._runs)
 
+    @property
+    def names(self) -> set[str]:
+        """Columns that any run has."""
+        return {name for run in self._runs for name in run.names}
+
     def append(self, columns: Mapping[str, NDArray]) -> None:
         """Write rows as a run: columns [rows], `keys` among them.
 
         Raises:
             UserError: the folder cannot be written or is full.
         """
-        order = key_order(columns[KEYS])
-        if len(order) == 0:
+        if len(columns[KEYS]) == 0:
             return
-        try:
-            self._scratch = self._scratch or _Scratch(self._folder)
-            path = Path(tempfile.mkdtemp(prefix="run-", dir=self._scratch.path))
-            for name, column in columns.items():
-                np.save(path / f"{name}.npy", column[order], allow_pickle=False)
-        except OSError as error:
-            mend = "free some space or name another folder"
-            raise UserError(f"cannot spill rows to {self._folder}, {mend}: {one_line(error)}") from error
-        self._runs.append(_Run.open(path, self._scratch))
+        if self._scratch is None:
+            with _spilling(self._folder):
+                self._scratch = _Scratch(self._folder)
+        self._runs.append(_Run.open(write_run(columns, self._scratch.path), self._scratch))
+
+    @classmethod
+    def of(cls, paths: Iterable[Path], folder: Path) -> Self:
+        """Runs that `write_run` wrote, perhaps in other processes; they stay when this object goes."""
+        runs = cls(folder)
+        runs._runs = [_Run.open(path, None) for path in paths]
+        return runs
 
     def merge(self, other: Self) -> None:
         """Take over the runs of another, which stays as it is."""
@@ -135,6 +142,38 @@ class SortedRuns:
         return loaded
 
 
+def write_run(columns: Mapping[str, NDArray], folder: Path) -> Path:
+    """Write rows, at least one, as a run of its own inside the folder: columns [rows], `keys` among them.
+
+    Raises:
+        UserError: the folder cannot be written or is full.
+    """
+    order = key_order(columns[KEYS])
+    with _spilling(folder):
+        path = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+        for name, column in columns.items():
+            np.save(path / f"{name}.npy", column[order], allow_pickle=False)
+    return path
+
+
+@contextmanager
+def _spilling(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        mend = "free some space or name another folder"
+        raise UserError(f"cannot spill rows to {folder}, {mend}: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class RunSlice:
+    """Rows [start, stop) of the run at `path`: what another process needs to know to read them."""
+
+    path: Path
+    start: int
+    stop: int
+
+
 class KeyRange:
     """The rows of some consecutive keys: a slice of each run."""
 
@@ -142,6 +181,15 @@ class KeyRange:
         self._pieces = [piece for piece in pieces if piece[1] < piece[2]]
         self.rows = sum(stop - start for _, start, stop in self._pieces)
         self.names = tuple(dict.fromkeys(name for run, _, _ in self._pieces for name in run.names))
+
+    @classmethod
+    def open(cls, slices: Iterable[RunSlice]) -> Self:
+        """The range whose `slices` these are."""
+        return cls([(_Run.open(part.path, None), part.start, part.stop) for part in slices])
+
+    def slices(self) -> list[RunSlice]:
+        """Where its rows are."""
+        return [RunSlice(run.path, start, stop) for run, start, stop in self._pieces]
 
     def arrays(self) -> dict[str, NDArray]:
         """All columns [rows] by name; a run without a column that others have (weights) counts as ones."""

@@ -6,10 +6,13 @@ from typing import TypedDict
 from numpy.typing import ArrayLike
 
 from rankmixer_dist.metrics.auc import exact_auc
-from rankmixer_dist.metrics.calibration import Calibration
+from rankmixer_dist.metrics.auc_result import AUCResult
+from rankmixer_dist.metrics.calibration import Calibration, CalibrationResult
+from rankmixer_dist.metrics.pr_auc import average_precision
 from rankmixer_dist.metrics.row_state import RowState
 from rankmixer_dist.metrics.rows import check_labels, check_probabilities, check_user_ids
 from rankmixer_dist.metrics.user_auc import exact_user_auc
+from rankmixer_dist.metrics.user_totals import UserAUCResult
 from rankmixer_dist.metrics.weighted_auc import weighted_auc
 
 
@@ -17,6 +20,7 @@ class TaskFigures(TypedDict):
     """One task's entry in eval.json; None where a figure is undefined (a single class, no row)."""
 
     auc: float | None
+    pr_auc: float | None
     uauc: float | None
     uauc_unweighted: float | None
     logloss: float | None
@@ -56,18 +60,23 @@ class TaskMetrics(RowState):
         auc = weighted_auc(**columns) if "weights" in columns else exact_auc(**columns)
         calibration = Calibration()
         calibration.update(**columns)
-        probabilistic = calibration.compute()
-        return {
-            "auc": _none_if_nan(auc.auc),
-            "uauc": _none_if_nan(user_auc.uauc),
-            "uauc_unweighted": _none_if_nan(user_auc.uauc_unweighted),
-            "logloss": _none_if_nan(probabilistic.logloss),
-            "ne": _none_if_nan(probabilistic.ne),
-            "calibration": _none_if_nan(probabilistic.calibration),
-            "auc_ci95": [_none_if_nan(auc.ci95_low), _none_if_nan(auc.ci95_high)],
-            "positives": auc.positives,
-            "users_scored": user_auc.users_scored,
-        }
+        return task_figures(auc, average_precision(**columns), user_auc, calibration.compute())
+
+
+def task_figures(auc: AUCResult, pr_auc: float, user_auc: UserAUCResult, calibration: CalibrationResult) -> TaskFigures:
+    """The task's entry in eval.json from results over the same rows."""
+    return {
+        "auc": _none_if_nan(auc.auc),
+        "pr_auc": _none_if_nan(pr_auc),
+        "uauc": _none_if_nan(user_auc.uauc),
+        "uauc_unweighted": _none_if_nan(user_auc.uauc_unweighted),
+        "logloss": _none_if_nan(calibration.logloss),
+        "ne": _none_if_nan(calibration.ne),
+        "calibration": _none_if_nan(calibration.calibration),
+        "auc_ci95": [_none_if_nan(auc.ci95_low), _none_if_nan(auc.ci95_high)],
+        "positives": auc.positives,
+        "users_scored": user_auc.users_scored,
+    }
 
 
 def _none_if_nan(value: float) -> float | None:

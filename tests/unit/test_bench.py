@@ -28,6 +28,19 @@ def test_metrics_are_measured_beside_their_peers(tmp_path: Path) -> None:
     assert table == [[rows, name] for rows in ("200", "600", "2,000", "6,000") for name in ("AUC", "UAUC")]
 
 
+@pytest.mark.ray
+def test_predictions_are_measured_beside_one_process(tmp_path: Path) -> None:
+    sizes = {"rows": 30_000, "users": 3000, "check_rows": 5000}
+    arguments = [word for name, number in sizes.items() for word in ("--size", f"{name}={number}")]
+    # That Ray, the states on disk and the state in memory find the same bits is asserted by the measurement itself.
+    command = [sys.executable, "launch/bench.py", "--what", "predictions", "--json", str(tmp_path / "figures.json")]
+    run = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert [figure["unit"] for figure in figures] == ["s", "rows/s", "s", "s", "MiB"]
+    assert figures[-1]["value"] < figures[-1]["reference"] == 4096
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -120,9 +120,9 @@ def test_whole_weights_are_rows_repeated(seed: int) -> None:
     times = columns.pop("weights")
     repeated = {name: np.repeat(column, times) for name, column in columns.items()}
     weighted, plain = task(columns | {"weights": times}).compute(), task(repeated).compute()
-    for name in ("auc", "uauc", "uauc_unweighted", "users_scored", "logloss", "ne", "calibration"):
-        # The products of a weight and a loss are rounded. Seen: 2.1e-16.
-        tolerance = 1e-15 if name in ("logloss", "ne", "calibration") else 0
+    for name in ("auc", "pr_auc", "uauc", "uauc_unweighted", "users_scored", "logloss", "ne", "calibration"):
+        # The products of a weight and a loss are rounded, and shares of weights. Seen: 2.1e-16.
+        tolerance = 1e-15 if name in ("pr_auc", "logloss", "ne", "calibration") else 0
         assert weighted[name] == pytest.approx(plain[name], rel=tolerance, abs=0), name
 
 
@@ -133,14 +133,34 @@ def test_equal_weights_are_no_weights(seed: int) -> None:
     ones, threes = np.ones(400), np.full(400, 3.0)
     plain = task(columns).compute()
     weighted = task(columns | {"weights": ones}).compute()
-    # The sum of squares is taken in another way. Seen: 1.5e-16.
-    assert weighted.pop("auc_ci95") == pytest.approx(plain.pop("auc_ci95"), rel=1e-15)
+    # Shares of the weights are rounded, where counts are not. Seen: 1.8e-16.
+    assert weighted.pop("pr_auc") == pytest.approx(plain.pop("pr_auc"), rel=1e-15)
     assert weighted == plain
-    variance = auc(columns).compute().variance
     for weights in (ones, threes):
-        # Seen: 3.9e-16.
-        assert auc(columns | {"weights": weights}).compute().variance == pytest.approx(variance, rel=3e-15)
-    assert auc(columns | {"weights": threes}).compute().auc == plain["auc"]
+        assert auc(columns | {"weights": weights}).compute() == auc(columns).compute()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_variance_is_that_of_shares_in_fractions(seed: int) -> None:
+    columns = random_columns(seed, rows=60, whole=bool(seed % 2))
+    kept = columns["weights"] > 0
+    scores, labels, weights = (columns[name][kept] for name in ("scores", "labels", "weights"))
+    expected = Fraction(0)
+    for own, sign in ((labels, 1), (~labels, -1)):
+        mine = [(sign * score, Fraction(weight)) for score, weight in zip(scores[own], weights[own], strict=True)]
+        others = [(sign * score, Fraction(weight)) for score, weight in zip(scores[~own], weights[~own], strict=True)]
+        whole, whole_of_others = (sum(weight for _, weight in rows) for rows in (mine, others))
+        beaten = [
+            sum(weight * Fraction(int(score > other) + int(score >= other), 2) for other, weight in others)
+            / whole_of_others
+            for score, _ in mine
+        ]
+        shares = [weight / whole for _, weight in mine]
+        mean = sum(share * value for share, value in zip(shares, beaten, strict=True))
+        squares = sum((share * (value - mean)) ** 2 for share, value in zip(shares, beaten, strict=True))
+        expected += squares * Fraction(len(mine), len(mine) - 1)
+    # Each of the two sums is rounded once, and their sum again.
+    assert auc(columns).compute().variance == pytest.approx(float(expected), rel=4e-16, abs=0)
 
 
 def test_the_interval_of_weighted_rows_covers_the_true_auc_in_95_of_100_samples() -> None:

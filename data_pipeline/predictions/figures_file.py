@@ -1,0 +1,53 @@
+"""The file that the figures of predictions go to; it never takes the place of somebody else's."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.predictions.files import Predictions
+from rankmixer_dist.errors import UserError
+
+MARK = "predictions"
+"""Key that only these files have: a run's own eval.json is without."""
+
+
+def figures_path(predictions: Path, out: Path | None) -> Path:
+    """Where the figures will go: `out`, or `<name>.eval.json` beside the predictions.
+
+    Raises:
+        UserError: something else is there, or there is no such folder.
+    """
+    if out is None:
+        resolved = predictions.resolve()
+        out = resolved.with_name(f"{resolved.name}.eval.json")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if out.exists() and not _is_ours(out):
+        raise UserError(f"{out} holds something else, which is not overwritten; name another file by --out")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"{out}: that folder cannot be written; name another file by --out")
+    return out
+
+
+def write_figures(path: Path, predictions: Predictions, figures: dict[str, Any]) -> None:
+    """Writes them, complete or not at all."""
+    columns = predictions.columns
+    about = {
+        MARK: str(predictions.path),
+        "columns": {"user": columns.user, "weight": columns.weight, "tasks": dict(columns.tasks)},
+    }
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_text(json.dumps(about | figures, indent=1) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        held = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and MARK in held

@@ -1,0 +1,196 @@
+"""Predictions on disk: the bits of the state in memory, however the rows are cut, and nothing left behind."""
+
+import functools
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.job import RayJob, SerialJob
+from data_pipeline.predictions import ColumnNames, evaluate_predictions, find_predictions
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.metrics import TaskMetrics
+
+USER, WEIGHT = "user_id", "weight"
+
+
+def random_rows(seed: int, rows: int, tasks: tuple[str, ...] = ("click",)) -> dict[str, np.ndarray]:
+    """Columns of a run's predictions: Zipf users, ties, unknown labels, and weights of many sizes."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, np.ndarray] = {USER: rng.zipf(1.3, rows) % 97 - 40, WEIGHT: rng.lognormal(sigma=3, size=rows)}
+    columns[WEIGHT][rng.random(rows) < 0.1] = 0
+    for task in tasks:
+        labels = (rng.random(rows) < rng.choice([0.05, 0.4])).astype(np.float32)
+        logits = np.round(rng.normal(size=rows) + labels, int(rng.integers(0, 5)))
+        labels[rng.random(rows) < 0.1] = np.nan
+        kind = (np.float32, np.float64)[seed % 2]
+        columns |= {f"label_{task}": labels, f"score_{task}": (1 / (1 + np.exp(-logits))).astype(kind)}
+    return columns
+
+
+def write(folder: Path, columns: dict[str, Any], *, files: int = 3, row_group: int = 70) -> Path:
+    """The rows as a folder of files, the last one in a folder below."""
+    table = pa.table(columns)
+    for number, rows in enumerate(np.array_split(np.arange(table.num_rows), files)):
+        path = folder / ("more/" if number == files - 1 else "") / f"part-{number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.take(rows), path, row_group_size=row_group)
+    return folder
+
+
+def in_memory(columns: dict[str, np.ndarray], task: str, *, weighted: bool) -> dict[str, Any]:
+    """The task's figures by the state that keeps its rows, and how many there are."""
+    labels = columns[f"label_{task}"]
+    known = ~np.isnan(labels)
+    state = TaskMetrics()
+    weights = columns[WEIGHT][known] if weighted else None
+    state.update(columns[f"score_{task}"][known], labels[known], columns[USER][known], weights)
+    return {**state.compute(), "rows": int(known.sum()), "without_label": int((~known).sum())}
+
+
+def evaluated(path: Path, spill: Path, *, job: Any = None, memory_rows: int = 10**6, **names: str) -> dict[str, Any]:
+    """The figures by task; what was spilled is gone."""
+    spill.mkdir(exist_ok=True)
+    found = evaluate_predictions(
+        find_predictions(path, ColumnNames(**names)),
+        memory_rows=memory_rows,
+        spill=spill,
+        job=job or SerialJob(),
+        progress=False,
+    )
+    assert not list(spill.iterdir())
+    return found["tasks"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_bits_of_the_state_in_memory(seed: int, weighted: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    columns = random_rows(seed, rows=int(rng.integers(5, 900)))
+    write(tmp_path / "p", columns, files=int(rng.integers(1, 4)), row_group=int(rng.integers(1, 400)))
+    names = {"weight": WEIGHT} if weighted else {}
+    found = evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=int(rng.integers(20, 400)), **names)
+    assert found == {"click": in_memory(columns, "click", weighted=weighted)}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("rows_per_task", "memory_rows"), [(150, 150), (10**6, 400), (None, 10**6)])
+def test_ray_finds_them_for_every_task(rows_per_task: int | None, memory_rows: int, tmp_path: Path) -> None:
+    columns = random_rows(1, rows=3000, tasks=("click", "like"))
+    write(tmp_path / "p", columns)
+    for weighted in (False, True):
+        names = {"weight": WEIGHT} if weighted else {}
+        job = RayJob(rows_per_task=rows_per_task)
+        found = evaluated(tmp_path / "p", tmp_path / "spill", job=job, memory_rows=memory_rows, **names)
+        assert found == {task: in_memory(columns, task, weighted=weighted) for task in ("click", "like")}
+
+
+class KillingJob(RayJob):
+    """Each kind of call kills its worker once, at the end of its work."""
+
+    def __init__(self, markers: Path) -> None:
+        super().__init__(rows_per_task=300)
+        self._markers = markers
+
+    def map(self, function, calls, *, held):
+        marker = str(self._markers / function.__name__)
+
+        @functools.wraps(function)
+        def killing(*call):
+            result = function(*call)
+            with suppress(FileExistsError):
+                os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return super().map(killing, calls, held=held)
+
+
+@pytest.mark.ray
+def test_workers_that_are_killed_change_no_bit(tmp_path: Path) -> None:
+    columns = random_rows(2, rows=2000)
+    write(tmp_path / "p", columns)
+    (tmp_path / "killed").mkdir()
+    found = evaluated(tmp_path / "p", tmp_path / "spill", job=KillingJob(tmp_path / "killed"), memory_rows=300)
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"read_units", "count", "take_precision"}
+    assert found == {"click": in_memory(columns, "click", weighted=False)}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_row_group_a_user_and_a_score_with_more_rows_than_fit(weighted: bool, tmp_path: Path) -> None:
+    columns = random_rows(3, rows=1000)
+    columns[USER][:700] = 5
+    columns["score_click"][100:] = np.float64(0.25)
+    write(tmp_path / "p", columns, files=1, row_group=1000)
+    names = {"weight": WEIGHT} if weighted else {}
+    found = evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=90, **names)
+    assert found == {"click": in_memory(columns, "click", weighted=weighted)}
+
+
+def test_rows_of_which_no_label_is_known_or_one_class(tmp_path: Path) -> None:
+    columns = random_rows(8, rows=200, tasks=("none", "never"))
+    columns["label_none"][:] = np.nan
+    columns["label_never"][:] = 0
+    write(tmp_path / "p", columns)
+    for names in ({}, {"weight": WEIGHT}):
+        found = evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=50, **names)
+        assert found == {task: in_memory(columns, task, weighted=bool(names)) for task in ("none", "never")}
+
+
+@pytest.mark.parametrize(
+    "users_as",
+    [
+        lambda ids: pa.array([f"user {user}" for user in ids]),
+        lambda ids: pa.array([f"user {user}" for user in ids], pa.large_string()),
+        lambda ids: pa.array([f"user {user}" for user in ids]).dictionary_encode(),
+        lambda ids: pa.array(ids.astype(np.uint64) << np.uint64(1)),
+        lambda ids: pa.array(ids, pa.int8()),
+    ],
+    ids=["string", "large_string", "dictionary", "uint64", "int8"],
+)
+def test_users_of_every_kind(users_as: Any, tmp_path: Path) -> None:
+    columns = random_rows(4, rows=500)
+    write(tmp_path / "p", columns | {USER: users_as(columns[USER])})
+    found = evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=100)
+    assert found == {"click": in_memory(columns, "click", weighted=False)}
+
+
+def test_a_single_file_with_names_of_its_own_and_whole_numbers_for_labels(tmp_path: Path) -> None:
+    columns = random_rows(5, rows=300)
+    columns["label_click"] = np.nan_to_num(columns["label_click"])
+    table = {"uid": columns[USER], "clicked": columns["label_click"].astype(np.int16), "p": columns["score_click"]}
+    table["score_other"] = np.full(300, np.nan)
+    pq.write_table(pa.table(table), tmp_path / "scored")
+    found = evaluated(tmp_path / "scored", tmp_path / "spill", user="uid", label="clicked", score="p")
+    assert found == {"clicked": in_memory(columns, "click", weighted=False)}
+
+
+def test_files_of_somebody_who_is_still_writing_are_not_read(tmp_path: Path) -> None:
+    columns = random_rows(6, rows=300)
+    write(tmp_path / "p", columns)
+    write(tmp_path / "p" / "_temporary", columns)
+    (tmp_path / "p" / ".part-9.parquet").write_bytes(b"half")
+    assert (
+        evaluated(tmp_path / "p", tmp_path / "spill")["click"]["rows"]
+        == in_memory(columns, "click", weighted=False)["rows"]
+    )
+
+
+@pytest.mark.ray
+def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
+    columns = random_rows(7, rows=3000)
+    columns["score_click"][2900] = np.nan
+    write(tmp_path / "p", columns)
+    (tmp_path / "spill").mkdir()
+    for job in (SerialJob(), RayJob(rows_per_task=100)):
+        with pytest.raises(
+            UserError, match=r"part-2.parquet: row group 12, row 60 \(from 0\): column 'score_click' is nan"
+        ):
+            evaluated(tmp_path / "p", tmp_path / "spill", job=job)
+        assert not list((tmp_path / "spill").iterdir())
