@@ -13,6 +13,7 @@ from rankmixer_dist.metrics.tasks import TaskFigures, TaskMetrics
 from rankmixer_dist.metrics.user_auc import UserAUC
 from rankmixer_dist.metrics.user_resampling import BootstrapResult, UserBootstrap
 from rankmixer_dist.metrics.user_totals import UserAUCResult, UserAUCs, UserAUCTotals
+from rankmixer_dist.metrics.windows import Window, WindowMetrics, mean_over_windows
 
 __all__ = [
     "AUC",
@@ -40,4 +41,7 @@ __all__ = [
     "UserAUCTotals",
     "UserAUCs",
     "UserBootstrap",
+    "Window",
+    "WindowMetrics",
+    "mean_over_windows",
 ]
