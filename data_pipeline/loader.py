@@ -9,7 +9,7 @@ depends on the number of ranks. The stream's tail, shorter than a batch, is trai
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,8 @@ _CACHED_FILES = 16
 
 class Loader:
     """One rank's batches of a split.
+
+    `rows` are all ranks'; an epoch of them is `steps_per_epoch` steps.
 
     Args:
         batch_size: G, rows of a global batch; a multiple of `world_size`.
@@ -110,6 +112,23 @@ class Loader:
             start = first + self._rank * self._share
             tables = [self._chunks.read(*piece) for piece in order.pieces(start, min(start + self._share, stop))]
             yield self._assemble(tables, global_weight=stop - first), Position(position.epoch, stop)
+
+
+class SplitsInTurn:
+    """One rank's batches of several splits, one after the other; epoch i of a `Position` is split i.
+
+    A batch holds rows of one split: the tail of each is padded. `rows` and `steps_per_epoch` are those of all splits,
+    which are passed once.
+    """
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        self._loaders = loaders
+        self.rows = sum(loader.rows for loader in loaders)
+        self.steps_per_epoch = sum(loader.steps_per_epoch for loader in loaders)
+
+    def epoch(self, position: Position) -> Iterator[tuple[Batch, Position]]:
+        """The rest of a split from `position`: each batch with the position after it."""
+        return self._loaders[position.epoch].epoch(position)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from data_pipeline.loader import Loader
+from data_pipeline.loader import Loader, SplitsInTurn
 from data_pipeline.manifest import Manifest, Shard, read_manifest, verify_checksums
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
@@ -45,3 +45,17 @@ def open_split(
         with_truth=manifest.has_truth and not training,
         pin_memory=pin_memory,
     )
+
+
+def open_training(
+    config: RunConfig, manifest: Manifest, *, rank: int, world_size: int, pin_memory: bool
+) -> Loader | SplitsInTurn:
+    """A rank's batches of `train.split`: of one split, or of several in turn."""
+    loaders = [
+        open_split(
+            config, manifest, split, rank=rank, world_size=world_size, batch_size=config.loader.batch_size,
+            training=True, pin_memory=pin_memory,
+        )
+        for split in config.train.splits
+    ]  # fmt: skip
+    return SplitsInTurn(loaders) if config.train.in_turn else loaders[0]

@@ -38,12 +38,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--ids-only", action="store_true", help="leave the numeric features out")
     parsed = parser.parse_args(arguments)
     config = load_config(parsed.config, parsed.overrides)
-    manifest = open_prepared(config, [config.train.split, config.eval.split], rank=0, world_size=1)
+    manifest = open_prepared(config, [*config.train.splits, config.eval.split], rank=0, world_size=1)
     train, test = (
         pa.concat_tables(
-            pq.read_table(config.data.prepared / shard.path, **READ_OPTIONS) for shard in manifest.splits[split]
+            pq.read_table(config.data.prepared / shard.path, **READ_OPTIONS)
+            for split in splits
+            for shard in manifest.splits[split]
         )
-        for split in (config.train.split, config.eval.split)
+        for splits in (config.train.splits, (config.eval.split,))
     )
     crosses = [tuple(cross.split(":")) for cross in parsed.cross]
     numerics = {} if parsed.ids_only else manifest.numerics

@@ -37,7 +37,7 @@ def run(config: RunConfig) -> None:
 
 def run_on(config: RunConfig, topology: "Topology") -> None:
     """Opens this rank's share of the data and trains."""
-    from data_pipeline.reading import open_prepared, open_split
+    from data_pipeline.reading import open_prepared, open_split, open_training
     from rankmixer_dist.parallel.topology import failing_together
     from rankmixer_dist.train.run import train
 
@@ -45,10 +45,9 @@ def run_on(config: RunConfig, topology: "Topology") -> None:
     ranks = {"rank": topology.rank, "world_size": topology.world_size}
     best = config.checkpoint.best
     with failing_together():
-        manifest = open_prepared(config, [config.train.split, *([best.split] if best else [])], **ranks)
+        manifest = open_prepared(config, [*config.train.splits, *([best.split] if best else [])], **ranks)
     pinned = {"pin_memory": topology.device.type == "cuda"}
-    batch_size = config.loader.batch_size
-    rows = open_split(config, manifest, config.train.split, **ranks, batch_size=batch_size, training=True, **pinned)
+    rows = open_training(config, manifest, **ranks, **pinned)
     validation_rows = None
     if best is not None:
         topology.share_of(config.eval.batch_size)

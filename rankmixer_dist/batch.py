@@ -24,6 +24,8 @@ class JaggedIds:
 class Position:
     """How far training has read: `row` rows of the shuffled stream of epoch `epoch` (from 0) are done.
 
+    Where a run trains on several splits in turn, an epoch is one of them.
+
     It counts rows in an order that all world sizes share, so a run can go on with another number of ranks.
     """
 

@@ -11,8 +11,8 @@ from rankmixer_dist.config import RunConfig
 
 
 def measure(config: RunConfig) -> list[Figure]:
-    """One rank's epoch over the training split."""
-    split = config.train.split
+    """One rank's epoch over the training split, the first if there are several."""
+    split = config.train.splits[0]
     manifest = open_prepared(config, [split], rank=0, world_size=1)
     loader = open_split(
         config, manifest, split, rank=0, world_size=1, batch_size=config.loader.batch_size, training=True,

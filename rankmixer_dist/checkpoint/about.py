@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 
 class DataPosition(Strict):
-    """Rows of epoch `epoch`'s stream that are done (`batch.Position`)."""
+    """Rows of epoch `epoch`'s stream, or of that split's, that are done (`batch.Position`)."""
 
     epoch: NonNegativeInt
     row: NonNegativeInt
@@ -35,7 +35,8 @@ class About(Strict):
 
     updates: steps of the dense optimizer. moments: kinds of its state, e.g. `exp_avg`. shapes: of the dense parameters,
     whose tensors are stored flat. config: the run's, resolved. metrics: of the evaluation beside it, if there was one.
-    files: path below the checkpoint -> size and checksum of every other file.
+    files: path below the checkpoint -> size and checksum of every other file. trained_until: Unix ms; no row at or
+    after it has been trained on; None where that is not known.
     """
 
     format_version: int = FORMAT_VERSION
@@ -49,6 +50,7 @@ class About(Strict):
     config: dict[str, Any]
     versions: dict[str, str]
     metrics: dict[str, float] = {}
+    trained_until: int | None = None
     files: dict[str, File] = {}
 
     def write(self, folder: Path) -> None:

@@ -96,6 +96,23 @@ def prune(run_dir: Path, *, keep: int) -> None:
             _remove(path)
 
 
+def named_checkpoint(run_dir: Path, name: str, *, key: str) -> Path:
+    """The checkpoint of a run that `latest`, `best`, `step-00000120` or, for short, `step-120` names.
+
+    Raises:
+        UserError: it is not there; says which are. `key` is the config key that named it.
+    """
+    if name == LATEST:
+        return find_checkpoint(run_dir, key=key)
+    if name == BEST:
+        return find_checkpoint(run_dir, key=key, pointer=BEST)
+    wanted, there = checkpoint_path(run_dir, int(name.removeprefix(_PREFIX))), checkpoints(run_dir)
+    if wanted not in there:
+        names = ", ".join(path.name for path in there) or "none"
+        raise UserError(f"{key} {run_dir}: no such checkpoint there, but these: {names}")
+    return wanted
+
+
 def find_checkpoint(path: Path, *, key: str, pointer: str | None = None) -> Path:
     """The newest checkpoint of a run directory (or the one that `pointer` names), or `path` if it is a checkpoint.
 

@@ -63,7 +63,9 @@ class DataConfig(Strict):
     prepared: Path = Field(description="folder of the Parquet shards and manifest.json")
     splits: dict[str, TimeRange] = Field(description="split name -> time range")
     statistics_of: str = Field(
-        default="train", description="split whose rows give the numerics' statistics and the tasks' base rates"
+        default="train",
+        description="split whose rows give the numerics' statistics and the tasks' base rates; of a run over several "
+        "splits the first, or what is trained and scored early knows of what comes later",
     )
     row_group_rows: PositiveInt = Field(default=1024, description="rows of a chunk, the unit of reading and shuffling")
     shard_rows: PositiveInt = Field(default=65_536, description="rows of a Parquet file, whole row groups")
@@ -166,7 +168,11 @@ class StartFrom(Strict):
 class TrainConfig(Strict):
     """Length of a run and what it leaves behind."""
 
-    split: str = "train"
+    split: str | tuple[str, ...] = Field(
+        default="train",
+        description="or several in the order of time, trained one after the other, each shuffled by itself, with a "
+        "checkpoint at the end of each: each can be scored before it is trained on",
+    )
     start_from: StartFrom | None = None
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many steps, epochs or not")
@@ -178,6 +184,27 @@ class TrainConfig(Strict):
         default=600.0, description="a rank that does nothing for so long is reported with its stack, and the job ends"
     )
     audit_rows: bool = Field(default=False, description="write the ids of the rows trained on into rows_trained/")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if not self.splits:
+            raise ValueError("split is empty; name a split, or several in the order of time")
+        if self.in_turn and self.epochs > 1:
+            raise ValueError(
+                f"epochs {self.epochs} with several splits: a second pass would train an earlier split on what comes "
+                "after it; set epochs to 1"
+            )
+        return self
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits to train on, in their order."""
+        return (self.split,) if isinstance(self.split, str) else self.split
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether `split` is a list: an epoch of the data position is then a split, and its end is saved."""
+        return not isinstance(self.split, str)
 
 
 class BestCheckpoint(Strict):
@@ -217,7 +244,11 @@ class EvalConfig(Strict):
 
     split: str = "test"
     batch_size: PositiveInt = 4096
-    checkpoint: Literal["latest", "best"] = Field(default="latest", description="best: by checkpoint.best")
+    checkpoint: str = Field(
+        default="latest",
+        pattern=r"^(latest|best|step-[0-9]+)$",
+        description="latest, best (by checkpoint.best), or one that is there by its step: step-00000120 or step-120",
+    )
     compare_paths: bool = Field(
         default=True, description="of DTSI experts, also score along the path that trained, to tell the two apart"
     )
@@ -247,16 +278,22 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         self._check_tokens()
-        splits = {"train.split": self.train.split, "eval.split": self.eval.split}
+        splits = [*(("train.split", split) for split in self.train.splits), ("eval.split", self.eval.split)]
         best = self.checkpoint.best
         if best is not None:
-            splits["checkpoint.best.split"] = best.split
+            splits.append(("checkpoint.best.split", best.split))
             if best.task not in self.features.tasks:
                 known = ", ".join(self.features.tasks)
                 raise ValueError(f"checkpoint.best.task {best.task!r} is not one of the tasks: {known}")
-        for key, split in splits.items():
+        for key, split in splits:
             if split not in self.data.splits:
                 raise ValueError(f"{key} {split!r} is not one of data.splits: {', '.join(self.data.splits)}")
+        for split, later in itertools.pairwise(self.train.splits):
+            # Ranges do not overlap, so one that does not start later is the same or comes before.
+            if self.data.splits[later].start <= self.data.splits[split].start:
+                raise ValueError(
+                    f"train.split: {later!r} does not come after {split!r} in time; list each once, in order"
+                )
         if self.dense.engine == "plain" and self.dense.precision != "fp32":
             raise ValueError("dense.engine plain trains in fp32 only; use deepspeed for bf16")
         for table in self.sparse.sharding:

@@ -24,9 +24,19 @@ from rankmixer_dist.train.routing import Routing
 
 
 def describe(
-    config: RunConfig, progress: Progress, engine: DenseEngine, topology: Topology, metrics: Mapping[str, float]
+    config: RunConfig,
+    progress: Progress,
+    engine: DenseEngine,
+    topology: Topology,
+    metrics: Mapping[str, float],
+    *,
+    trained_before: int | None = 0,
 ) -> About:
-    """Everything of a run's state that is not a tensor."""
+    """Everything of a run's state that is not a tensor.
+
+    Args:
+        trained_before: `trained_until` of the weights that the run, or its part since it was started again, began with.
+    """
     return About(
         step=progress.step,
         rows=progress.rows,
@@ -38,7 +48,16 @@ def describe(
         config=config.model_dump(mode="json"),
         versions={package: version(package) for package in ("torch", "torchrec", "deepspeed")},
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        trained_until=_trained_until(config, progress.position, trained_before),
     )
+
+
+def _trained_until(config: RunConfig, position: Position, before: int | None) -> int | None:
+    """Unix ms, the end of the last split that was begun, or of what the weights had seen before."""
+    if before is None:
+        return None
+    begun = config.train.splits[position.epoch if config.train.in_turn else 0]
+    return max(before, config.data.splits[begun].to_ms()[1])
 
 
 def state_pieces(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rankmixer_dist.checkpoint.folder import find_checkpoint
+from rankmixer_dist.checkpoint.folder import named_checkpoint
 from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.train.build import Statistics, build_model, build_tables
@@ -38,10 +38,8 @@ def evaluate(
     keep_freed_memory(topology.device)
     checkpoint = Path()
     with failing_together():
-        pointer = "best" if config.eval.checkpoint == "best" else None
-        checkpoint = find_checkpoint(
-            require_run(config), key=f"eval.checkpoint {config.eval.checkpoint}:", pointer=pointer
-        )
+        name = config.eval.checkpoint
+        checkpoint = named_checkpoint(require_run(config), name, key=f"eval.checkpoint {name}:")
     module = build_model(config, numerics=numerics, base_rates=base_rates).to(topology.device)
     tables, _ = build_tables(config, topology, rows_per_rank=share)
     load_for_scoring(checkpoint, tables, module, topology)

@@ -34,13 +34,15 @@ class Epochs(Protocol):
 class Plan:
     """How long a run is, what its learning rates are and how it is measured.
 
-    `flops_per_row`: of a training step's dense part; `peak_flops`: of one rank's device, None if unknown.
+    `checkpoint_epochs`: also save at the end of each epoch. `flops_per_row`: of a training step's dense part;
+    `peak_flops`: of one rank's device, None if unknown.
     """
 
     epochs: int
     total_steps: int
     log_every: int
     checkpoint_every: int | None
+    checkpoint_epochs: bool
     lr: LearningRate
     sparse_lr: LearningRate
     tasks: tuple[str, ...]
@@ -103,8 +105,9 @@ def run_loop(
     """
     interval = _Interval(plan, topology, stopwatch, non_finite)
     saved = progress.step
+    rates: dict[str, float] = {}  # of the newest step
 
-    def save(rates: dict[str, float]) -> None:
+    def save() -> None:
         nonlocal saved
         if not interval.is_empty:
             hooks.on_log(interval.close(progress, **rates))
@@ -130,15 +133,17 @@ def run_loop(
             if last or progress.step % plan.log_every == 0:
                 hooks.on_log(interval.close(progress, **rates))
             if plan.checkpoint_every is not None and progress.step % plan.checkpoint_every == 0 and not last:
-                save(rates)
+                save()
             if hooks.stops() and not last:
                 if saved != progress.step:
-                    save(rates)
+                    save()
                 raise Preempted(f"asked to stop; saved at step {progress.step} of {plan.total_steps}")
             if last:
                 break
             hooks.doing(progress.step, "waiting for data")
         else:
+            if plan.checkpoint_epochs and saved != progress.step:
+                save()
             progress.position = Position(progress.position.epoch + 1, 0)
         reading.close()  # type: ignore[attr-defined]
     if saved != progress.step:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from rankmixer_dist.batch import Position
+from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
 from rankmixer_dist.checkpoint.saver import finish_interrupted
 from rankmixer_dist.config import RunConfig
@@ -39,7 +40,7 @@ from rankmixer_dist.train.warm_start import warm_start
 
 
 class TrainingRows(Epochs, Protocol):
-    """One rank's batches of the training split, and how many steps an epoch of them is."""
+    """One rank's batches of the training split, or splits, and how many steps one pass over all of them is."""
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -91,8 +92,12 @@ def _train(
     saved: list[Path] = broadcast_object(checkpoints(config.run_dir) if topology.is_first else None)
     start = config.train.start_from
     start_checkpoint: Path | None = None
+    trained_before: int | None = 0
     with failing_together():
         start_checkpoint = _start_checkpoint(config, saved)
+        if start is not None:
+            # Of a run that goes on, the checkpoint knows it of the weights that the run began with.
+            trained_before = read_about(start_checkpoint or saved[-1]).trained_until
         if topology.is_first:
             claim_run_dir(config)
     tables, placed = build_tables(config, topology, rows_per_rank=share)
@@ -143,7 +148,7 @@ def _train(
         routing=routing,
         skip_non_finite=config.train.on_non_finite == "skip",
     )
-    with RunHooks(config, topology, tables, engine, progress, plan, validation_rows, routing) as hooks:
+    with RunHooks(config, topology, tables, engine, progress, plan, validation_rows, routing, trained_before) as hooks:
         run_loop(
             rows,
             step,
@@ -169,10 +174,11 @@ def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per
     barrier()  # all ranks measure their peak at once, as they will train at once
     dtype = torch.bfloat16 if config.dense.precision == "bf16" else torch.float32
     return Plan(
-        epochs=config.train.epochs,
+        epochs=len(config.train.splits) if config.train.in_turn else config.train.epochs,
         total_steps=steps,
         log_every=config.train.log_every,
         checkpoint_every=config.checkpoint.every,
+        checkpoint_epochs=config.train.in_turn,
         lr=learning_rate(config.dense.lr, config.dense.schedule, total_steps=steps),
         sparse_lr=learning_rate(config.sparse.lr, config.sparse.schedule, total_steps=steps),
         tasks=tuple(config.features.tasks),

@@ -33,6 +33,7 @@ class RunHooks:
         progress: where the run begins; what a run that died left of later steps is removed.
         validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
         routing: of the model's mixtures of experts, if it has any.
+        trained_before: Unix ms, `trained_until` of the checkpoint that the run begins with; None if it does not say.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class RunHooks:
         plan: Plan,
         validation_rows: ScoredRows | None,
         routing: Routing | None,
+        trained_before: int | None,
     ) -> None:
+        self._trained_before = trained_before
         self._routing, self._spread = routing, spread_part(engine.module)
         self._newest_batch: Batch | None = None
         self._task_weights_K = torch.tensor(plan.task_weights, device=topology.device)
@@ -112,7 +115,9 @@ class RunHooks:
         metrics = self._validate()
         if self._audit is not None:
             self._audit.write(progress.step)
-        about = describe(self._config, progress, self._engine, self._topology, metrics)
+        about = describe(
+            self._config, progress, self._engine, self._topology, metrics, trained_before=self._trained_before
+        )
         self._saver.save(about, state_pieces(self._tables, self._engine, self._topology, self._routing))
 
     def stops(self) -> bool:

@@ -239,6 +239,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (set_to("data", "splits", "test", "end", value="2026-01-03T00:00:00"), "should have timezone info"),
         (set_to("model", value={"token_dim": 33}), "model.token_dim 33 is not divisible by the 2 tokens"),
         (set_to("train", value={"split": "tarin"}), "train.split 'tarin' is not one of data.splits: train, test"),
+        (set_to("train", value={"split": []}), "train: split is empty"),
+        (set_to("train", value={"split": ["train", "tset"]}), "train.split 'tset' is not one of data.splits"),
+        (
+            set_to("train", value={"split": ["test", "train"]}),
+            "train.split: 'train' does not come after 'test' in time; list each once, in order",
+        ),
+        (set_to("train", value={"split": ["train", "train"]}), "'train' does not come after 'train' in time"),
+        (
+            set_to("train", value={"split": ["train", "test"], "epochs": 2}),
+            "train: epochs 2 with several splits: a second pass would train an earlier split on what comes after it",
+        ),
         (set_to("eval", value={"split": "late"}), "eval.split 'late' is not one of data.splits: train, test"),
         (
             set_to("sparse", value={"sharding": {"vidoe": "row_wise"}}),

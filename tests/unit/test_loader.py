@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_pipeline.loader import Loader
+from data_pipeline.loader import Loader, SplitsInTurn
 from data_pipeline.manifest import (
     Manifest,
     NumericStatistics,
@@ -97,10 +97,10 @@ def prepared(tmp_path):
     return tmp_path, manifest, table
 
 
-def make(prepared, *, rank=0, world_size=1, batch_size=24, shuffle="chunks", seed=3, with_truth=False):
+def make(prepared, *, split="train", rank=0, world_size=1, batch_size=24, shuffle="chunks", seed=3, with_truth=False):
     folder, manifest, _ = prepared
     return Loader(
-        folder, manifest, SCHEMA, split="train", batch_size=batch_size, rank=rank, world_size=world_size,
+        folder, manifest, SCHEMA, split=split, batch_size=batch_size, rank=rank, world_size=world_size,
         shuffle=shuffle, seed=seed, prefetch=2, with_truth=with_truth,
     )  # fmt: skip
 
@@ -183,6 +183,29 @@ def test_padding_rows_are_marked(prepared):
     assert (last.row_id_B[padding] == -1).all()
     assert (last.labels_BK[padding] == 0).all()
     assert torch.equal(last.ids.lengths_FB[:, padding].sum(), torch.tensor(0))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_splits_in_turn_are_passed_one_after_the_other(prepared, world_size):
+    folder, manifest, _ = prepared
+    windows = dict(zip("abc", ([shard] for shard in manifest.splits["train"]), strict=True))
+    cut = (folder, manifest.model_copy(update={"splits": windows}), None)
+    in_turn = [
+        SplitsInTurn([make(cut, split=split, rank=rank, world_size=world_size) for split in windows])
+        for rank in range(world_size)
+    ]
+    assert {(rows.rows, rows.steps_per_epoch) for rows in in_turn} == {(ROWS, 2 + 2 + 2)}
+    for epoch, split in enumerate(windows):
+        whole = list(make(cut, split=split).epoch(Position(epoch, 0)))
+        steps = list(zip(*(rows.epoch(Position(epoch, 0)) for rows in in_turn), strict=True))
+        assert [[row for batch, _ in step for row in row_ids(batch)] for step in steps] == [
+            row_ids(batch) for batch, _ in whole
+        ]
+        assert [position for (_, position), *_ in steps] == [position for _, position in whole]
+        assert whole[-1][1] == Position(epoch, manifest.splits["train"][epoch].rows)
+        assert [*in_turn[0].epoch(whole[-1][1])] == []
+        (rest, _), *_ = in_turn[0].epoch(whole[0][1])
+        assert row_ids(rest) == row_ids(steps[1][0][0])
 
 
 def test_leaving_an_epoch_early_stops_the_reader(prepared):

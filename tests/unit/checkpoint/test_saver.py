@@ -1,5 +1,6 @@
 """Saving: complete or absent, beside training, with the last few and the best one kept."""
 
+import json
 import os
 import resource
 import shutil
@@ -10,10 +11,20 @@ import torch
 
 from rankmixer_dist.checkpoint import folder as folder_module
 from rankmixer_dist.checkpoint import saver as saver_module
-from rankmixer_dist.checkpoint.folder import BEST, LATEST, checkpoint_path, checkpoints, find_checkpoint, pointed
+from rankmixer_dist.checkpoint.about import ABOUT_NAME, read_about
+from rankmixer_dist.checkpoint.folder import (
+    BEST,
+    LATEST,
+    checkpoint_path,
+    checkpoints,
+    find_checkpoint,
+    named_checkpoint,
+    pointed,
+)
 from rankmixer_dist.checkpoint.opening import open_checkpoint
 from rankmixer_dist.checkpoint.saver import Saver, finish_interrupted
 from rankmixer_dist.checkpoint.storage import read_whole
+from rankmixer_dist.checksum import json_checksum
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.pieces import whole
 from tests.unit.checkpoint.conftest import about, pieces
@@ -64,6 +75,28 @@ def test_the_newest_and_the_best_are_kept(tmp_path, one_rank):
         *("best", "latest", "step-00000002", "step-00000004", "step-00000005"),
     }
     assert open_checkpoint(checkpoint_path(tmp_path, 2)).metrics == {"auc": 0.8}
+
+
+@pytest.mark.parametrize("name", ["latest", "step-20", "step-00000020"])
+def test_a_checkpoint_is_found_by_its_name(saved, name):
+    assert named_checkpoint(saved.parent.parent, name, key="k") == saved
+
+
+def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(saved, tmp_path):
+    with pytest.raises(UserError, match="k .*: no such checkpoint there, but these: step-00000010, step-00000020"):
+        named_checkpoint(saved.parent.parent, "step-15", key="k")
+    with pytest.raises(UserError, match="but these: none"):
+        named_checkpoint(tmp_path / "empty", "step-15", key="k")
+
+
+def test_a_checkpoint_from_before_trained_until_is_read(tmp_path):
+    about(3, trained_until=5).write(tmp_path)
+    assert read_about(tmp_path).trained_until == 5
+    path = tmp_path / ABOUT_NAME
+    content = json.loads(path.read_text())
+    del content["checksum"], content["trained_until"]
+    path.write_text(json.dumps({"checksum": json_checksum(content), **content}))
+    assert read_about(tmp_path).trained_until is None
 
 
 def test_a_run_that_never_measured_has_no_best(saved):
