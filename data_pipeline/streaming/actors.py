@@ -133,7 +133,7 @@ class ActorPool:
         if call.deaths == _ATTEMPTS:
             first = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{call.method} {call.arguments[0]} has ended {_ATTEMPTS} actors ({first}); give them more memory, or "
+                f"{' '.join(map(str, call.key))} has ended {_ATTEMPTS} actors ({first}); give them more memory, or "
                 "lower stream.actors or stream.batch_size"
             )
         self._ray.kill(actor)

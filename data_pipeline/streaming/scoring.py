@@ -111,12 +111,19 @@ def figures(files: Sequence[Path], window: Window, checkpoint: str, tasks: Seque
     for path, own_ids in zip(files, ids, strict=True):
         kept_R = first[start : start + len(own_ids)]
         start += len(own_ids)
-        not_finite += total_of(path, kept_R, window, tasks, into=total)
+        not_finite += _add_file(path, kept_R, window, tasks, into=total)
     rows = int(first.sum())
     return Figures(rows, len(all_ids) - rows, not_finite, {} if not_finite else dict(total.compute()))
 
 
-def total_of(path: Path, kept_R: np.ndarray, window: Window, tasks: Sequence[str], *, into: WindowMetrics) -> int:
+def sweep(folder: Path) -> None:
+    """Removes what actors that died while they wrote left in a folder of windows."""
+    for left in folder.glob(f"*/*{_PARTIAL}"):
+        with suppress(FileNotFoundError):
+            left.unlink()
+
+
+def _add_file(path: Path, kept_R: np.ndarray, window: Window, tasks: Sequence[str], *, into: WindowMetrics) -> int:
     """Adds a file's kept rows to a window's state; returns how many of them have a score that is not finite."""
     table = _read(path, None)
     state = WindowMetrics(window, table.schema.metadata[_CHECKPOINT].decode(), tasks)
@@ -129,13 +136,6 @@ def total_of(path: Path, kept_R: np.ndarray, window: Window, tasks: Sequence[str
         state.update(task, scores[task][used_R], labels_R[used_R], users_R[used_R])
     into.merge(state)
     return int((kept_R & ~finite_R).sum())
-
-
-def sweep(folder: Path) -> None:
-    """Removes what actors that died while they wrote left in a folder of windows."""
-    for left in folder.glob(f"*/*{_PARTIAL}"):
-        with suppress(FileNotFoundError):
-            left.unlink()
 
 
 def _in_batches(tables: Iterator[pa.Table], size: int) -> Iterator[list[pa.Table]]:

@@ -70,7 +70,9 @@ def scan(path: Path, schema: Schema, columns: Sequence[str], plan: WindowPlan) -
     stamp, checksum = Stamp(-1, -1), ""
     try:
         stamp, checksum = Stamp.of(path), file_checksum(path)
-        times = [_checked_times(path, group, table, schema) for group, table in enumerate(read_groups(path, columns, schema))]
+        times = [
+            _checked_times(path, group, table, schema) for group, table in enumerate(read_groups(path, columns, schema))
+        ]
     except (UserError, OSError) as error:
         return Facts(path.name, stamp, checksum, {}, 0, None, one_line(error))
     times_R = np.concatenate([np.empty(0, np.int64), *times])
@@ -78,9 +80,7 @@ def scan(path: Path, schema: Schema, columns: Sequence[str], plan: WindowPlan) -
     return Facts(path.name, stamp, checksum, rows, early_rows, int(times_R.max()) if len(times_R) else None)
 
 
-def read_groups(
-    path: Path, columns: Sequence[str], schema: Schema, window: Window | None = None
-) -> Iterator[pa.Table]:
+def read_groups(path: Path, columns: Sequence[str], schema: Schema, window: Window | None = None) -> Iterator[pa.Table]:
     """A shard's row groups one by one; those known to hold nothing of `window` are left out.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
@@ -30,6 +31,10 @@ class WindowPlan:
         """The window that a time at or after the start belongs to."""
         start = time_ms - (time_ms - self.start_ms) % self.length_ms
         return Window(start, start + self.length_ms)
+
+    def named(self, text: str) -> Window:
+        """The window that starts at a time in ISO 8601, with or without its separators."""
+        return self.at(round(datetime.fromisoformat(text).timestamp() * _MS))
 
     def count(self, times_R: np.ndarray) -> tuple[Mapping[Window, int], int]:
         """Rows of each window, in order, and those before the first one; times_R int64 [rows] Unix ms."""
