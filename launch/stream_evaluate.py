@@ -6,7 +6,7 @@ import signal
 import time
 from contextlib import ExitStack
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,9 @@ from rankmixer_dist.errors import Preempted, UserError
 from rankmixer_dist.metrics import mean_over_windows
 
 if TYPE_CHECKING:
+    from data_pipeline.streaming.actors import ActorPool
     from data_pipeline.streaming.state import State
+    from data_pipeline.streaming.worker import SerialPool
 
 USAGE = """\
 python launch/stream_evaluate.py configs/quickstart_stream.yaml        (while launch/train.py trains the same config)
@@ -44,7 +46,6 @@ def run(config: RunConfig) -> None:
     _wait_for_run(config)
     # Imported after the config is known to be good: torch and its kin take seconds.
     from data_pipeline.manifest import read_manifest
-    from data_pipeline.streaming.actors import ActorPool
     from data_pipeline.streaming.checkpoints import Pins
     from data_pipeline.streaming.evaluator import Evaluator
     from data_pipeline.streaming.shown import Shown
@@ -71,11 +72,10 @@ def run(config: RunConfig) -> None:
         state = State(run_dir, folder, plan)
         held.callback(state.close)
         pins = Pins(folder / "checkpoints", training.describe)
-        worker = (make_scorer, config.features, stream.batch_size, plan)
-        pool = held.enter_context(ActorPool(worker, actors=stream.actors, gpus_per_actor=stream.gpus_per_actor))
+        pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
         stop = _Stop()  # after Ray, which has a handler of its own
         shown = held.enter_context(Shown(run_dir, config.name, plan, state, refresh_s=stream.refresh_s))
-        shown.say(f"follows {follow} and {run_dir / 'checkpoints'} with {pool.size} actors; {run_dir / 'stream.html'}")
+        shown.say(f"follows {follow} and {run_dir / 'checkpoints'} with {pool.size} workers; {run_dir / 'stream.html'}")
         evaluator = Evaluator(
             stream, state, plan, training, pool, pins, shown, shards=follow.resolve(), expected=expected
         )
@@ -86,6 +86,15 @@ def run(config: RunConfig) -> None:
             left = sum(not state.is_told(window) for window in windows)
             raise Preempted(f"asked to stop; {left} of {len(windows)} windows are open; start it again to go on")
     show(state)
+
+
+def _pool(config: RunConfig, worker: tuple[Any, ...]) -> "ActorPool | SerialPool":
+    from data_pipeline.streaming.actors import ActorPool
+    from data_pipeline.streaming.worker import SerialPool, Worker
+
+    if not config.stream.actors:
+        return SerialPool(Worker(*worker))
+    return ActorPool(worker, actors=config.stream.actors, gpus_per_actor=config.stream.gpus_per_actor)
 
 
 class _Stop:

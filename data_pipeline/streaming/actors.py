@@ -3,50 +3,13 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from data_pipeline.assemble import BatchAssembler
 from data_pipeline.ray_cluster import join_ray
-from data_pipeline.streaming.scoring import Figures, Item, MakeScorer, Scorer, figures, score
-from data_pipeline.streaming.shards import Facts, scan
-from data_pipeline.streaming.windows import WindowPlan
+from data_pipeline.streaming.worker import Method, Worker
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.metrics import Window
-from rankmixer_dist.schema import Schema
-
-Method = Literal["scan", "score", "figures"]
 
 _ATTEMPTS = 3
-
-
-class Worker:
-    """What an actor does, one call at a time. Each call may be made again: it leaves the same, or nothing."""
-
-    def __init__(self, make_scorer: MakeScorer, schema: Schema, batch_size: int, plan: WindowPlan) -> None:
-        self._make_scorer, self._schema, self._batch_size, self._plan = make_scorer, schema, batch_size, plan
-        self._assemble = BatchAssembler(schema, rows=batch_size, with_truth=False, pin_memory=False)
-        self._checkpoint: Path | None = None
-        self._scorer: Scorer | None = None
-
-    def scan(self, path: Path) -> Facts:
-        """Reads a shard from end to end."""
-        return scan(path, self._schema, self._assemble.columns(), self._plan)
-
-    def score(self, item: Item) -> int | str:
-        """Scores an item's rows and returns their number, or why its shard has to be set aside."""
-        if self._scorer is None or self._checkpoint != item.checkpoint:
-            self._scorer = None  # its memory is the next one's
-            self._scorer = self._make_scorer(item.checkpoint)
-            self._checkpoint = item.checkpoint
-        try:
-            return score(item, self._scorer, self._schema, self._assemble, self._batch_size)
-        except UserError as error:
-            return str(error)
-
-    def figures(self, files: list[Path], window: Window, checkpoint: str) -> Figures:
-        """A window's figures."""
-        return figures(files, window, checkpoint, tuple(self._schema.tasks))
 
 
 @dataclass
@@ -58,7 +21,7 @@ class _Call:
 
 
 class ActorPool:
-    """Calls to a few actors. Joins a Ray cluster or starts one, and leaves it at the end of a `with` block.
+    """A `Pool` of Ray actors. Joins a Ray cluster or starts one, and leaves it at the end of a `with` block.
 
     Args:
         worker: arguments of the actors' `Worker`.
@@ -89,20 +52,14 @@ class ActorPool:
 
     @property
     def calls(self) -> int:
-        """Given out and not finished."""
         return len(self._waiting) + len(self._running)
 
     def call(self, key: Any, method: Method, *arguments: Any) -> None:
-        """Has some actor do `method(*arguments)`, which `finished` then tells under `key`."""
         self._waiting.append(_Call(key, method, arguments))
         self._give_out()
 
     def finished(self, timeout_s: float) -> Iterator[tuple[Any, Any]]:
-        """(key, what it returned) of calls that are done; waits for one at most `timeout_s`.
-
-        Raises:
-            UserError: a call raised one, or killed its actor again and again.
-        """
+        """As `Pool` says; also raises a `UserError` where a call ends its actor again and again."""
         if not self._running:
             return
         done, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout_s)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.streaming.actors import ActorPool
 from data_pipeline.streaming.checkpoints import Choice, Pins, TrainingRun, is_settled, newest_before
 from data_pipeline.streaming.scoring import Figures, Item
 from data_pipeline.streaming.shards import Facts, Stamp, arrived
 from data_pipeline.streaming.shown import Shown
 from data_pipeline.streaming.state import Lost, State, in_use
 from data_pipeline.streaming.windows import WindowPlan
+from data_pipeline.streaming.worker import Pool
 from rankmixer_dist.config.stream import HOUR_S, StreamConfig
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import Window
@@ -35,7 +35,7 @@ class Evaluator:
         state: State,
         plan: WindowPlan,
         run: TrainingRun,
-        pool: ActorPool,
+        pool: Pool,
         pins: Pins,
         shown: Shown,
         *,
@@ -83,7 +83,7 @@ class Evaluator:
             raise UserError(
                 f"{self._folder}: no folder of shards ({error.strerror}); make it or name another"
             ) from error
-        for name, stamp in found.items():
+        for name, stamp in sorted(found.items()):
             if name not in self._reading and self._seen.get(name) != stamp:
                 self._seen[name] = self._reading[name] = stamp
                 self._news = time.monotonic()

@@ -172,9 +172,9 @@ class State:
         first = self._ledger.lines[0]
         if first != line:
             raise UserError(
-                f"{self._folder}: holds windows of {first.get('window_s')} s from {first.get('start')}, the config's are "
-                f"{line['window_s']} s from {line['start']}; give those, or remove {self._folder} and {RESULTS_NAME} "
-                "beside it to begin anew"
+                f"{self._folder}: holds windows of {first.get('window_s')} s from {first.get('start')}, the config's "
+                f"are {line['window_s']} s from {line['start']}; give those, or remove {self._folder} and "
+                f"{RESULTS_NAME} beside it to begin anew"
             )
 
     def _take(self, line: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import AwareDatetime, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AwareDatetime, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rankmixer_dist.schema import Strict
 
@@ -24,7 +24,10 @@ class StreamConfig(Strict):
     lateness_hours: NonNegativeFloat = Field(
         default=1.0, description="a window closes once a row so much later than its end has been seen"
     )
-    actors: PositiveInt = Field(default=2, description="processes that score, each with a model and a CPU of its own")
+    actors: NonNegativeInt = Field(
+        default=2,
+        description="Ray actors, each with a model and a CPU of its own; 0 works in this process, without Ray",
+    )
     gpus_per_actor: NonNegativeFloat = Field(default=0.0, description="share of a GPU each holds; 0 scores on the CPU")
     batch_size: PositiveInt = 4096
     keep_windows: PositiveInt = Field(
@@ -40,8 +43,8 @@ class StreamConfig(Strict):
     )
     stop_after_idle_s: PositiveFloat | None = Field(
         default=None,
-        description="ends, all windows closed, when nothing new came for so long and nobody trains; null: goes on until "
-        "it is stopped",
+        description="ends, all windows closed, when nothing new came for so long and nobody trains; null: goes on "
+        "until it is stopped",
     )
 
     @model_validator(mode="after")
