@@ -20,7 +20,7 @@ from data_pipeline.streaming.windows import WindowPlan
 from data_pipeline.streaming.worker import SerialPool, Worker
 from rankmixer_dist.config import load_config
 from rankmixer_dist.metrics import TaskMetrics
-from tests.pipeline.conftest import DAYS
+from tests.conftest import DAYS
 
 WINDOWS = ("day2", "day3", "day4", "test")
 
