@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,10 @@ def run(config: RunConfig) -> None:
     """Opens the data and the run, starts the actors and follows until the stream ends or a signal comes."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("stream_evaluate.py is started once, with python; stream.actors says how many processes score")
-    _wait_for_run(config)
+    run_dir, stream = _followed_run(config), config.stream
+    follow = stream.shards or config.data.prepared
+    if not follow.is_dir():
+        raise UserError(f"stream.shards {follow}: no such folder; make it, or name the one where shards arrive")
     # Imported after the config is known to be good: torch and its kin take seconds.
     from data_pipeline.manifest import read_manifest
     from data_pipeline.streaming.checkpoints import Pins
@@ -52,14 +56,11 @@ def run(config: RunConfig) -> None:
     from data_pipeline.streaming.state import State
     from data_pipeline.streaming.windows import WindowPlan
     from rankmixer_dist.train.following import FollowedRun
-    from rankmixer_dist.train.run_dir import only_job, require_run
+    from rankmixer_dist.train.run_dir import only_job
     from rankmixer_dist.train.scorer import OpenScorer
 
-    run_dir, stream, plan = require_run(config), config.stream, WindowPlan.of(config)
+    plan = WindowPlan.of(config)
     manifest = read_manifest(config.data.prepared, config.features)
-    follow = stream.shards or config.data.prepared
-    if not follow.is_dir():
-        raise UserError(f"stream.shards {follow}: no such folder; make it, or name the one where shards arrive")
     expected = None
     if stream.shards is None:
         expected = {shard.path: shard.checksum for shards in manifest.splits.values() for shard in shards}
@@ -112,11 +113,14 @@ class _Stop:
         self._asked = True
 
 
-def _wait_for_run(config: RunConfig) -> None:
-    """Training may have been started a moment ago; who comes in vain is told by `require_run`."""
+def _followed_run(config: RunConfig) -> Path:
+    """The run's directory, which training that was started a moment ago may have yet to make."""
+    from rankmixer_dist.train.run_dir import require_run
+
     give_up = time.monotonic() + config.stream.run_wait_s
     while not (config.run_dir / "config.yaml").exists() and time.monotonic() < give_up:
         time.sleep(min(0.5, config.stream.poll_s))
+    return require_run(config)
 
 
 def show(state: "State") -> None:
