@@ -15,6 +15,11 @@ LABEL_PREFIX, TRUTH_PREFIX = "label_", "truth_"
 """Prepared columns `label_<task>`, and `truth_<task>` where a source knows the true probability."""
 
 
+USER_SLICES = ("user_known", "user_activity")
+TIME_SLICES = ("hour", "day")
+"""Columns to slice an evaluation by that every dataset has: by the user's rows in the training split, by the clock."""
+
+
 class Strict(BaseModel):
     """Base of all declarations: immutable, and an unknown key is an error."""
 
@@ -160,6 +165,21 @@ class Schema(Strict):
     def of_kind(self, kind: type[F]) -> Mapping[str, F]:
         """Features of one kind, in declared order."""
         return {name: feature for name, feature in self.features.items() if isinstance(feature, kind)}
+
+    def check_slice(self, column: str) -> None:
+        """Makes sure that an evaluation can be sliced by a column.
+
+        Raises:
+            ValueError: there is no such column, or none with one id a row.
+        """
+        feature = self.features.get(column)
+        if isinstance(feature, NumericFeature):
+            raise ValueError(f"{column} is a number; declare it as an id feature with `boundaries` too, and name that")
+        if isinstance(feature, MultiIdFeature | SequenceFeature):
+            raise ValueError(f"{column} has several ids a row; name a column with one")
+        if feature is None and column not in USER_SLICES + TIME_SLICES:
+            known = ", ".join(dict.fromkeys([*USER_SLICES, *TIME_SLICES, *self.of_kind(IdFeature)]))
+            raise ValueError(f"{column!r} is no column to slice by; there are: {known}")
 
     def raw_columns(self) -> dict[str, str]:
         """Feature name -> raw column it is made from."""

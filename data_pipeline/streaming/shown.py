@@ -16,7 +16,7 @@ from data_pipeline.streaming.windows import WindowPlan
 from rankmixer_dist.metrics import Window
 from rankmixer_dist.report.stream_page import StreamView, WindowView, render_stream
 
-_FIGURES = ("auc", "uauc", "logloss", "ne", "calibration")
+_FIGURES = ("auc", "pr_auc", "uauc", "logloss", "ne", "calibration")
 
 
 class Shown:

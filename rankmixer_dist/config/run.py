@@ -249,6 +249,11 @@ class EvalConfig(Strict):
         pattern=r"^(latest|best|step-[0-9]+)$",
         description="latest, best (by checkpoint.best), or one that is there by its step: step-00000120 or step-120",
     )
+    slices: tuple[str, ...] = Field(
+        default=(),
+        description="columns whose values get figures of their own: id features with few values, user_known (has rows "
+        "in train.split) and user_activity (how many), hour and day (in the time zone of the split's start)",
+    )
     compare_paths: bool = Field(
         default=True, description="of DTSI experts, also score along the path that trained, to tell the two apart"
     )
@@ -288,6 +293,11 @@ class RunConfig(Strict):
         for key, split in splits:
             if split not in self.data.splits:
                 raise ValueError(f"{key} {split!r} is not one of data.splits: {', '.join(self.data.splits)}")
+        for column in self.eval.slices:
+            try:
+                self.features.check_slice(column)
+            except ValueError as error:
+                raise ValueError(f"eval.slices: {error}") from error
         for split, later in itertools.pairwise(self.train.splits):
             # Ranges do not overlap, so one that does not start later is the same or comes before.
             if self.data.splits[later].start <= self.data.splits[split].start:
@@ -328,7 +338,7 @@ MANNER = frozenset(
     {
         "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
         "parallel", "train.log_every", "train.stall_timeout_s", "train.audit_rows", "checkpoint", "eval.split",
-        "eval.batch_size", "eval.checkpoint", "eval.compare_paths", "stream",
+        "eval.batch_size", "eval.checkpoint", "eval.slices", "eval.compare_paths", "stream",
     }
 )  # fmt: skip
 """Keys, and sections, that say how a run is done and watched; none of them changes what it learns."""

@@ -7,16 +7,18 @@ from rankmixer_dist.metrics.calibration import Calibration, CalibrationResult, R
 from rankmixer_dist.metrics.histogram_auc import HistogramAUC, HistogramAUCResult
 from rankmixer_dist.metrics.paired import PairedAUC, PairedAUCResult, PairedUserAUC, PairedUserAUCResult
 from rankmixer_dist.metrics.pr_auc import PRAUC
-from rankmixer_dist.metrics.slices import SlicedMetrics, SliceFigures
+from rankmixer_dist.metrics.slices import MAX_SLICES, SlicedMetrics, SliceFigures
 from rankmixer_dist.metrics.spilled import SpilledAUC, SpilledUserAUC
 from rankmixer_dist.metrics.tasks import TaskFigures, TaskMetrics
 from rankmixer_dist.metrics.user_auc import UserAUC
 from rankmixer_dist.metrics.user_resampling import BootstrapResult, UserBootstrap
 from rankmixer_dist.metrics.user_totals import UserAUCResult, UserAUCs, UserAUCTotals
+from rankmixer_dist.metrics.value_counts import ValueCounts
 from rankmixer_dist.metrics.windows import Window, WindowMetrics, mean_over_windows
 
 __all__ = [
     "AUC",
+    "MAX_SLICES",
     "PRAUC",
     "AUCCounts",
     "AUCResult",
@@ -41,6 +43,7 @@ __all__ = [
     "UserAUCTotals",
     "UserAUCs",
     "UserBootstrap",
+    "ValueCounts",
     "Window",
     "WindowMetrics",
     "mean_over_windows",

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from rankmixer_dist.metrics.auc import exact_auc
 from rankmixer_dist.metrics.calibration import Calibration
+from rankmixer_dist.metrics.pr_auc import average_precision
 from rankmixer_dist.metrics.row_state import RowState
 from rankmixer_dist.metrics.rows import check_labels, check_probabilities, check_user_ids
 from rankmixer_dist.metrics.user_auc import exact_user_auc
@@ -17,6 +18,7 @@ class TaskFigures(TypedDict):
     """One task's entry in eval.json; None where a figure is undefined (a single class, no row)."""
 
     auc: float | None
+    pr_auc: float | None
     uauc: float | None
     uauc_unweighted: float | None
     logloss: float | None
@@ -59,6 +61,7 @@ class TaskMetrics(RowState):
         probabilistic = calibration.compute()
         return {
             "auc": _none_if_nan(auc.auc),
+            "pr_auc": _none_if_nan(average_precision(**columns)),
             "uauc": _none_if_nan(user_auc.uauc),
             "uauc_unweighted": _none_if_nan(user_auc.uauc_unweighted),
             "logloss": _none_if_nan(probabilistic.logloss),

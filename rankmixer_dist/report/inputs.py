@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.report.slices import SlicedColumn, read_slices
 from rankmixer_dist.report.training_log import TrainingLog, read_log
 
 
@@ -62,12 +63,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """One task of eval.json; None where a figure is undefined, `reachable_*` also where the truth is not known."""
+    """One task of eval.json; None where a figure is undefined, `reachable_*` also where the truth is not known, and
+    `pr_auc` in files from before there was one."""
 
     name: str
     auc: float | None
     auc_low: float | None
     auc_high: float | None
+    pr_auc: float | None
     uauc: float | None
     uauc_unweighted: float | None
     logloss: float | None
@@ -100,13 +103,14 @@ class RoutingEvaluation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """eval.json; `routing` is None for a model without experts."""
+    """eval.json; `routing` is None for a model without experts, `slices` is empty without columns to slice by."""
 
     rows: int
     split: str | None
     checkpoint: str | None
     tasks: list[TaskEvaluation]
     routing: RoutingEvaluation | None
+    slices: list[SlicedColumn]
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,7 @@ def _read_evaluation(path: Path) -> Evaluation | None:
         checkpoint=evaluation.get("checkpoint"),
         tasks=[_task_evaluation(name, figures) for name, figures in evaluation["tasks"].items()],
         routing=_routing_evaluation(evaluation["routing"]) if "routing" in evaluation else None,
+        slices=read_slices(evaluation),
     )
 
 
@@ -207,6 +212,7 @@ def _task_evaluation(name: str, figures: dict[str, Any]) -> TaskEvaluation:
         name=name,
         auc_low=low,
         auc_high=high,
+        pr_auc=figures.get("pr_auc"),
         reachable_auc=reachable.get("auc"),
         reachable_uauc=reachable.get("uauc"),
         **{field: figures[field] for field in same_name},

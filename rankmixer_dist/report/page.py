@@ -12,6 +12,7 @@ from rankmixer_dist.report import expert_plots, formats, prediction_plots, train
 from rankmixer_dist.report.curves import prediction_curves
 from rankmixer_dist.report.inputs import Evaluation, Predictions, RunInputs, TaskEvaluation, TrainedPath, read_run
 from rankmixer_dist.report.plan_plot import sharding_plot
+from rankmixer_dist.report.slices import SlicedColumn, slices_plot
 from rankmixer_dist.report.svg import Plot
 from rankmixer_dist.report.tiles import expert_tiles, run_tiles
 from rankmixer_dist.report.training_log import TrainingLog
@@ -71,6 +72,14 @@ class PredictionCard:
     positives: int
 
 
+@dataclass(frozen=True)
+class SliceCard:
+    """A column that the evaluation was sliced by; no plot where no value has an AUC."""
+
+    column: SlicedColumn
+    plot: Plot | None
+
+
 def render_report(run_dir: Path) -> Path:
     """Write `report.html` into a run directory from what lies there; a missing input leaves out its section.
 
@@ -102,6 +111,7 @@ def render_report(run_dir: Path) -> Path:
         evaluation=inputs.evaluation,
         bar_scale=bar_scale,
         task_rows=[_task_row(task, bar_scale) for task in evaluated_tasks],
+        slice_cards=_slice_cards(inputs.evaluation),
         training_plots=_training_plots(inputs.log),
         task_loss_plots=training_plots.task_loss_plots(inputs.log) if inputs.log else [],
         log=inputs.log,
@@ -161,6 +171,16 @@ def _task_row(task: TaskEvaluation, scale: BarScale) -> TaskRow:
         auc_gap=_difference(task.auc, task.reachable_auc),
         uauc_gap=_difference(task.uauc, task.reachable_uauc),
     )
+
+
+def _slice_cards(evaluation: Evaluation | None) -> list[SliceCard]:
+    if evaluation is None:
+        return []
+    tasks = [task.name for task in evaluation.tasks]
+    return [
+        SliceCard(column, slices_plot(column, tasks, prefix=f"slices-{index}"))
+        for index, column in enumerate(evaluation.slices)
+    ]
 
 
 def _difference(value: float | None, reference: float | None) -> float | None:

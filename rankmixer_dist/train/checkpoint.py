@@ -52,12 +52,16 @@ def describe(
     )
 
 
+def begun_splits(config: RunConfig, epoch: int) -> tuple[str, ...]:
+    """The splits that a run has trained on by the time it is in `epoch` of its data position."""
+    return config.train.splits[: epoch + 1 if config.train.in_turn else 1]
+
+
 def _trained_until(config: RunConfig, position: Position, before: int | None) -> int | None:
     """Unix ms, the end of the last split that was begun, or of what the weights had seen before."""
     if before is None:
         return None
-    begun = config.train.splits[position.epoch if config.train.in_turn else 0]
-    return max(before, config.data.splits[begun].to_ms()[1])
+    return max(before, config.data.splits[begun_splits(config, position.epoch)[-1]].to_ms()[1])
 
 
 def state_pieces(

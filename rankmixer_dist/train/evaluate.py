@@ -6,18 +6,20 @@ from typing import Any
 
 import torch
 
+from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import named_checkpoint
 from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.build import Statistics, build_model, build_tables
-from rankmixer_dist.train.checkpoint import load_for_scoring
+from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.paths import Way
 from rankmixer_dist.train.progress import EvaluateProgress
 from rankmixer_dist.train.run_dir import require_run, write_json
 from rankmixer_dist.train.scoring import ScoredRows, score_split
+from rankmixer_dist.train.slice_columns import CountValues, SliceColumn, slice_columns
 
 
 def evaluate(
@@ -27,21 +29,31 @@ def evaluate(
     *,
     numerics: Mapping[str, Statistics],
     base_rates: Sequence[float],
+    count_values: CountValues | None = None,
 ) -> dict[str, Any] | None:
     """Scores `config.eval.split` with all ranks and writes `predictions/` and `eval.json`.
+
+    Args:
+        count_values: of the prepared data; `eval.slices` asks it before scoring begins.
 
     Returns:
         The content of eval.json on rank 0, None elsewhere.
 
     Raises:
-        UserError: the run was not trained, or not with this config, or its checkpoint is damaged.
+        UserError: the run was not trained, or not with this config, its checkpoint is damaged, or a column to slice by
+            has too many values.
     """
     share = topology.share_of(config.eval.batch_size)
     keep_freed_memory(topology.device)
-    checkpoint = Path()
+    checkpoint, epoch = Path(), 0
     with failing_together():
         name = config.eval.checkpoint
         checkpoint = named_checkpoint(require_run(config), name, key=f"eval.checkpoint {name}:")
+        epoch = read_about(checkpoint).position.epoch
+    slices: list[SliceColumn] = []
+    if config.eval.slices:
+        assert count_values is not None
+        slices = slice_columns(config, trained_on=begun_splits(config, epoch), count_values=count_values)
     tables, module = open_model(
         config, topology, checkpoint, numerics=numerics, base_rates=base_rates, rows_per_rank=share
     )
@@ -58,6 +70,7 @@ def evaluate(
                 topology=topology,
                 on_batch=shown.advance,
                 way=way,
+                slices=slices if way == "served" else (),
             )
 
     result = scored("served", config.run_dir / "predictions")

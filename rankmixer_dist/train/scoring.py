@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from rankmixer_dist.train.loop import Epochs
 from rankmixer_dist.train.non_finite import ADVICE
 from rankmixer_dist.train.paths import Way, evaluating, logits
 from rankmixer_dist.train.routing_counts import RoutingCounts, mixtures
+from rankmixer_dist.train.slice_columns import SliceColumn
+from rankmixer_dist.train.sliced_scores import SlicedScores
 
 SCORE_PREFIX = "score_"
 
@@ -43,6 +45,7 @@ def score_split(
     topology: Topology,
     on_batch: Callable[[int], None],
     way: Way = "served",
+    slices: Sequence[SliceColumn] = (),
 ) -> dict[str, Any] | None:
     """Scores every row once over all ranks and leaves the model as it was, in training or not.
 
@@ -51,10 +54,11 @@ def score_split(
         predictions: folder for the scores, `part-<rank>.parquet`, all parts or none; None to keep the figures alone.
         on_batch: told the global batch's rows after each one.
         way: through a mixture of experts.
+        slices: columns whose values get figures of their own.
 
     Returns:
-        `rows` and `tasks` of eval.json on rank 0 (with `reachable` where the data knows the true probabilities, and
-        `routing` where there are experts), None elsewhere.
+        `rows` and `tasks` of eval.json on rank 0 (with `reachable` where the data knows the true probabilities,
+        `routing` where there are experts, `slices` where there are columns to slice by), None elsewhere.
 
     Raises:
         UserError: rows have a score that is not finite.
@@ -62,6 +66,7 @@ def score_split(
     writer = _PredictionWriter(predictions, tasks, topology) if predictions is not None else None
     scored = {task: TaskMetrics() for task in tasks}
     truth: dict[str, TaskMetrics] = {}
+    sliced = [SlicedScores(column, tasks) for column in slices]
     scored_rows, lost_rows = 0, 0
     experts = mixtures(module)
     routing = RoutingCounts(experts) if experts else None
@@ -83,6 +88,8 @@ def score_split(
                 if batch.truth_BK is not None:
                     known = truth.setdefault(task, TaskMetrics())
                     known.update(batch.truth_BK.numpy()[real, place][labelled], labels, users)
+            for column in sliced:
+                column.update(batch, real, scores_BK)
             scored_rows += int(real.sum())
             if writer is not None:
                 writer.write(batch, real, scores_BK[real])
@@ -98,14 +105,15 @@ def score_split(
     states = {
         name: {t: m.to_arrays() for t, m in by_task.items()} for name, by_task in (("scored", scored), ("truth", truth))
     }
-    parts = gather_objects({**states, "rows": scored_rows})
+    parts = gather_objects({**states, "rows": scored_rows, "slices": [column.to_arrays() for column in sliced]})
     if parts is None:
         return None
     figures: dict[str, Any] = {task: _merged(parts, "scored", task).compute() for task in tasks}
     for task in truth:
         best = _merged(parts, "truth", task).compute()
         figures[task]["reachable"] = {"auc": best["auc"], "uauc": best["uauc"]}
-    return {"rows": sum(part["rows"] for part in parts), "tasks": figures, **routed}
+    by_column = _by_column(slices, tasks, [part["slices"] for part in parts])
+    return {"rows": sum(part["rows"] for part in parts), "tasks": figures, **routed, **by_column}
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
@@ -114,6 +122,20 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
     for task, figures in result["tasks"].items():
         found |= {f"{task}.{name}": float(value) for name, value in figures.items() if isinstance(value, int | float)}
     return found
+
+
+def _by_column(slices: Sequence[SliceColumn], tasks: Sequence[str], parts: list[Any]) -> dict[str, Any]:
+    """`slices` of eval.json, and `slice_legends`, from every rank's states of every column."""
+    if not slices:
+        return {}
+    merged = [SlicedScores(column, tasks) for column in slices]
+    for part in parts:
+        for state, arrays in zip(merged, part, strict=True):
+            state.merge(arrays)
+    return {
+        "slices": {state.column.name: state.compute() for state in merged},
+        "slice_legends": {column.name: column.legend for column in slices},
+    }
 
 
 def _merged(parts: list[Any], name: str, task: str) -> TaskMetrics:

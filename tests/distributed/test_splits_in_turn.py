@@ -48,12 +48,17 @@ def windows_config(small_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(launch, windows_config):
-    """The directories of a run that never stopped, and of one that stopped and went on."""
+    """The directories of a run that never stopped, of one that stopped and went on, and of one on an early window that
+    began with the weights of another on a late one, and was started twice."""
     cases = [["name=whole"], ["name=stopped", f"train.max_steps={STOP}"], ["name=stopped"]]
+    cases.append(["name=late", "train.split=late", "train.max_steps=2"])
+    of_late = load_config(windows_config, cases[-1]).run_dir
+    for steps in (1, 2):
+        cases.append(["name=back", "train.split=early", f"train.max_steps={steps}", f"train.start_from.run={of_late}"])
     ended = launch.torchrun("tests/distributed/train_cases.py", str(windows_config), json.dumps(cases), ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.count("goes on from") == 1
-    return [load_config(windows_config, [f"name={name}"]).run_dir for name in ("whole", "stopped")]
+    assert ended.stdout.count("goes on from") == 2
+    return [load_config(windows_config, [f"name={name}"]).run_dir for name in ("whole", "stopped", "back")]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def test_the_end_of_each_window_is_saved_and_says_what_was_trained_on(windows_co
 def test_each_row_is_trained_on_once_and_in_its_window(windows_config, trained, ends):
     config = load_config(windows_config)
     manifest = read_manifest(config.data.prepared, config.features)
-    for run_dir in trained:
+    for run_dir in trained[:2]:
         first = 0
         for name, end in zip(WINDOWS, ends, strict=True):
             paths = [config.data.prepared / shard.path for shard in manifest.splits[name]]
@@ -94,10 +99,17 @@ def test_each_row_is_trained_on_once_and_in_its_window(windows_config, trained, 
 
 def test_a_run_that_stops_in_a_window_goes_on_exactly(trained):
     whole, stopped = (
-        [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()] for run_dir in trained
+        [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()] for run_dir in trained[:2]
     )
     for figure in ("step", "epoch", "rows", "loss", "lr"):
         assert [line[figure] for line in whole] == [line[figure] for line in stopped]
-    expected, found = (read_whole(checkpoints(run_dir)[-1] / "tensors") for run_dir in trained)
+    expected, found = (read_whole(checkpoints(run_dir)[-1] / "tensors") for run_dir in trained[:2])
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def test_weights_that_saw_what_came_later_say_so(windows_config, trained):
+    config = load_config(windows_config)
+    abouts = [read_about(path) for path in checkpoints(trained[2])]
+    assert [about.step for about in abouts] == [1, 2]
+    assert {about.trained_until for about in abouts} == {config.data.splits["late"].to_ms()[1]}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rankmixer_dist.metrics import AUC, Calibration, TaskMetrics, UserAUC
+from rankmixer_dist.metrics import AUC, PRAUC, Calibration, TaskMetrics, UserAUC
 
 
 @pytest.fixture
@@ -23,12 +23,14 @@ def computed(scores: np.ndarray, labels: np.ndarray, user_ids: np.ndarray) -> Ta
 
 def test_figures_are_those_of_the_single_metrics(rows: tuple) -> None:
     scores, labels, user_ids = rows
-    auc, user_auc, calibration = AUC(), UserAUC(), Calibration()
+    auc, pr_auc, user_auc, calibration = AUC(), PRAUC(), UserAUC(), Calibration()
+    pr_auc.update(scores, labels)
     auc.update(scores, labels)
     user_auc.update(scores, labels, user_ids)
     calibration.update(scores, labels)
     assert computed(*rows).compute() == {
         "auc": auc.compute().auc,
+        "pr_auc": pr_auc.compute(),
         "uauc": user_auc.compute().uauc,
         "uauc_unweighted": user_auc.compute().uauc_unweighted,
         "logloss": calibration.compute().logloss,

@@ -1,0 +1,173 @@
+"""The columns by which an evaluation is sliced: which value a row has, and what a reader is told of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankmixer_dist.batch import Batch
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.metrics import MAX_SLICES, ValueCounts
+from rankmixer_dist.parallel.topology import all_gather_objects, failing_together
+from rankmixer_dist.schema import MISSING_ID, USER_ID, USER_SLICES, IdFeature, Schema
+
+_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_ACTIVITY = ("none", "low", "middle", "high")
+
+
+class CountValues(Protocol):
+    """Counts the values of a prepared column in this rank's share of some splits."""
+
+    def __call__(self, splits: Sequence[str], column: str) -> ValueCounts: ...
+
+
+@dataclass(frozen=True)
+class SliceColumn:
+    """A column to slice by.
+
+    `values`: of a batch's rows, int64 [B]. `label`: what a value is called, unlike any other's. `legend`: what the
+    labels mean, for who reads the figures.
+    """
+
+    name: str
+    values: Callable[[Batch], NDArray[np.int64]]
+    label: Callable[[int], str]
+    legend: str
+
+
+def slice_columns(config: RunConfig, *, trained_on: Sequence[str], count_values: CountValues) -> list[SliceColumn]:
+    """The columns of `eval.slices`; all ranks call it.
+
+    Args:
+        trained_on: the splits whose rows make a user known.
+
+    Raises:
+        UserError: a column has more than 1,000 values in the rows to be scored, or a shard cannot be read.
+    """
+    columns = []
+    users: ValueCounts | None = None
+    for name in dict.fromkeys(config.eval.slices):
+        feature = config.features.features.get(name)
+        if isinstance(feature, IdFeature):
+            if config.features.tables[feature.table].rows > MAX_SLICES and feature.boundaries is None:
+                _check_few_values(name, config.eval.split, count_values)
+            columns.append(_feature_column(name, feature, config.features))
+        elif name in USER_SLICES:
+            users = users or _of_all_ranks(trained_on, USER_ID, count_values)
+            columns.append(_user_column(name, users, trained_on))
+        else:
+            columns.append(_time_column(name, config))
+    return columns
+
+
+def needs_training_rows(config: RunConfig) -> bool:
+    """Whether a slice asks what the training split knows of a user."""
+    return any(name in USER_SLICES and name not in config.features.features for name in config.eval.slices)
+
+
+def _of_all_ranks(splits: Sequence[str], column: str, count_values: CountValues) -> ValueCounts:
+    mine, total = ValueCounts(), ValueCounts()
+    with failing_together():
+        mine = count_values(splits, column)
+    for part in all_gather_objects(mine.to_arrays()):
+        total.merge(ValueCounts.from_arrays(part))
+    return total
+
+
+def _check_few_values(name: str, split: str, count_values: CountValues) -> None:
+    found = len(_of_all_ranks([split], name, count_values).values)
+    if found > MAX_SLICES:
+        raise UserError(
+            f"eval.slices {name}: {found:,} values in the rows of {split}, at most {MAX_SLICES:,} get figures of their "
+            "own; put them into buckets, or leave it out"
+        )
+
+
+def _feature_column(name: str, feature: IdFeature, schema: Schema) -> SliceColumn:
+    table = schema.tables[feature.table]
+    place = schema.id_features().index(name)
+
+    def values(batch: Batch) -> NDArray[np.int64]:
+        lengths_FB = batch.ids.lengths_FB
+        start = int(lengths_FB[:place].sum())
+        # One id a row, and none in the padding, which comes last.
+        ids = np.full(lengths_FB.shape[1], MISSING_ID, np.int64)
+        rows = int(lengths_FB[place].sum())
+        ids[:rows] = batch.ids.values[start : start + rows].numpy()
+        return ids
+
+    raw = feature.column or name
+    if feature.boundaries is not None:
+        legend = f"buckets of {raw}"
+    elif table.ids == "identity":
+        legend = f"values of {raw}"
+    else:
+        legend = f"rows of table {feature.table}, to which {raw} is hashed; what was hashed is not kept"
+    return SliceColumn(name, values, partial(_id_label, feature.boundaries, table.ids == "hash"), legend)
+
+
+def _id_label(boundaries: Sequence[float] | None, hashed: bool, row: int) -> str:
+    if row == MISSING_ID:
+        return "missing"
+    if boundaries is not None:
+        return _bucket(boundaries, row)
+    return f"row {row}" if hashed else str(row - 1)
+
+
+def _bucket(boundaries: Sequence[float], row: int) -> str:
+    """The range of the bucket that a table row stands for; a cut point belongs to the bucket above it."""
+    bucket = row - 1
+    if bucket == 0:
+        return f"< {_number(boundaries[0])}"
+    if bucket == len(boundaries):
+        return f"≥ {_number(boundaries[-1])}"
+    return f"{_number(boundaries[bucket - 1])} to < {_number(boundaries[bucket])}"
+
+
+def _number(value: float) -> str:
+    """The shortest text that is this number and no other."""
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def _user_column(name: str, users: ValueCounts, trained_on: Sequence[str]) -> SliceColumn:
+    where = f"in {', '.join(trained_on)}"
+    if name == "user_known":
+        return SliceColumn(
+            name,
+            lambda batch: (users.of(batch.user_id_B.numpy()) > 0).astype(np.int64),
+            lambda known: "known" if known else "new",
+            f"whether the user has rows {where}",
+        )
+    # Values that occur, so that a reader can say which users they are; the same on every rank.
+    low, middle = map(int, np.quantile(users.counts, [1 / 3, 2 / 3], method="inverted_cdf"))
+    return SliceColumn(
+        name,
+        lambda batch: np.searchsorted([1, low + 1, middle + 1], users.of(batch.user_id_B.numpy()), side="right"),
+        _ACTIVITY.__getitem__,
+        f"the user's rows {where}: low to {low:,}, middle to {middle:,}, high above; about a third of the users each",
+    )
+
+
+def _time_column(name: str, config: RunConfig) -> SliceColumn:
+    start = config.data.splits[config.eval.split].start
+    offset = start.utcoffset() or timedelta()
+    offset_ms = round(offset.total_seconds() * 1000)
+    legend = f"of the row's time, at UTC{start:%z}"
+    if name == "hour":
+        return SliceColumn(
+            name,
+            lambda batch: (batch.timestamp_B.numpy() + offset_ms) // _HOUR_MS % 24,
+            "{:02}".format,
+            f"hour {legend}",
+        )
+    return SliceColumn(
+        name,
+        lambda batch: (batch.timestamp_B.numpy() + offset_ms) // _DAY_MS,
+        lambda day: f"{datetime.fromtimestamp(day * _DAY_MS / 1000, UTC):%Y-%m-%d}",
+        f"day {legend}",
+    )

@@ -1,0 +1,52 @@
+"""Run by torchrun: trains a run with an evaluation beside training, and writes the scores of such a one down."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from data_pipeline.reading import open_prepared, open_split
+from rankmixer_dist.checkpoint.folder import checkpoints
+from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.config import RunConfig, load_config
+from rankmixer_dist.parallel.topology import Topology, process_group
+from rankmixer_dist.train.build import build_engine, build_model, build_tables
+from rankmixer_dist.train.checkpoint import resume
+from rankmixer_dist.train.scoring import score_split
+
+PREDICTIONS = "beside_training"
+
+
+def score_beside_training(config: RunConfig, topology: Topology) -> None:
+    """The trainer's own tables and engine, at the last checkpoint, score as they do beside training."""
+    ranks = {"rank": topology.rank, "world_size": topology.world_size}
+    manifest = open_prepared(config, ["train", config.eval.split], **ranks)
+    rows = open_split(
+        config, manifest, config.eval.split, **ranks, batch_size=config.eval.batch_size, training=False,
+        pin_memory=False,
+    )  # fmt: skip
+    base_rates = [manifest.base_rate("train", task) for task in config.features.tasks]
+    share = topology.share_of(config.loader.batch_size)
+    model = build_model(config, numerics=manifest.numerics, base_rates=base_rates)
+    tables, _ = build_tables(config, topology, rows_per_rank=share)
+    engine = build_engine(config, model, topology, rows_per_rank=share)
+    resume(checkpoints(config.run_dir)[-1], tables, engine, topology)
+    score_split(
+        tables, engine.module, rows, tasks=tuple(config.features.tasks), predictions=config.run_dir / PREDICTIONS,
+        topology=topology, on_batch=lambda rows: None,
+    )  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Takes a config file and overrides."""
+    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
+    train = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train)
+    config = load_config(arguments[0], arguments[1:])
+    with process_group() as topology:
+        train.run_on(config, topology)
+        score_beside_training(config, topology)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    run_verb(main)
