@@ -73,7 +73,8 @@ def run(config: RunConfig) -> None:
         state = State(run_dir, folder, plan)
         held.callback(state.close)
         pins = Pins(folder / "checkpoints", training.describe)
-        pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
+        with pins.pinning(training, plan.start_ms, stream.poll_s):
+            pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
         stop = _Stop()  # after Ray, which has a handler of its own
         shown = held.enter_context(Shown(run_dir, config.name, plan, state, refresh_s=stream.refresh_s))
         shown.say(f"follows {follow} and {run_dir / 'checkpoints'} with {pool.size} workers; {run_dir / 'stream.html'}")

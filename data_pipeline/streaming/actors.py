@@ -55,7 +55,11 @@ class ActorPool:
         return len(self._waiting) + len(self._running)
 
     def call(self, key: Any, method: Method, *arguments: Any) -> None:
-        self._waiting.append(_Call(key, method, arguments))
+        new = _Call(key, method, arguments)
+        if method == "score":
+            self._waiting.append(new)
+        else:  # short, and what is told soon is of more use
+            self._waiting.appendleft(new)
         self._give_out()
 
     def finished(self, timeout_s: float) -> Iterator[tuple[Any, Any]]:

@@ -2,11 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+
+from rankmixer_dist.errors import UserError
 
 _PARTIAL = ".partial"
 
@@ -90,6 +93,32 @@ class Pins:
                 raise
             return
         self.held[final.name] = self._describe(final)
+
+    def pin_all(self, run: TrainingRun, horizon: int) -> bool:
+        """Keeps what is published and may be chosen by a window from `horizon` (Unix ms) on; whether any was new."""
+        new = [each for each in run.checkpoints() if each.path.name not in self.held]
+        for checkpoint in new:
+            if not self.is_superseded(checkpoint, horizon):
+                self.pin(checkpoint)
+        return any(each.path.name in self.held for each in new)
+
+    @contextmanager
+    def pinning(self, run: TrainingRun, horizon: int, every_s: float) -> Iterator[None]:
+        """Pins in the background during a `with` block that takes seconds, in which training may remove checkpoints."""
+        stop = threading.Event()
+
+        def work() -> None:
+            with suppress(UserError, OSError):  # the loop, which comes next, meets the same and tells
+                while not stop.wait(every_s):
+                    self.pin_all(run, horizon)
+
+        thread = threading.Thread(target=work, name="pinning", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def keep(self, needed: Iterable[str], horizon: int) -> None:
         """Removes those that are not needed and that no window from `horizon` (Unix ms) on can choose any more."""

@@ -91,10 +91,8 @@ class Evaluator:
 
     def _look_for_checkpoints(self) -> None:
         horizon = self._horizon()
-        for checkpoint in self._run.checkpoints():
-            if checkpoint.path.name not in self._pins.held and not self._pins.is_superseded(checkpoint, horizon):
-                self._pins.pin(checkpoint)
-                self._news = time.monotonic()
+        if self._pins.pin_all(self._run, horizon):
+            self._news = time.monotonic()
         self._pins.keep(in_use(self._state, keep=self._config.keep_windows), horizon)
 
     def _horizon(self) -> int:

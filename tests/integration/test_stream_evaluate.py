@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import EXIT_PREEMPTED
+from tests.conftest import ROOT
 from tests.integration.jobs import PATIENCE_S, finish, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -43,7 +45,7 @@ class Followed:
         self.overrides = (f"runs={folder / 'runs'}", f"stream.shards={self.incoming}", *overrides)
         self.config: RunConfig = load_config(config_path, self.overrides)
         self.command = (str(config_path), *self.overrides)
-        self._launch, self._folder, self._log = launch, folder, folder / "stream.log"
+        self._launch, self.folder, self._log = launch, folder, folder / "stream.log"
 
     @contextmanager
     def evaluator(self, *overrides: str) -> Iterator[psutil.Process]:
@@ -57,8 +59,9 @@ class Followed:
     def log(self) -> str:
         return self._log.read_text()
 
-    def arrive(self, *names: str) -> None:
+    def arrive(self, *names: str, pause_s: float = 0.0) -> None:
         for name in names:
+            time.sleep(pause_s)
             shutil.copy(self.config.data.prepared / name, self.incoming / ".aside")
             os.replace(self.incoming / ".aside", self.incoming / name)
 
@@ -75,11 +78,14 @@ class Followed:
 
     def evaluate(self, steps: dict[str, int]) -> dict[str, dict]:
         """evaluate.py's eval.json of each split with the checkpoint of a step; predictions stay in the folder."""
-        asked = json.dumps([self.command[0], str(self._folder), list(self.overrides), list(steps.items())])
-        log = self._folder / "evaluate.log"
+        # Training has removed the older ones.
+        run_dir = self.config.run_dir
+        shutil.copytree(run_dir / "stream" / "checkpoints", run_dir / "checkpoints", dirs_exist_ok=True)
+        asked = json.dumps([self.command[0], str(self.folder), list(self.overrides), list(steps.items())])
+        log = self.folder / "evaluate.log"
         with self._launch.started("-c", EVALUATE_ALL, asked, log=log) as process:
             finish(process, log)
-        return {split: json.loads((self._folder / f"{split}.json").read_text()) for split in steps}
+        return {split: json.loads((self.folder / f"{split}.json").read_text()) for split in steps}
 
 
 def actors_of(process) -> list[psutil.Process]:
@@ -90,6 +96,39 @@ def actors_of(process) -> list[psutil.Process]:
 
 def read(paths: list[Path]) -> pa.Table:
     return pa.concat_tables(pq.ParquetFile(path).read() for path in paths).sort_by("row_id")
+
+
+def follow_while_killing(launch, followed, train: list[str], names: list[str], last: str, *, pause_s: float) -> None:
+    """Follows a run that is trained meanwhile, while shards come one by one; the last of them to a second start.
+
+    Kills one of two actors that both have work, and then the evaluator.
+    """
+    third, log = len(names) // 3, followed.folder / "train.log"
+    with (
+        launch.started(*train, log=log) as training,
+        followed.evaluator("stream.stop_after_idle_s=null") as evaluator,
+    ):
+        followed.arrive(*names[:third], pause_s=pause_s)
+        until(followed.score_files, "something is scored", evaluator)
+        actors = actors_of(evaluator)
+        assert len(actors) == 2
+        for actor in actors:
+            actor.suspend()
+        followed.arrive(*names[third : 2 * third], pause_s=pause_s)
+        time.sleep(0.5)  # both have work now
+        actors[0].kill()
+        actors[1].resume()
+        before = len(followed.score_files())
+        until(lambda: len(followed.score_files()) > before, "others work on", evaluator)
+        followed.arrive(*names[2 * third :], pause_s=pause_s)
+        finish(training, log)
+        until(lambda: len(followed.score_files()) > before + third // 2, "more is scored", evaluator)
+        family = psutil.Process(evaluator.pid).children(recursive=True)
+        evaluator.kill()
+        assert psutil.wait_procs(family, timeout=PATIENCE_S)[1] == []
+    followed.arrive(last)
+    with followed.evaluator() as evaluator:
+        finish(evaluator, followed.folder / "stream.log")
 
 
 def check_windows(followed: Followed, window_of_split: dict[str, str]) -> None:
@@ -106,7 +145,7 @@ def check_windows(followed: Followed, window_of_split: dict[str, str]) -> None:
             assert line["tasks"][task] == {name: figures[name] for name in figures if name != "reachable"}
         folder = window_of_split[split].replace("-", "").replace(":", "")
         scored = read([path for path in followed.score_files() if path.parent.name == folder])
-        expected = read(sorted((followed._folder / split).glob("*.parquet")))
+        expected = read(sorted((followed.folder / split).glob("*.parquet")))
         for column in expected.column_names:
             np.testing.assert_array_equal(scored[column].to_numpy(), expected[column].to_numpy())
         rows = pa.concat_tables(pq.read_table(followed.config.data.prepared / name) for name in followed.shards(split))
@@ -114,35 +153,12 @@ def check_windows(followed: Followed, window_of_split: dict[str, str]) -> None:
 
 
 def test_windows_are_evaluated_exactly_while_training_goes_on_and_processes_are_killed(launch, days_config, tmp_path):
+    # A day is over before anybody can look: nothing may be removed.
     followed = Followed(launch, days_config, tmp_path, "checkpoint.keep=10")
     days = ("day2", "day3", "day4", "test")
     *names, last = followed.shards(*days)
     names = names[::-2] + names[1::2]  # neither in order nor day by day
-    training_log = tmp_path / "train.log"
-    with (
-        launch.started("launch/train.py", *followed.command, log=training_log) as training,
-        followed.evaluator("stream.stop_after_idle_s=null") as evaluator,
-    ):
-        followed.arrive(*names[:4])
-        until(followed.score_files, "something is scored", evaluator)
-        actors = actors_of(evaluator)
-        assert len(actors) == 2
-        for actor in actors:
-            actor.suspend()
-        followed.arrive(*names[4:8])
-        time.sleep(0.5)  # both have work now
-        actors[0].kill()
-        actors[1].resume()
-        until(lambda: len(followed.score_files()) >= 8, "the dead actor's work is done", evaluator)
-        finish(training, training_log)
-        followed.arrive(*names[8:])
-        until(lambda: len(followed.score_files()) > 8, "more is scored", evaluator)
-        family = psutil.Process(evaluator.pid).children(recursive=True)
-        evaluator.kill()
-        assert psutil.wait_procs(family, timeout=PATIENCE_S)[1] == []
-    followed.arrive(last)
-    with followed.evaluator() as evaluator:
-        finish(evaluator, tmp_path / "stream.log")
+    follow_while_killing(launch, followed, ["launch/train.py", *followed.command], names, last, pause_s=0.0)
     check_windows(followed, {day: f"2026-01-0{place}T00:00:00Z" for place, day in enumerate(days, start=2)})
     assert "mean over windows" in followed.log()
     page = (followed.config.run_dir / "stream.html").read_text()
@@ -176,3 +192,25 @@ def test_wrong_input_is_told_in_one_line(launch, days_config, tmp_path):
     (config.run_dir / "config.yaml").write_text(config.to_yaml())
     assert f"stream.shards {tmp_path / 'none'}: no such folder" in told(f"stream.shards={tmp_path / 'none'}")
     assert "was trained with seed 1, not 2" in told("seed=2")
+
+
+@pytest.mark.thorough
+def test_seven_days_of_the_quickstart(launch, tmp_path):
+    data = [f"source.path={tmp_path / 'raw'}", f"data.prepared={tmp_path / 'prepared'}", "data.shard_rows=4096"]
+    sizes = ["source.rows=140000", "eval.batch_size=2048", "stream.batch_size=2048", "data.job=serial"]
+    config_path = ROOT / "configs" / "quickstart_stream.yaml"
+    prepared = launch.python("launch/preprocess.py", str(config_path), *data, *sizes)
+    assert prepared.returncode == 0, prepared.stderr[-3000:]
+    followed = Followed(launch, config_path, tmp_path, *data, *sizes)
+    days = ("day2", "day3", "day4", "day5", "day6", "test")
+    names = followed.shards(*days)
+    random.Random(1).shuffle(names)
+    train = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "launch/train.py", *followed.command]
+    follow_while_killing(launch, followed, train, names[1:], names[0], pause_s=1.0)
+    check_windows(followed, {day: f"2026-01-0{place}T00:00:00Z" for place, day in enumerate(days, start=2)})
+    two = launch.torchrun("launch/evaluate.py", *followed.command, ranks=2)
+    assert two.returncode == 0, two.stderr[-3000:]
+    scored = read([path for path in followed.score_files() if path.parent.name == "20260107T000000Z"])
+    expected = read(sorted((followed.config.run_dir / "predictions").glob("*.parquet")))
+    for column in expected.column_names:
+        np.testing.assert_allclose(scored[column].to_numpy(), expected[column].to_numpy(), rtol=0, atol=1e-6)
