@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, one_line
 
 _PARTIAL = ".partial"
 
@@ -81,16 +81,20 @@ class Pins:
         self.held = {path.name: describe(path) for path in sorted(folder.iterdir())}
 
     def pin(self, checkpoint: Checkpoint) -> None:
-        """Keeps a checkpoint, unless training removes it at this moment."""
+        """Keeps a checkpoint, unless training removes it at this moment.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         final = self._folder / checkpoint.path.name
         aside = final.with_name(final.name + _PARTIAL)
         try:
             shutil.copytree(checkpoint.path, aside, copy_function=_link)
             os.replace(aside, final)
-        except (FileNotFoundError, shutil.Error):
+        except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             if checkpoint.path.exists():
-                raise
+                raise UserError(f"{final}: cannot be kept ({one_line(error)}); free some space") from error
             return
         self.held[final.name] = self._describe(final)
 

@@ -80,7 +80,9 @@ class Followed:
         """evaluate.py's eval.json of each split with the checkpoint of a step; predictions stay in the folder."""
         # Training has removed the older ones.
         run_dir = self.config.run_dir
-        shutil.copytree(run_dir / "stream" / "checkpoints", run_dir / "checkpoints", dirs_exist_ok=True)
+        for pinned in (run_dir / "stream" / "checkpoints").iterdir():
+            if not (run_dir / "checkpoints" / pinned.name).exists():
+                shutil.copytree(pinned, run_dir / "checkpoints" / pinned.name)
         asked = json.dumps([self.command[0], str(self.folder), list(self.overrides), list(steps.items())])
         log = self.folder / "evaluate.log"
         with self._launch.started("-c", EVALUATE_ALL, asked, log=log) as process:
