@@ -78,7 +78,7 @@ class Evaluator:
 
     def _look_for_shards(self) -> None:
         try:
-            found = arrived(self._folder, None if self._expected is None else list(self._expected))
+            found = arrived(self._folder, None if self._expected is None else self._expected.keys())
         except OSError as error:
             raise UserError(
                 f"{self._folder}: no folder of shards ({error.strerror}); make it or name another"

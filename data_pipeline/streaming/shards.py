@@ -1,7 +1,7 @@
 """Shards as they arrive: which are there, what each holds, and the rows that a window has in it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Facts:
     problem: str | None = None
 
 
-def arrived(folder: Path, names: Sequence[str] | None) -> dict[str, Stamp]:
+def arrived(folder: Path, names: Collection[str] | None) -> dict[str, Stamp]:
     """The shards in a folder, all `*.parquet` or those named, and their stamps."""
     found = {}
     with os.scandir(folder) as entries:

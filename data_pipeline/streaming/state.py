@@ -45,6 +45,7 @@ class State:
         self._folder, self._plan = folder, plan
         self._ledger, self._results = LineFile(folder / LEDGER_NAME), LineFile(run_dir / RESULTS_NAME)
         self.shards: dict[str, Facts] = {}
+        self._members: dict[Window, set[str]] = {}
         self.choices: dict[Window, Choice] = {}
         self.told: dict[Window, dict[str, Any]] = {}
         self.problems: dict[str, str] = {}
@@ -69,15 +70,15 @@ class State:
 
     def windows(self) -> list[Window]:
         """Those that have rows, in order."""
-        return sorted({window for facts in self.shards.values() for window in facts.rows})
+        return sorted(self._members)
 
     def members(self, window: Window) -> list[str]:
         """Shards with rows of a window."""
-        return sorted(name for name, facts in self.shards.items() if window in facts.rows)
+        return sorted(self._members.get(window, ()))
 
     def rows(self, window: Window) -> int:
         """Rows that came for a window, repeated ones among them."""
-        return sum(facts.rows.get(window, 0) for facts in self.shards.values())
+        return sum(self.shards[name].rows[window] for name in self._members.get(window, ()))
 
     def is_told(self, window: Window) -> bool:
         """Whether the newest line of a window is about all that has come for it."""
@@ -113,7 +114,7 @@ class State:
                 "problem": facts.problem,
             }
         )
-        self.shards[facts.name] = facts
+        self._take_shard(facts)
         if facts.problem is not None:
             self.tell_problem(facts.name, facts.problem)
 
@@ -181,13 +182,18 @@ class State:
         if line["kind"] == "shard":
             rows = {self._named(name): count for name, count in line["rows"].items()}
             stamp = Stamp(line["bytes"], line["modified_ns"])
-            self.shards[line["shard"]] = Facts(
-                line["shard"], stamp, line["checksum"], rows, line["early_rows"], line["newest"], line["problem"]
-            )
+            early_rows, newest, problem = line["early_rows"], line["newest"], line["problem"]
+            self._take_shard(Facts(line["shard"], stamp, line["checksum"], rows, early_rows, newest, problem))
         elif line["kind"] == "choice":
             self.choices[self._named(line["window"])] = Choice(
                 line["checkpoint"], line["step"], line["trained_until"], line["reason"]
             )
+
+    def _take_shard(self, facts: Facts) -> None:
+        # One that is known was set aside, and had no rows for any window.
+        self.shards[facts.name] = facts
+        for window in facts.rows:
+            self._members.setdefault(window, set()).add(facts.name)
 
     def _take_told(self, line: dict[str, Any]) -> None:
         if line["kind"] == "window":
