@@ -316,3 +316,15 @@ def test_rows_from_before_the_first_window_are_counted(stream):
     assert [line["start"] for line in stream.lines()] == ["2026-01-02T00:00:00Z"]
     page = (stream.run_dir / "stream.html").read_text()
     assert "360 rows are from before the first window" in page and 'http-equiv="refresh"' not in page
+
+
+def test_a_window_does_not_close_while_shards_are_being_read(stream):
+    def all_at_once():
+        stream.arrive("test-00000.parquet", as_name="a.parquet")  # is read first, and makes day 2 old
+        for name in stream.shards("day2"):
+            stream.arrive(name)
+
+    # Without a checkpoint of its own, day 2 has nothing to wait for but its rows.
+    stream.evaluate(*publish(stream, 2), all_at_once)
+    (line,) = [line for line in stream.lines() if line["start"] == "2026-01-02T00:00:00Z"]
+    assert (line["revision"], line["unscored_rows"]) == (1, 360)
