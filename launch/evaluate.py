@@ -87,7 +87,7 @@ def show(result: dict[str, Any]) -> None:
         gap = None if None in (best["auc"], figures["auc"]) else best["auc"] - figures["auc"]
         values = (figures["auc"], best["auc"], gap, figures["uauc"], best["uauc"])
         values += (figures["pr_auc"], figures["logloss"], figures["ne"], figures["calibration"])
-        table.add_row(task, *("–" if value is None else f"{value:.4f}" for value in values))
+        table.add_row(task, *map(_four_decimals, values))
     console = Console(width=120)
     console.print(table)
     for column, values in result.get("slices", {}).items():
@@ -104,16 +104,20 @@ def slice_table(column: str, values: dict[str, Any], *, tasks: list[str]) -> Tab
     """AUC and UAUC of every task for each value of a column; of many values, those with the most rows."""
     shown = sorted(values, key=lambda value: -values[value]["rows"])[:MAX_SHOWN]
     hidden = len(values) - len(shown)
-    table = Table(title=f"by {column}" + (f", {hidden} more values in eval.json" if hidden else ""))
-    table.add_column(column)
-    table.add_column("rows", justify="right")
-    for task in tasks:
-        table.add_column(f"{task} AUC", justify="right")
-        table.add_column("UAUC", justify="right")
+    more = f"; {hidden} more values in eval.json" if hidden else ""
+    table = Table(title=f"by {column}: AUC / UAUC{more}")
+    table.add_column(column, no_wrap=True)
+    for name in ("rows", *tasks):
+        table.add_column(name, justify="right")
     for value in (value for value in values if value in shown):
-        figures = [values[value]["tasks"].get(task, {}).get(name) for task in tasks for name in ("auc", "uauc")]
-        table.add_row(value, f"{values[value]['rows']:,}", *("–" if f is None else f"{f:.4f}" for f in figures))
+        figures = [values[value]["tasks"].get(task, {}) for task in tasks]
+        cells = [" / ".join(_four_decimals(each.get(name)) for name in ("auc", "uauc")) for each in figures]
+        table.add_row(value, f"{values[value]['rows']:,}", *cells)
     return table
+
+
+def _four_decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":
