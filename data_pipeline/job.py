@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
+from data_pipeline.ray_cluster import join_ray
 from data_pipeline.sources import Unit
 from rankmixer_dist.errors import UserError
 
@@ -22,7 +23,6 @@ T = TypeVar("T")
 _MIN_ROWS_PER_TASK, _MAX_ROWS_PER_TASK, _TASKS_PER_CPU = 50_000, 1_000_000, 4
 _MAX_RUNNING = 1000
 _PATIENCE_S = 20.0
-_OBJECT_STORE_BYTES = 2 << 30  # a cap, not a reservation; what does not fit is spilled to disk
 
 
 class Job(Protocol):
@@ -95,21 +95,7 @@ class RayJob:
     """
 
     def __init__(self, *, rows_per_task: int | None = None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-
-        if not ray.is_initialized():
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-            address = os.environ.get("RAY_ADDRESS")
-            if address:
-                try:
-                    ray.init(**quiet)
-                except ConnectionError as error:
-                    raise UserError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({error})") from error
-            else:
-                # "local": without it Ray joins whatever cluster was last started on this machine.
-                ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
-        self._ray = ray
+        self._ray = join_ray()
         self._rows_per_task = rows_per_task
 
     def share(self, value: T) -> Handle:

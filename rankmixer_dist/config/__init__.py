@@ -13,6 +13,7 @@ from rankmixer_dist.config.run import (
     SyntheticSource,
     TimeRange,
 )
+from rankmixer_dist.config.stream import StreamConfig
 
 __all__ = [
     "MANNER",
@@ -26,6 +27,7 @@ __all__ = [
     "SoftmaxTopKConfig",
     "Source",
     "StartFrom",
+    "StreamConfig",
     "SyntheticSource",
     "TimeRange",
     "load_config",

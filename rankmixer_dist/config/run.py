@@ -9,6 +9,7 @@ import yaml
 from pydantic import AwareDatetime, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from rankmixer_dist.config.model import ModelConfig
+from rankmixer_dist.config.stream import StreamConfig
 from rankmixer_dist.errors import nearest
 from rankmixer_dist.schema import Schema, Strict
 
@@ -277,6 +278,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
+    stream: StreamConfig = StreamConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -336,7 +338,7 @@ MANNER = frozenset(
     {
         "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
         "parallel", "train.log_every", "train.stall_timeout_s", "train.audit_rows", "checkpoint", "eval.split",
-        "eval.batch_size", "eval.checkpoint", "eval.slices", "eval.compare_paths",
+        "eval.batch_size", "eval.checkpoint", "eval.slices", "eval.compare_paths", "stream",
     }
 )  # fmt: skip
 """Keys, and sections, that say how a run is done and watched; none of them changes what it learns."""

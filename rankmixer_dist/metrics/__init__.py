@@ -14,6 +14,7 @@ from rankmixer_dist.metrics.user_auc import UserAUC
 from rankmixer_dist.metrics.user_resampling import BootstrapResult, UserBootstrap
 from rankmixer_dist.metrics.user_totals import UserAUCResult, UserAUCs, UserAUCTotals
 from rankmixer_dist.metrics.value_counts import ValueCounts
+from rankmixer_dist.metrics.windows import Window, WindowMetrics, mean_over_windows
 
 __all__ = [
     "AUC",
@@ -43,4 +44,7 @@ __all__ = [
     "UserAUCs",
     "UserBootstrap",
     "ValueCounts",
+    "Window",
+    "WindowMetrics",
+    "mean_over_windows",
 ]

@@ -9,7 +9,9 @@ import torch
 from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import named_checkpoint
 from rankmixer_dist.config import DTSIConfig, RunConfig
+from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.topology import Topology, failing_together
+from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.build import Statistics, build_model, build_tables
 from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring
 from rankmixer_dist.train.memory import keep_freed_memory
@@ -52,11 +54,9 @@ def evaluate(
     if config.eval.slices:
         assert count_values is not None
         slices = slice_columns(config, trained_on=begun_splits(config, epoch), count_values=count_values)
-    module = build_model(config, numerics=numerics, base_rates=base_rates).to(topology.device)
-    tables, _ = build_tables(config, topology, rows_per_rank=share)
-    load_for_scoring(checkpoint, tables, module, topology)
-    if config.dense.precision == "bf16":
-        module = module.to(torch.bfloat16)
+    tables, module = open_model(
+        config, topology, checkpoint, numerics=numerics, base_rates=base_rates, rows_per_rank=share
+    )
     tasks = tuple(config.features.tasks)
 
     def scored(way: Way, predictions: Path | None) -> dict[str, Any] | None:
@@ -83,6 +83,26 @@ def evaluate(
     about = {**result, "checkpoint": str(checkpoint.relative_to(config.run_dir)), "split": config.eval.split}
     write_json(config.run_dir / "eval.json", about)
     return about
+
+
+def open_model(
+    config: RunConfig,
+    topology: Topology,
+    checkpoint: Path,
+    *,
+    numerics: Mapping[str, Statistics],
+    base_rates: Sequence[float],
+    rows_per_rank: int,
+) -> tuple[Tables, Ranker]:
+    """Tables and dense model with a checkpoint's weights, ready to score; all ranks call it.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another model.
+    """
+    module = build_model(config, numerics=numerics, base_rates=base_rates).to(topology.device)
+    tables, _ = build_tables(config, topology, rows_per_rank=rows_per_rank)
+    load_for_scoring(checkpoint, tables, module, topology)
+    return tables, module.to(torch.bfloat16) if config.dense.precision == "bf16" else module
 
 
 def _trained_path(served: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,13 +26,13 @@ _LOCK_PATIENCE_S = 5.0
 
 
 @contextmanager
-def only_job(run_dir: Path) -> Iterator[None]:
-    """Makes the run directory and keeps other jobs out of it for the length of a `with` block; one rank calls it.
+def only_job(run_dir: Path, does: str = "trains") -> Iterator[None]:
+    """Makes a directory and keeps other jobs out of it for the length of a `with` block; one rank calls it.
 
     The lock goes with the process, however it ends. Where the file system has no locks, there is none.
 
     Raises:
-        UserError: another job trains here; says where it runs.
+        UserError: another job `does` its work here; says where it runs.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / LOCK_NAME
@@ -46,7 +46,7 @@ def only_job(run_dir: Path) -> Iterator[None]:
                 if time.monotonic() > give_up:
                     file.seek(0)
                     holder = file.read().strip() or "another job"
-                    raise UserError(f"{run_dir}: {holder} trains here; stop it, or choose another `name`") from error
+                    raise UserError(f"{run_dir}: {holder} {does} here; stop it, or choose another `name`") from error
                 time.sleep(0.1)
             except OSError:  # this file system has no locks
                 break
@@ -54,6 +54,18 @@ def only_job(run_dir: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def is_trained_now(run_dir: Path) -> bool:
+    """Whether a job trains in a run directory now; no where the file system has no locks."""
+    try:
+        with (run_dir / LOCK_NAME).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def check_run_dir(config: RunConfig) -> None:

@@ -1,0 +1,225 @@
+"""The evaluation as a loop: look for what is new, hand out work, take what is done, tell what is complete."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.streaming.checkpoints import Choice, Pins, TrainingRun, is_settled, newest_before
+from data_pipeline.streaming.scoring import Figures, Item
+from data_pipeline.streaming.shards import Facts, Stamp, arrived
+from data_pipeline.streaming.shown import Shown
+from data_pipeline.streaming.state import Lost, State, in_use
+from data_pipeline.streaming.windows import WindowPlan
+from data_pipeline.streaming.worker import Pool
+from rankmixer_dist.config.stream import HOUR_S, StreamConfig
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.metrics import Window
+from rankmixer_dist.metrics.windows import iso
+
+
+class Evaluator:
+    """Follows a folder of shards and a training run.
+
+    All that it decides or finishes is on disk first, so that it can be killed at any moment and started again: what is
+    scored is not scored again, what was told is not told again, and figures are the same to the last bit.
+
+    Args:
+        shards: folder where they arrive.
+        expected: the only names to take, and their checksums; None takes every `*.parquet`.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        state: State,
+        plan: WindowPlan,
+        run: TrainingRun,
+        pool: Pool,
+        pins: Pins,
+        shown: Shown,
+        *,
+        shards: Path,
+        expected: Mapping[str, str] | None,
+    ) -> None:
+        self._config, self._state, self._plan, self._run = config, state, plan, run
+        self._pool, self._pins, self._shown = pool, pins, shown
+        self._folder, self._expected = shards, expected
+        self._reading: dict[str, Stamp] = {}
+        self._seen: dict[str, Stamp] = {name: facts.stamp for name, facts in state.shards.items()}
+        self._scoring: set[tuple[str, Window]] = set()
+        self._closing: set[Window] = set()
+        self._waiting_since: dict[Window, float] = {}
+        self._news = time.monotonic()
+        self._ending = False
+
+    def run(self, stops: Callable[[], bool]) -> bool:
+        """Goes on until the stream ends (True) or `stops` says so (False).
+
+        Raises:
+            UserError: a shard's folder or a checkpoint cannot be read, or work ends its actors again and again.
+        """
+        while not stops():
+            self._look_for_shards()
+            self._look_for_checkpoints()
+            self._choose()
+            self._hand_out()
+            self._close()
+            self._shown.update(self._state, reading=len(self._reading), replaced=self._pool.replaced)
+            if self._ended():
+                return True
+            began = time.monotonic()
+            for key, result in self._pool.finished(self._config.poll_s):
+                self._news = time.monotonic()
+                self._take(key, result)
+            if not self._pool.calls:
+                time.sleep(max(0.0, began + self._config.poll_s - time.monotonic()))
+        return False
+
+    def _look_for_shards(self) -> None:
+        try:
+            found = arrived(self._folder, None if self._expected is None else self._expected.keys())
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: no folder of shards ({error.strerror}); make it or name another"
+            ) from error
+        for name, stamp in sorted(found.items()):
+            if name not in self._reading and self._seen.get(name) != stamp:
+                self._seen[name] = self._reading[name] = stamp
+                self._news = time.monotonic()
+                self._pool.call(("reading", name), "scan", self._folder / name)
+
+    def _look_for_checkpoints(self) -> None:
+        horizon = self._horizon()
+        if self._pins.pin_all(self._run, horizon):
+            self._news = time.monotonic()
+        self._pins.keep(in_use(self._state, keep=self._config.keep_windows), horizon)
+
+    def _horizon(self) -> int:
+        """Start of the earliest window that has yet to choose, or may yet begin."""
+        newest = self._state.newest
+        if newest is None:
+            return self._plan.start_ms
+        open_until = max(self._plan.start_ms, newest - self._lateness_ms)
+        undecided = [window.start for window in self._state.windows() if window not in self._state.choices]
+        return min([self._plan.at(open_until).start, *undecided])
+
+    @property
+    def _lateness_ms(self) -> int:
+        return round(self._config.lateness_hours * HOUR_S * 1000)
+
+    def _choose(self) -> None:
+        held = list(self._pins.held.values())
+        finished: bool | None = None
+        for window in self._state.windows():
+            if window in self._state.choices:
+                continue
+            since = self._waiting_since.setdefault(window, time.monotonic())
+            patience = self._config.checkpoint_wait_s
+            waited = patience is not None and time.monotonic() - since > patience
+            if not (self._ending or waited or is_settled(window.start, held)):
+                finished = self._run.state() == "finished" if finished is None else finished
+                if not finished:
+                    continue
+            best = newest_before(window.start, held)
+            if best is None:
+                reason = f"no checkpoint is known to have been trained on nothing at or after {iso(window.start)}"
+                self._state.choose(window, Choice(None, reason=reason))
+            else:
+                self._state.choose(window, Choice(best.path.name, best.step, best.trained_until))
+
+    def _hand_out(self) -> None:
+        for window, choice in sorted(self._state.choices.items()):
+            if choice.checkpoint is None or self._state.is_told(window):
+                continue
+            for name in self._state.missing(window):
+                if (name, window) in self._scoring:
+                    continue
+                if choice.checkpoint not in self._pins.held:
+                    self._lose(name, window, f"{choice.checkpoint}, which scored this window, is no longer kept")
+                    continue
+                self._scoring.add((name, window))
+                item = Item(
+                    shard=self._folder / name,
+                    checksum=self._state.shards[name].checksum,
+                    window=window,
+                    checkpoint=self._pins.held[choice.checkpoint].path,
+                    target=self._state.target(name, window),
+                )
+                self._pool.call(("scoring", name, window), "score", item)
+
+    def _close(self) -> None:
+        if self._reading:  # a shard that is being read may have rows of any window
+            return
+        newest = self._state.newest
+        for window, choice in sorted(self._state.choices.items()):
+            passed = newest is not None and newest >= window.end + self._lateness_ms
+            if not (passed or self._ending) or self._state.is_told(window) or window in self._closing:
+                continue
+            names = self._state.members(window)
+            if choice.checkpoint is None:
+                self._tell(window, names, None, choice.reason)
+            elif not self._state.missing(window):
+                files = [self._state.target(name, window) for name in names if (name, window) in self._state.done]
+                if not files:
+                    self._tell(window, names, None, "none of its rows could be scored")
+                    continue
+                self._closing.add(window)
+                self._pool.call(("closing", window, tuple(names)), "figures", files, window, choice.checkpoint)
+
+    def _take(self, key: Any, result: Any) -> None:
+        what, *about = key
+        if what == "reading":
+            self._take_facts(result, self._reading.pop(about[0]))
+        elif what == "scoring":
+            name, window = about
+            self._scoring.discard((name, window))
+            if isinstance(result, str):
+                self._lose(name, window, result)
+            else:
+                self._state.done.add((name, window))
+                self._shown.scored(result)
+        else:
+            window, names = about
+            self._closing.discard(window)
+            bad = result.not_finite
+            reason = f"{bad} of {result.rows} rows have a score that is not finite" if bad else None
+            self._tell(window, list(names), result, reason)
+
+    def _take_facts(self, facts: Facts, stamp: Stamp) -> None:
+        known = self._state.shards.get(facts.name)
+        if known is not None and known.problem is None:
+            if facts.checksum != known.checksum:
+                path = self._folder / facts.name
+                self._problem(facts.name, f"{path}: changed under its name; publish new rows under a new name")
+            return
+        if self._expected is not None and facts.problem is None and facts.checksum != self._expected[facts.name]:
+            text = f"{self._folder / facts.name}: its checksum is not the manifest's; prepare the data again"
+            facts = Facts(facts.name, facts.stamp, facts.checksum, {}, 0, None, text)
+        if known is not None and known.checksum == facts.checksum:
+            return
+        self._state.add_shard(facts)
+        if facts.problem is not None:
+            self._shown.warn(f"set aside: {facts.problem}")
+
+    def _lose(self, name: str, window: Window, reason: str) -> None:
+        self._state.lost[name, window] = Lost(self._state.shards[name].rows[window], reason)
+        self._problem(name, f"{reason}; rows of {window} are not scored")
+
+    def _problem(self, name: str, text: str) -> None:
+        if self._state.problems.get(name) != text:
+            self._state.tell_problem(name, text)
+            self._shown.warn(text)
+
+    def _tell(self, window: Window, names: list[str], figures: Figures | None, reason: str | None) -> None:
+        self._shown.told(self._state.tell(window, names, figures, reason))
+
+    def _ended(self) -> bool:
+        idle = self._config.stop_after_idle_s
+        if idle is None or self._pool.calls:
+            return False
+        if self._ending:
+            return all(self._state.is_told(window) for window in self._state.windows())
+        quiet = time.monotonic() - self._news > idle
+        self._ending = quiet and self._run.state() != "running"
+        return False

@@ -1,0 +1,177 @@
+"""One shard's rows of one window to scores on disk, and a window's scores to its figures."""
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.assemble import BatchAssembler
+from data_pipeline.streaming.shards import rows_of
+from rankmixer_dist.batch import Batch
+from rankmixer_dist.checksum import file_checksum
+from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.metrics import Window, WindowMetrics
+from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, Schema
+
+SCORE_PREFIX = "score_"
+_PARTIAL = ".partial"
+_CHECKPOINT = b"checkpoint"
+
+
+class Scorer(Protocol):
+    """A model that scores."""
+
+    def score(self, batch: Batch) -> np.ndarray:
+        """Probabilities, float32 [B, K], padding rows included."""
+        ...
+
+
+class MakeScorer(Protocol):
+    """Opens a checkpoint; it goes to the actors by pickle."""
+
+    def __call__(self, checkpoint: Path) -> Scorer: ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """A unit of work: the rows of `window` in `shard`, by the model in `checkpoint`, to `target`.
+
+    The file at `target` is complete or absent, and its being there is the proof that the work is done.
+    """
+
+    shard: Path
+    checksum: str
+    window: Window
+    checkpoint: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of a window: distinct rows, row ids that came again, rows whose score is not finite, the figures of each task."""
+
+    rows: int
+    duplicates: int
+    not_finite: int
+    tasks: dict[str, Any]
+
+
+def score(item: Item, scorer: Scorer, schema: Schema, assemble: BatchAssembler, batch_size: int) -> int:
+    """Writes an item's scores and returns its rows.
+
+    Raises:
+        UserError: the shard is not what it was when it came, or cannot be read.
+    """
+    try:
+        changed = file_checksum(item.shard) != item.checksum
+    except OSError as error:
+        raise UserError(f"{item.shard}: gone before its rows were scored ({error.strerror})") from error
+    if changed:
+        raise UserError(f"{item.shard}: changed under its name; publish new rows under a new name")
+    item.target.parent.mkdir(parents=True, exist_ok=True)
+    # Of its own name: an actor that is taken for dead may still be writing.
+    aside = item.target.with_name(f"{item.target.name}.{uuid.uuid4().hex}{_PARTIAL}")
+    tasks = tuple(schema.tasks)
+    columns = _columns(tasks).with_metadata({_CHECKPOINT: item.checkpoint.name.encode()})
+    rows = 0
+    try:
+        with pq.ParquetWriter(aside, columns) as writer:
+            for tables in _in_batches(rows_of(item.shard, assemble.columns(), schema, item.window), batch_size):
+                filled = sum(table.num_rows for table in tables)
+                batch = assemble(tables, global_weight=filled)
+                writer.write_table(_scored(batch, scorer.score(batch)[:filled], columns))
+                rows += filled
+        os.replace(aside, item.target)
+    finally:
+        with suppress(FileNotFoundError):
+            aside.unlink()
+    return rows
+
+
+def figures(files: Sequence[Path], window: Window, checkpoint: str, tasks: Sequence[str]) -> Figures:
+    """A window's exact figures from its score files; a row id that is in it again counts once, by the first file.
+
+    Raises:
+        UserError: a file cannot be read, or holds scores of another checkpoint.
+    """
+    files = sorted(files)
+    ids = [_read(path, [ROW_ID])[ROW_ID].to_numpy() for path in files]
+    all_ids = np.concatenate([np.empty(0, np.int64), *ids])
+    first = np.zeros(len(all_ids), bool)
+    first[np.unique(all_ids, return_index=True)[1]] = True
+    total = WindowMetrics(window, checkpoint, tasks)
+    start = not_finite = 0
+    for path, own_ids in zip(files, ids, strict=True):
+        kept_R = first[start : start + len(own_ids)]
+        start += len(own_ids)
+        not_finite += _add_file(path, kept_R, window, tasks, into=total)
+    rows = int(first.sum())
+    return Figures(rows, len(all_ids) - rows, not_finite, {} if not_finite else dict(total.compute()))
+
+
+def sweep(folder: Path) -> None:
+    """Removes what actors that died while they wrote left in a folder of windows."""
+    for left in folder.glob(f"*/*{_PARTIAL}"):
+        with suppress(FileNotFoundError):
+            left.unlink()
+
+
+def _add_file(path: Path, kept_R: np.ndarray, window: Window, tasks: Sequence[str], *, into: WindowMetrics) -> int:
+    """Adds a file's kept rows to a window's state; returns how many of them have a score that is not finite."""
+    table = _read(path, None)
+    state = WindowMetrics(window, table.schema.metadata[_CHECKPOINT].decode(), tasks)
+    scores = {task: table[SCORE_PREFIX + task].to_numpy() for task in tasks}
+    finite_R = np.logical_and.reduce([np.isfinite(of_task) for of_task in scores.values()])
+    users_R = table[USER_ID].to_numpy()
+    for task in tasks:
+        labels_R = table[LABEL_PREFIX + task].to_numpy()
+        used_R = kept_R & finite_R & ~np.isnan(labels_R)
+        state.update(task, scores[task][used_R], labels_R[used_R], users_R[used_R])
+    into.merge(state)
+    return int((kept_R & ~finite_R).sum())
+
+
+def _in_batches(tables: Iterator[pa.Table], size: int) -> Iterator[list[pa.Table]]:
+    """The same rows in lists of tables of `size` rows together, the last one fewer."""
+    batch: list[pa.Table] = []
+    free = size
+    for table in tables:
+        start = 0
+        while start < table.num_rows:
+            part = table.slice(start, free)
+            batch.append(part)
+            start += part.num_rows
+            free -= part.num_rows
+            if not free:
+                yield batch
+                batch, free = [], size
+    if batch:
+        yield batch
+
+
+def _scored(batch: Batch, scores_RK: np.ndarray, columns: pa.Schema) -> pa.Table:
+    rows = len(scores_RK)
+    values = [column.numpy()[:rows] for column in (batch.row_id_B, batch.user_id_B, batch.timestamp_B)]
+    for place in range(scores_RK.shape[1]):
+        values += [batch.labels_BK.numpy()[:rows, place], scores_RK[:, place]]
+    return pa.table([pa.array(value) for value in values], schema=columns)
+
+
+def _columns(tasks: Sequence[str]) -> pa.Schema:
+    fields = [pa.field(name, pa.int64()) for name in (ROW_ID, USER_ID, TIMESTAMP)]
+    fields += [pa.field(prefix + task, pa.float32()) for task in tasks for prefix in (LABEL_PREFIX, SCORE_PREFIX)]
+    return pa.schema(fields)
+
+
+def _read(path: Path, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.ParquetFile(path).read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); remove it, and it is scored again") from error

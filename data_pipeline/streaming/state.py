@@ -1,0 +1,216 @@
+"""What an evaluation knows and has told, kept on disk so that the next start goes on from it.
+
+stream_eval.jsonl      what was told: a line a window each time its figures are new, a line a shard that was set aside
+stream/ledger.jsonl    what was decided: the windows, each shard's content, each window's checkpoint
+stream/scores/<window>/<shard>   what was scored; a file that is there is done
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.streaming.checkpoints import Choice
+from data_pipeline.streaming.lines import LineFile
+from data_pipeline.streaming.scoring import Figures, sweep
+from data_pipeline.streaming.shards import Facts, Stamp
+from data_pipeline.streaming.windows import WindowPlan
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.metrics import Window
+from rankmixer_dist.metrics.windows import iso
+
+RESULTS_NAME = "stream_eval.jsonl"
+LEDGER_NAME = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Rows of a shard that a window will not have, and why."""
+
+    rows: int
+    reason: str
+
+
+class State:
+    """Facts, choices and lines of an evaluation; every method that changes them writes first.
+
+    Args:
+        folder: the evaluation's own, `stream/` of the run directory.
+
+    Raises:
+        UserError: a file was damaged, or the folder holds other windows.
+    """
+
+    def __init__(self, run_dir: Path, folder: Path, plan: WindowPlan) -> None:
+        self._folder, self._plan = folder, plan
+        self._ledger, self._results = LineFile(folder / LEDGER_NAME), LineFile(run_dir / RESULTS_NAME)
+        self.shards: dict[str, Facts] = {}
+        self._members: dict[Window, set[str]] = {}
+        self.choices: dict[Window, Choice] = {}
+        self.told: dict[Window, dict[str, Any]] = {}
+        self.problems: dict[str, str] = {}
+        self.lost: dict[tuple[str, Window], Lost] = {}
+        self._begin({"kind": "plan", "start": iso(plan.start_ms), "window_s": plan.length_ms // 1000})
+        for line in self._ledger.lines:
+            self._take(line)
+        for line in self._results.lines:
+            self._take_told(line)
+        sweep(folder / "scores")
+        self.done = {(path.name, self._named(path.parent.name)) for path in (folder / "scores").glob("*/*.parquet")}
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What was told, in order."""
+        return self._results.lines
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._ledger.close()
+        self._results.close()
+
+    def windows(self) -> list[Window]:
+        """Those that have rows, in order."""
+        return sorted(self._members)
+
+    def members(self, window: Window) -> list[str]:
+        """Shards with rows of a window."""
+        return sorted(self._members.get(window, ()))
+
+    def rows(self, window: Window) -> int:
+        """Rows that came for a window, repeated ones among them."""
+        return sum(self.shards[name].rows[window] for name in self._members.get(window, ()))
+
+    def is_told(self, window: Window) -> bool:
+        """Whether the newest line of a window is about all that has come for it."""
+        return window in self.told and self.told[window]["shards"] == self.members(window)
+
+    def missing(self, window: Window) -> list[str]:
+        """A window's shards that are neither scored nor lost."""
+        pairs = [(name, window) for name in self.members(window)]
+        return [pair[0] for pair in pairs if pair not in self.done and pair not in self.lost]
+
+    def target(self, name: str, window: Window) -> Path:
+        """Where the scores of a shard's rows of a window go."""
+        return self._folder / "scores" / window.name / name
+
+    @property
+    def newest(self) -> int | None:
+        """The latest timestamp that has been seen."""
+        return max((facts.newest for facts in self.shards.values() if facts.newest is not None), default=None)
+
+    def add_shard(self, facts: Facts) -> None:
+        """A shard that has been read; one with a problem is told at once."""
+        rows = {window.name: count for window, count in facts.rows.items()}
+        self._ledger.append(
+            {
+                "kind": "shard",
+                "shard": facts.name,
+                "bytes": facts.stamp.bytes,
+                "modified_ns": facts.stamp.modified_ns,
+                "checksum": facts.checksum,
+                "rows": rows,
+                "early_rows": facts.early_rows,
+                "newest": facts.newest,
+                "problem": facts.problem,
+            }
+        )
+        self._take_shard(facts)
+        if facts.problem is not None:
+            self.tell_problem(facts.name, facts.problem)
+
+    def tell_problem(self, name: str, problem: str) -> None:
+        """A shard that is set aside, wholly or what is left of it; the same is told once."""
+        if self.problems.get(name) != problem:
+            line = {"kind": "shard", "shard": name, "problem": problem}
+            self._results.append(line)
+            self._take_told(line)
+
+    def choose(self, window: Window, choice: Choice) -> None:
+        """What scores a window, before anything of it is scored."""
+        until = choice.trained_until
+        self._ledger.append(
+            {
+                "kind": "choice",
+                "window": window.name,
+                "checkpoint": choice.checkpoint,
+                "step": choice.step,
+                "trained_until": until,
+                "reason": choice.reason,
+            }
+        )
+        self.choices[window] = choice
+
+    def tell(self, window: Window, names: list[str], figures: Figures | None, reason: str | None) -> dict[str, Any]:
+        """A window's line, `names` its shards; without figures `reason` says why. Returns the line."""
+        choice = self.choices[window]
+        before = self.told.get(window)
+        lost = sum(self.lost[name, window].rows for name in names if (name, window) in self.lost)
+        scored = figures is not None and reason is None
+        line: dict[str, Any] = {
+            "kind": "window",
+            "start": iso(window.start),
+            "end": iso(window.end),
+            "revision": 1 if before is None else before["revision"] + 1,
+            "scored": scored,
+            "checkpoint": choice.checkpoint,
+            "step": choice.step,
+            "trained_until": None if choice.trained_until is None else iso(choice.trained_until),
+            "rows": figures.rows if figures is not None else 0,
+            "duplicates": figures.duplicates if figures is not None else 0,
+            "unscored_rows": lost if figures is not None else sum(self.shards[name].rows[window] for name in names),
+            "shards": names,
+            "tasks": figures.tasks if figures is not None else {},
+        }
+        if reason is not None:
+            line["reason"] = reason
+        self._results.append(line)
+        self._take_told(line)
+        return line
+
+    def _begin(self, line: dict[str, Any]) -> None:
+        if not self._ledger.lines:
+            self._ledger.append(line)
+        first = self._ledger.lines[0]
+        if first != line:
+            raise UserError(
+                f"{self._folder}: holds windows of {first.get('window_s')} s from {first.get('start')}, the config's "
+                f"are {line['window_s']} s from {line['start']}; give those, or remove {self._folder} and "
+                f"{RESULTS_NAME} beside it to begin anew"
+            )
+
+    def _take(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "shard":
+            rows = {self._named(name): count for name, count in line["rows"].items()}
+            stamp = Stamp(line["bytes"], line["modified_ns"])
+            early_rows, newest, problem = line["early_rows"], line["newest"], line["problem"]
+            self._take_shard(Facts(line["shard"], stamp, line["checksum"], rows, early_rows, newest, problem))
+        elif line["kind"] == "choice":
+            self.choices[self._named(line["window"])] = Choice(
+                line["checkpoint"], line["step"], line["trained_until"], line["reason"]
+            )
+
+    def _take_shard(self, facts: Facts) -> None:
+        # One that is known was set aside, and had no rows for any window.
+        self.shards[facts.name] = facts
+        for window in facts.rows:
+            self._members.setdefault(window, set()).add(facts.name)
+
+    def _take_told(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "window":
+            self.told[self._plan.named(line["start"])] = line
+        else:
+            self.problems[line["shard"]] = line["problem"]
+
+    def _named(self, name: str) -> Window:
+        return self._plan.named(name)
+
+
+def in_use(state: State, *, keep: int) -> Iterable[str]:
+    """Checkpoints that windows may still score with: those that have yet to close, and the newest `keep` that have."""
+    closed = [window for window in state.choices if state.is_told(window)]
+    kept = set(sorted(closed)[-keep:])
+    return {
+        choice.checkpoint
+        for window, choice in state.choices.items()
+        if choice.checkpoint is not None and (window in kept or not state.is_told(window))
+    }

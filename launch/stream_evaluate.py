@@ -1,0 +1,150 @@
+#!/usr/bin/env python
+"""Follows a training run and the log: each window of time is scored by weights that have seen nothing of it."""
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rankmixer_dist.command_line import config_parser, parse_config, run_verb
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.errors import Preempted, UserError
+from rankmixer_dist.metrics import mean_over_windows
+
+if TYPE_CHECKING:
+    from data_pipeline.streaming.actors import ActorPool
+    from data_pipeline.streaming.state import State
+    from data_pipeline.streaming.worker import SerialPool
+
+USAGE = """\
+python launch/stream_evaluate.py configs/quickstart_stream.yaml        (while launch/train.py trains the same config)
+python launch/stream_evaluate.py configs/quickstart_stream.yaml stream.shards=incoming stream.window_hours=1
+
+Started once, with python; stream.actors says how many processes score. Follows runs/<name>/checkpoints/ and the Parquet
+shards of stream.shards (or of data.prepared) and writes into the run directory stream_eval.jsonl, a line a window;
+stream.html, which reloads itself; tensorboard/stream/; and stream/, from which a next start goes on. SIGTERM, SIGUSR1
+and Ctrl-C end it with exit code 75: start it again to go on.
+"""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the command line and evaluates."""
+    run(parse_config(config_parser("stream_evaluate.py", __doc__, USAGE), arguments))
+
+
+def run(config: RunConfig) -> None:
+    """Opens the data and the run, starts the actors and follows until the stream ends or a signal comes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("stream_evaluate.py is started once, with python; stream.actors says how many processes score")
+    run_dir, stream = _followed_run(config), config.stream
+    follow = stream.shards or config.data.prepared
+    if not follow.is_dir():
+        raise UserError(f"stream.shards {follow}: no such folder; make it, or name the one where shards arrive")
+    # Imported after the config is known to be good: torch and its kin take seconds.
+    from data_pipeline.manifest import read_manifest
+    from data_pipeline.streaming.checkpoints import Pins
+    from data_pipeline.streaming.evaluator import Evaluator
+    from data_pipeline.streaming.shown import Shown
+    from data_pipeline.streaming.state import State
+    from data_pipeline.streaming.windows import WindowPlan
+    from rankmixer_dist.train.following import FollowedRun
+    from rankmixer_dist.train.run_dir import only_job
+    from rankmixer_dist.train.scorer import OpenScorer
+
+    plan = WindowPlan.of(config)
+    manifest = read_manifest(config.data.prepared, config.features)
+    expected = None
+    if stream.shards is None:
+        expected = {shard.path: shard.checksum for shards in manifest.splits.values() for shard in shards}
+    base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
+    make_scorer = OpenScorer(config, manifest.numerics, base_rates, stream.batch_size)
+    training = FollowedRun(config, {split: manifest.rows(split) for split in config.train.splits})
+    with ExitStack() as held:
+        folder = run_dir / "stream"
+        held.enter_context(only_job(folder, "evaluates"))
+        state = State(run_dir, folder, plan)
+        held.callback(state.close)
+        pins = Pins(folder / "checkpoints", training.describe)
+        with pins.pinning(training, plan.start_ms, stream.poll_s):
+            pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
+        stop = _Stop()  # after Ray, which has a handler of its own
+        shown = held.enter_context(Shown(run_dir, config.name, plan, state, refresh_s=stream.refresh_s))
+        shown.say(f"follows {follow} and {run_dir / 'checkpoints'} with {pool.size} workers; {run_dir / 'stream.html'}")
+        evaluator = Evaluator(
+            stream, state, plan, training, pool, pins, shown, shards=follow.resolve(), expected=expected
+        )
+        ended = evaluator.run(stop.asked)
+        shown.write_page(state, reading=0, replaced=pool.replaced, ended=ended)
+        if not ended:
+            windows = state.windows()
+            left = sum(not state.is_told(window) for window in windows)
+            raise Preempted(f"asked to stop; {left} of {len(windows)} windows are open; start it again to go on")
+    show(state)
+
+
+def _pool(config: RunConfig, worker: tuple[Any, ...]) -> "ActorPool | SerialPool":
+    from data_pipeline.streaming.actors import ActorPool
+    from data_pipeline.streaming.worker import SerialPool, Worker
+
+    if not config.stream.actors:
+        return SerialPool(Worker(*worker))
+    return ActorPool(worker, actors=config.stream.actors, gpus_per_actor=config.stream.gpus_per_actor)
+
+
+class _Stop:
+    """Whether a signal asked to stop."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in _SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+
+def _followed_run(config: RunConfig) -> Path:
+    """The run's directory, which training that was started a moment ago may have yet to make."""
+    from rankmixer_dist.train.run_dir import require_run
+
+    give_up = time.monotonic() + config.stream.run_wait_s
+    while not (config.run_dir / "config.yaml").exists() and time.monotonic() < give_up:
+        time.sleep(min(0.5, config.stream.poll_s))
+    return require_run(config)
+
+
+def show(state: "State") -> None:
+    """Prints AUC and UAUC of every window, and their mean over the windows."""
+    lines = [state.told[window] for window in state.windows() if window in state.told]
+    scored = [line for line in lines if line["scored"]]
+    tasks = list(dict.fromkeys(task for line in scored for task in line["tasks"]))
+    table = Table(title=f"{len(scored)} of {len(lines)} windows scored")
+    for column in ("window", "rows", "step", *(f"{task} {metric}" for task in tasks for metric in ("AUC", "UAUC"))):
+        table.add_column(column, justify="left" if column == "window" else "right")
+    for line in lines:
+        values = [line["tasks"].get(task, {}).get(name) for task in tasks for name in ("auc", "uauc")]
+        step = "–" if line["step"] is None else str(line["step"])
+        table.add_row(line["start"], f"{line['rows']:,}", step, *map(_text, values))
+    means = mean_over_windows(line["tasks"] for line in scored)
+    of_mean = [value for task in tasks for value in (means[task]["auc"], means[task]["uauc"])]
+    table.add_row("mean over windows", "", "", *map(_text, of_mean))
+    Console(width=120).print(table)
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    run_verb(main)

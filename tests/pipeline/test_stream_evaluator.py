@@ -1,0 +1,330 @@
+"""The loop of a streaming evaluation in one process: late, repeated, broken and changed shards, deaths, checkpoints."""
+
+import json
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.streaming.checkpoints import Pins
+from data_pipeline.streaming.evaluator import Evaluator
+from data_pipeline.streaming.shown import Shown
+from data_pipeline.streaming.state import State
+from data_pipeline.streaming.windows import WindowPlan
+from data_pipeline.streaming.worker import SerialPool, Worker
+from rankmixer_dist.config import load_config
+from rankmixer_dist.metrics import TaskMetrics
+from tests.conftest import DAYS
+
+WINDOWS = ("day2", "day3", "day4", "test")
+
+
+class ByStep:
+    """Scores that depend on the row and the checkpoint's step; a real model is in the integration test."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._step = int(checkpoint.name.removeprefix("step-"))
+
+    def score(self, batch):
+        seed = batch.row_id_B.numpy()[:, None] * np.array([7919, 104729, 1299709]) + self._step * 31
+        return ((seed % 1009) / 1009).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Made:
+    path: Path
+    step: int
+    trained_until: int | None
+    ends_split: bool = True
+
+
+class Run:
+    """A training run whose checkpoints the test publishes."""
+
+    def __init__(self, folder: Path, config) -> None:
+        self._folder, self._ends = folder, [config.data.splits[day].to_ms()[1] for day in DAYS]
+        self.is_over = False
+
+    def publish(self, day: int) -> None:
+        path = self._folder / f"step-{day:08d}"
+        path.mkdir(parents=True)
+        (path / "weights").write_text(str(day))
+
+    def remove(self, day: int) -> None:
+        shutil.rmtree(self._folder / f"step-{day:08d}")
+
+    def checkpoints(self):
+        return [self.describe(path) for path in sorted(self._folder.glob("step-*"))]
+
+    def describe(self, path: Path) -> Made:
+        day = int(path.name.removeprefix("step-"))
+        return Made(path, day, self._ends[day - 1])
+
+    def state(self):
+        return "finished" if self.is_over else "running"
+
+
+class Killed(Exception):
+    """The evaluation ends here without a chance to do anything more."""
+
+
+class Stream:
+    """An evaluation that can be started again and again, and the folder that shards arrive in."""
+
+    def __init__(self, config_path: Path, folder: Path, *overrides: str) -> None:
+        quick = ("stream.poll_s=0.001", "stream.stop_after_idle_s=0.02", "stream.lateness_hours=0")
+        self.config = load_config(config_path, [f"runs={folder / 'runs'}", *quick, *overrides])
+        self.folder, self.run_dir, self.incoming = folder, self.config.run_dir, folder / "incoming"
+        self.incoming.mkdir(parents=True)
+        self.run_dir.mkdir(parents=True)
+        self.run = Run(self.run_dir / "checkpoints", self.config)
+
+    def shards(self, *splits: str) -> list[str]:
+        return sorted(path.name for split in splits for path in self.config.data.prepared.glob(f"{split}-*.parquet"))
+
+    def arrive(self, name: str, as_name: str | None = None) -> None:
+        aside = self.incoming / ".aside"
+        shutil.copy(self.config.data.prepared / name, aside)
+        os.replace(aside, self.incoming / (as_name or name))
+
+    def evaluate(self, *events, kill_after: int | None = None) -> None:
+        """Runs to the end; each pass of the loop begins with one of the `events`, which publish or bring something."""
+        waiting = list(events)
+        passes = 0
+
+        def stops() -> bool:
+            nonlocal passes
+            if kill_after is not None and passes == kill_after:
+                raise Killed
+            passes += 1
+            if waiting:
+                waiting.pop(0)()
+            self.run.is_over = not waiting
+            return False
+
+        config, plan = self.config.stream, WindowPlan.of(self.config)
+        state = State(self.run_dir, self.run_dir / "stream", plan)
+        pool = SerialPool(Worker(ByStep, self.config.features, config.batch_size, plan))
+        pins = Pins(self.run_dir / "stream" / "checkpoints", self.run.describe)
+        with Shown(self.run_dir, "days", plan, state, refresh_s=1000) as shown:
+            evaluator = Evaluator(config, state, plan, self.run, pool, pins, shown, shards=self.incoming, expected=None)
+            evaluator.run(stops)
+            shown.write_page(state, reading=0, replaced=0, ended=True)
+        state.close()
+
+    def lines(self, kind: str = "window") -> list[dict]:
+        lines = map(json.loads, (self.run_dir / "stream_eval.jsonl").read_text().splitlines())
+        return [line for line in lines if line["kind"] == kind]
+
+    def final(self) -> dict[str, dict]:
+        """The newest line of each window, without what tells how it came about."""
+        newest = {line["start"]: line for line in self.lines()}
+        return {start: {key: line[key] for key in line if key != "revision"} for start, line in newest.items()}
+
+    def scored_rows(self, window: str) -> list[int]:
+        """Row ids that were scored for a window, sorted."""
+        files = sorted((self.run_dir / "stream" / "scores" / window).glob("*.parquet"))
+        return sorted(row for path in files for row in pq.ParquetFile(path).read(["row_id"])["row_id"].to_pylist())
+
+
+@pytest.fixture
+def stream(days_config, tmp_path):
+    return Stream(days_config, tmp_path / "one")
+
+
+def bring(stream, names):
+    return [lambda name=name: stream.arrive(name) for name in names]
+
+
+def publish(stream, *days):
+    return [lambda day=day: stream.run.publish(day) for day in days]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(days_config, tmp_path_factory):
+    """The final lines where all is there in order."""
+    stream = Stream(days_config, tmp_path_factory.mktemp("undisturbed") / "one")
+    stream.evaluate(*publish(stream, 1, 2, 3, 4), *bring(stream, stream.shards(*WINDOWS)))
+    return stream.final()
+
+
+def test_each_window_has_the_exact_figures_of_its_day(stream, undisturbed):
+    assert [line["step"] for line in undisturbed.values()] == [1, 2, 3, 4]
+    for day, (start, line) in enumerate(undisturbed.items(), start=1):
+        assert start == f"2026-01-0{day + 1}T00:00:00Z" == line["trained_until"]
+        rows = pa.concat_tables(
+            pq.read_table(stream.config.data.prepared / name) for name in stream.shards(WINDOWS[day - 1])
+        )
+        assert (line["rows"], line["duplicates"], line["unscored_rows"]) == (rows.num_rows, 0, 0)
+        for place, task in enumerate(stream.config.features.tasks):
+            seed = rows["row_id"].to_numpy() * (7919, 104729, 1299709)[place] + day * 31
+            metrics = TaskMetrics()
+            scores = ((seed % 1009) / 1009).astype(np.float32)
+            metrics.update(scores, rows[f"label_{task}"].to_numpy(), rows["user_id"].to_numpy())
+            assert line["tasks"][task] == metrics.compute()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neither_order_nor_deaths_change_a_digit(days_config, tmp_path, undisturbed, seed):
+    stream = Stream(days_config, tmp_path / "one")
+    shuffled = random.Random(seed)
+    names = stream.shards(*WINDOWS)
+    shuffled.shuffle(names)
+    events = bring(stream, names)
+    for place, event in zip(sorted(shuffled.sample(range(len(events)), 4)), publish(stream, 1, 2, 3, 4), strict=True):
+        events.insert(place, event)
+    done = 0
+    while done < len(events):
+        kill_after = shuffled.randint(1, 12)
+        try:
+            stream.evaluate(*events[done:], kill_after=kill_after)
+        except Killed:
+            done += kill_after
+        else:
+            break
+        for path in (stream.run_dir / "stream_eval.jsonl", stream.run_dir / "stream" / "ledger.jsonl"):
+            with path.open("ab") as file:
+                file.write(b'{"kind": "shard", "sh')  # the next line was being written
+    stream.evaluate()
+    assert stream.final() == undisturbed
+    for day, window in zip(WINDOWS, ("20260102", "20260103", "20260104", "20260105"), strict=True):
+        rows = [pq.read_table(stream.config.data.prepared / name)["row_id"] for name in stream.shards(day)]
+        assert stream.scored_rows(f"{window}T000000Z") == sorted(row for one in rows for row in one.to_pylist())
+
+
+def test_rows_that_come_after_closing_make_a_new_revision(stream, undisturbed):
+    late, *names = stream.shards("day2")
+    others = stream.shards("day3", "day4", "test")
+    stream.evaluate(*publish(stream, 1, 2, 3, 4), *bring(stream, [*names, *others]))
+    (first,) = [line for line in stream.lines() if line["start"] == "2026-01-02T00:00:00Z"]
+    stream.evaluate(*bring(stream, [late]))
+    _, second = [line for line in stream.lines() if line["start"] == "2026-01-02T00:00:00Z"]
+    assert (first["revision"], second["revision"]) == (1, 2)
+    assert first["rows"] == second["rows"] - 128 and first["checkpoint"] == second["checkpoint"]
+    assert len(stream.lines()) == 5 and stream.final() == undisturbed
+
+
+def test_a_window_closes_once_rows_are_late_enough(days_config, tmp_path):
+    stream = Stream(days_config, tmp_path / "one", "stream.lateness_hours=30", "stream.stop_after_idle_s=null")
+    told = []
+
+    def look():
+        told.append([line["start"][8:10] for line in stream.lines()])
+
+    idle = [look] * 12
+    events = [*publish(stream, 1, 2, 3, 4), *bring(stream, stream.shards("day2", "day3")), *idle]
+    with pytest.raises(Killed):
+        stream.evaluate(*events, *bring(stream, stream.shards("day4")), *idle, kill_after=60)
+    # A row of day 4 can be 30 hours after the end of day 2; none is so long after the end of day 3.
+    assert told[11] == [] and told[-1] == ["02"]
+
+
+def test_repeated_rows_count_once_and_are_reported(stream, undisturbed):
+    events = [*publish(stream, 1, 2, 3, 4), *bring(stream, stream.shards(*WINDOWS))]
+    stream.evaluate(*events, lambda: stream.arrive("day3-00000.parquet", as_name="again.parquet"))
+    found = stream.final()
+    assert found["2026-01-03T00:00:00Z"].pop("duplicates") == 128
+    expected = json.loads(json.dumps(undisturbed))
+    del expected["2026-01-03T00:00:00Z"]["duplicates"]
+    assert [line.pop("shards") for line in found.values()] != [line.pop("shards") for line in expected.values()]
+    assert found == expected
+
+
+def test_a_broken_shard_is_set_aside_and_told_and_a_mended_one_is_taken(stream, undisturbed):
+    names = stream.shards(*WINDOWS)
+    path = stream.incoming / names[0]
+
+    def truncate():
+        stream.arrive(names[0], as_name=".whole")
+        path.write_bytes((stream.incoming / ".whole").read_bytes()[:1000])
+
+    stream.evaluate(*publish(stream, 1, 2, 3, 4), truncate, *bring(stream, names[1:]))
+    (told,) = stream.lines("shard")
+    assert told["shard"] == names[0] and f"{path}: not a whole Parquet file" in told["problem"]
+    assert "not a whole Parquet file" in (stream.run_dir / "stream.html").read_text()
+    assert names[0] not in stream.final()["2026-01-02T00:00:00Z"]["shards"]
+    stream.evaluate()
+    assert len(stream.lines("shard")) == 1 and len(stream.lines()) == 4
+    stream.evaluate(*bring(stream, names[:1]))
+    assert stream.final() == undisturbed
+
+
+def test_a_shard_that_changes_under_its_name_is_refused(stream, undisturbed):
+    stream.evaluate(*publish(stream, 1, 2, 3, 4), *bring(stream, stream.shards(*WINDOWS)))
+    stream.evaluate(lambda: stream.arrive("day3-00000.parquet", as_name="day2-00000.parquet"))
+    stream.evaluate()
+    (told,) = stream.lines("shard")
+    assert "day2-00000.parquet: changed under its name; publish new rows under a new name" in told["problem"]
+    assert stream.final() == undisturbed and len(stream.lines()) == 4
+
+
+def test_rows_that_are_gone_before_they_are_scored_are_told(stream):
+    names = stream.shards("day2")
+
+    def lose():
+        (stream.incoming / names[0]).unlink()
+
+    # Without a checkpoint nothing is scored yet.
+    stream.evaluate(*bring(stream, names), *[lambda: None] * 6, lose, *publish(stream, 1))
+    (line,) = stream.lines()
+    assert (line["scored"], line["unscored_rows"]) == (True, 128)
+    assert "gone before its rows were scored" in stream.lines("shard")[0]["problem"]
+
+
+def test_a_window_waits_for_its_checkpoint_which_then_stays(stream, undisturbed):
+    names = stream.shards(*WINDOWS)
+    remove = [lambda day=day: stream.run.remove(day) for day in (1, 2, 3)]
+    stream.evaluate(
+        *bring(stream, names[:2]), *publish(stream, 1, 2), remove[0], *publish(stream, 3), remove[1],
+        *publish(stream, 4), remove[2], *bring(stream, names[2:]),
+    )  # fmt: skip
+    assert stream.final() == undisturbed
+
+
+def test_a_window_without_a_checkpoint_says_why(stream):
+    stream.evaluate(*publish(stream, 2), *bring(stream, stream.shards("day2", "day3")))
+    unscored, scored = stream.lines()
+    assert unscored["scored"] is False and unscored["tasks"] == {} and unscored["unscored_rows"] == 360
+    assert unscored["reason"] == (
+        "no checkpoint is known to have been trained on nothing at or after 2026-01-02T00:00:00Z"
+    )
+    assert scored["scored"] is True and scored["step"] == 2
+
+
+def test_late_rows_whose_checkpoint_is_gone_are_told(days_config, tmp_path):
+    stream = Stream(days_config, tmp_path / "one", "stream.keep_windows=1")
+    late, *names = stream.shards("day2")
+    stream.evaluate(*publish(stream, 1, 2, 3, 4), *bring(stream, [*names, *stream.shards("day3", "day4", "test")]))
+    kept = {path.name for path in (stream.run_dir / "stream" / "checkpoints").iterdir()}
+    assert kept == {"step-00000004"}
+    for day in (1, 2, 3):
+        stream.run.remove(day)
+    stream.evaluate(*bring(stream, [late]))
+    line = stream.lines()[-1]
+    assert (line["revision"], line["start"], line["unscored_rows"]) == (2, "2026-01-02T00:00:00Z", 128)
+    assert "step-00000001, which scored this window, is no longer kept" in stream.lines("shard")[0]["problem"]
+
+
+def test_rows_from_before_the_first_window_are_counted(stream):
+    stream.evaluate(*publish(stream, 1), *bring(stream, stream.shards("train", "day2")))
+    assert [line["start"] for line in stream.lines()] == ["2026-01-02T00:00:00Z"]
+    page = (stream.run_dir / "stream.html").read_text()
+    assert "360 rows are from before the first window" in page and 'http-equiv="refresh"' not in page
+
+
+def test_a_window_does_not_close_while_shards_are_being_read(stream):
+    def all_at_once():
+        stream.arrive("test-00000.parquet", as_name="a.parquet")  # is read first, and makes day 2 old
+        for name in stream.shards("day2"):
+            stream.arrive(name)
+
+    # Without a checkpoint of its own, day 2 has nothing to wait for but its rows.
+    stream.evaluate(*publish(stream, 2), all_at_once)
+    (line,) = [line for line in stream.lines() if line["start"] == "2026-01-02T00:00:00Z"]
+    assert (line["revision"], line["unscored_rows"]) == (1, 360)
