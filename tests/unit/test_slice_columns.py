@@ -11,7 +11,6 @@ from rankmixer_dist.batch import Batch, JaggedIds
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import ValueCounts
-from rankmixer_dist.parallel.topology import process_group
 from rankmixer_dist.train.checkpoint import begun_splits
 from rankmixer_dist.train.slice_columns import SliceColumn, needs_training_rows, slice_columns
 
@@ -20,11 +19,7 @@ USER_ROWS = {11: 1, 12: 2, 13: 2, 14: 5, 15: 9, 16: 40}
 """User -> rows in the training splits."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_rank():
-    """A process group of this process alone."""
-    with process_group() as topology:
-        yield topology
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 def config(folder: Path, *overrides: str) -> RunConfig:

@@ -8,15 +8,7 @@ import torch
 from rankmixer_dist.checkpoint.about import About, DataPosition
 from rankmixer_dist.checkpoint.folder import checkpoint_path
 from rankmixer_dist.checkpoint.saver import Saver
-from rankmixer_dist.parallel.topology import process_group
 from rankmixer_dist.pieces import Piece, whole
-
-
-@pytest.fixture(scope="session")
-def one_rank():
-    """A process group of this process alone."""
-    with process_group() as topology:
-        yield topology
 
 
 def about(step: int, **changes) -> About:
