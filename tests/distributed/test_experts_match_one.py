@@ -32,7 +32,7 @@ PIECES = 3
 """In which token mode exchanges a rank's rows under ZeRO 2."""
 ALONE = ["dense.engine=plain", "sparse.placement=local"]
 # Ten times the largest differences seen after 50 steps, each relative to the largest value of its tensor's kind.
-TOLERANCE = {"losses": 1.3e-6, "dense": 8e-7, "moments": 7e-6, "tables": 2.5e-6, "sums": 3.2e-6}
+TOLERANCE = {"losses": 1.3e-6, "dense": 8e-7, "moments": 3.4e-6, "tables": 2.5e-6, "sums": 3.2e-6}
 
 
 def grid(size: int, mode: str, stage: int) -> list[str]:
