@@ -113,6 +113,7 @@ class Pins:
 
         def work() -> None:
             with suppress(UserError, OSError):  # the loop, which comes next, meets the same and tells
+                self.pin_all(run, horizon)
                 while not stop.wait(every_s):
                     self.pin_all(run, horizon)
 
