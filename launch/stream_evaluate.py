@@ -44,49 +44,51 @@ def run(config: RunConfig) -> None:
     """Opens the data and the run, starts the actors and follows until the stream ends or a signal comes."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("stream_evaluate.py is started once, with python; stream.actors says how many processes score")
-    run_dir, stream = _followed_run(config), config.stream
-    follow = stream.shards or config.data.prepared
+    run_dir = _followed_run(config)
+    follow = config.stream.shards or config.data.prepared
     if not follow.is_dir():
         raise UserError(f"stream.shards {follow}: no such folder; make it, or name the one where shards arrive")
-    # Imported after the config is known to be good: torch and its kin take seconds.
+    with ExitStack() as held:
+        _follow(config, run_dir, follow, held)
+
+
+def _follow(config: RunConfig, run_dir: Path, follow: Path, held: ExitStack) -> None:
     from data_pipeline.manifest import read_manifest
     from data_pipeline.streaming.checkpoints import Pins
-    from data_pipeline.streaming.evaluator import Evaluator
-    from data_pipeline.streaming.shown import Shown
-    from data_pipeline.streaming.state import State
     from data_pipeline.streaming.windows import WindowPlan
     from rankmixer_dist.train.following import FollowedRun
     from rankmixer_dist.train.run_dir import only_job
-    from rankmixer_dist.train.scorer import OpenScorer
 
-    plan = WindowPlan.of(config)
+    stream, plan, folder = config.stream, WindowPlan.of(config), run_dir / "stream"
+    held.enter_context(only_job(folder, "evaluates"))
     manifest = read_manifest(config.data.prepared, config.features)
+    training = FollowedRun(config, {split: manifest.rows(split) for split in config.train.splits})
+    pins = Pins(folder / "checkpoints", training.describe)
+    # Torch and its kin take seconds, and Ray as many: training may remove a checkpoint meanwhile.
+    with pins.pinning(training, plan.start_ms, stream.poll_s):
+        from data_pipeline.streaming.evaluator import Evaluator
+        from data_pipeline.streaming.shown import Shown
+        from data_pipeline.streaming.state import State
+        from rankmixer_dist.train.scorer import OpenScorer
+
+        state = State(run_dir, folder, plan)
+        held.callback(state.close)
+        base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
+        make_scorer = OpenScorer(config, manifest.numerics, base_rates, stream.batch_size)
+        pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
+        stop = _Stop()  # after Ray, which has a handler of its own
+        shown = held.enter_context(Shown(run_dir, config.name, plan, state, refresh_s=stream.refresh_s))
     expected = None
     if stream.shards is None:
         expected = {shard.path: shard.checksum for shards in manifest.splits.values() for shard in shards}
-    base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
-    make_scorer = OpenScorer(config, manifest.numerics, base_rates, stream.batch_size)
-    training = FollowedRun(config, {split: manifest.rows(split) for split in config.train.splits})
-    with ExitStack() as held:
-        folder = run_dir / "stream"
-        held.enter_context(only_job(folder, "evaluates"))
-        state = State(run_dir, folder, plan)
-        held.callback(state.close)
-        pins = Pins(folder / "checkpoints", training.describe)
-        with pins.pinning(training, plan.start_ms, stream.poll_s):
-            pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
-        stop = _Stop()  # after Ray, which has a handler of its own
-        shown = held.enter_context(Shown(run_dir, config.name, plan, state, refresh_s=stream.refresh_s))
-        shown.say(f"follows {follow} and {run_dir / 'checkpoints'} with {pool.size} workers; {run_dir / 'stream.html'}")
-        evaluator = Evaluator(
-            stream, state, plan, training, pool, pins, shown, shards=follow.resolve(), expected=expected
-        )
-        ended = evaluator.run(stop.asked)
-        shown.write_page(state, reading=0, replaced=pool.replaced, ended=ended)
-        if not ended:
-            windows = state.windows()
-            left = sum(not state.is_told(window) for window in windows)
-            raise Preempted(f"asked to stop; {left} of {len(windows)} windows are open; start it again to go on")
+    shown.say(f"follows {follow} and {run_dir / 'checkpoints'} with {pool.size} workers; {run_dir / 'stream.html'}")
+    evaluator = Evaluator(stream, state, plan, training, pool, pins, shown, shards=follow.resolve(), expected=expected)
+    ended = evaluator.run(stop.asked)
+    shown.write_page(state, reading=0, replaced=pool.replaced, ended=ended)
+    if not ended:
+        windows = state.windows()
+        left = sum(not state.is_told(window) for window in windows)
+        raise Preempted(f"asked to stop; {left} of {len(windows)} windows are open; start it again to go on")
     show(state)
 
 

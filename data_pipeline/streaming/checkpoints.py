@@ -58,6 +58,16 @@ class Choice:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """A checkpoint that is no longer there."""
+
+    path: Path
+    step: int
+    trained_until: int | None
+    ends_split: bool = False
+
+
 def is_settled(start: int, known: Iterable[Checkpoint]) -> bool:
     """Whether no better checkpoint for a window that starts then can still come: training has reached it."""
     reached = [(each.trained_until, each.ends_split) for each in known if each.trained_until is not None]
@@ -113,6 +123,7 @@ class Pins:
 
         def work() -> None:
             with suppress(UserError, OSError):  # the loop, which comes next, meets the same and tells
+                self.pin_all(run, horizon)
                 while not stop.wait(every_s):
                     self.pin_all(run, horizon)
 
@@ -124,14 +135,16 @@ class Pins:
             stop.set()
             thread.join()
 
-    def keep(self, needed: Iterable[str], horizon: int) -> None:
-        """Removes those that are not needed and that no window from `horizon` (Unix ms) on can choose any more."""
+    def keep(self, needed: Iterable[str], horizon: int) -> list[Checkpoint]:
+        """Removes, and returns, those that are not needed and that no window from `horizon` (Unix ms) on can choose."""
+        removed = []
         for name in self.held.keys() - set(needed):
             if self.is_superseded(self.held[name], horizon):
                 gone = self._folder / (name + _PARTIAL)
                 os.replace(self._folder / name, gone)
                 shutil.rmtree(gone)
-                del self.held[name]
+                removed.append(self.held.pop(name))
+        return removed
 
     def is_superseded(self, checkpoint: Checkpoint, horizon: int) -> bool:
         """Whether every window from `horizon` on would rather take another one that is held."""

@@ -9,7 +9,7 @@ from data_pipeline.streaming.checkpoints import Choice, Pins, TrainingRun, is_se
 from data_pipeline.streaming.scoring import Figures, Item
 from data_pipeline.streaming.shards import Facts, Stamp, arrived
 from data_pipeline.streaming.shown import Shown
-from data_pipeline.streaming.state import Lost, State, in_use
+from data_pipeline.streaming.state import Lost, State
 from data_pipeline.streaming.windows import WindowPlan
 from data_pipeline.streaming.worker import Pool
 from rankmixer_dist.config.stream import HOUR_S, StreamConfig
@@ -93,16 +93,18 @@ class Evaluator:
         horizon = self._horizon()
         if self._pins.pin_all(self._run, horizon):
             self._news = time.monotonic()
-        self._pins.keep(in_use(self._state, keep=self._config.keep_windows), horizon)
+        for checkpoint in self._pins.keep(self._state.needed(), horizon):
+            self._state.drop(checkpoint)
 
     def _horizon(self) -> int:
-        """Start of the earliest window that has yet to choose, or may yet begin."""
+        """Start of the earliest window that may yet choose: one that is known, or one that is `keep_windows` late."""
         newest = self._state.newest
         if newest is None:
             return self._plan.start_ms
-        open_until = max(self._plan.start_ms, newest - self._lateness_ms)
+        late_ms = self._lateness_ms + self._config.keep_windows * self._plan.length_ms
+        earliest = self._plan.at(max(self._plan.start_ms, newest - late_ms)).start
         undecided = [window.start for window in self._state.windows() if window not in self._state.choices]
-        return min([self._plan.at(open_until).start, *undecided])
+        return min([earliest, *undecided])
 
     @property
     def _lateness_ms(self) -> int:
@@ -122,7 +124,11 @@ class Evaluator:
                 if not finished:
                     continue
             best = newest_before(window.start, held)
-            if best is None:
+            gone = newest_before(window.start, self._state.dropped)
+            if gone is not None and (best is None or best.step < gone.step):
+                reason = f"{gone.path.name}, which is the one to score it, is no longer kept (stream.keep_windows)"
+                self._state.choose(window, Choice(None, reason=reason))
+            elif best is None:
                 reason = f"no checkpoint is known to have been trained on nothing at or after {iso(window.start)}"
                 self._state.choose(window, Choice(None, reason=reason))
             else:

@@ -1,16 +1,15 @@
 """What an evaluation knows and has told, kept on disk so that the next start goes on from it.
 
 stream_eval.jsonl      what was told: a line a window each time its figures are new, a line a shard that was set aside
-stream/ledger.jsonl    what was decided: the windows, each shard's content, each window's checkpoint
+stream/ledger.jsonl    what was decided: the windows, each shard's content, each window's checkpoint, which went
 stream/scores/<window>/<shard>   what was scored; a file that is there is done
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.streaming.checkpoints import Choice
+from data_pipeline.streaming.checkpoints import Checkpoint, Choice, Dropped
 from data_pipeline.streaming.lines import LineFile
 from data_pipeline.streaming.scoring import Figures, sweep
 from data_pipeline.streaming.shards import Facts, Stamp
@@ -47,6 +46,7 @@ class State:
         self.shards: dict[str, Facts] = {}
         self._members: dict[Window, set[str]] = {}
         self.choices: dict[Window, Choice] = {}
+        self.dropped: list[Dropped] = []
         self.told: dict[Window, dict[str, Any]] = {}
         self.problems: dict[str, str] = {}
         self.lost: dict[tuple[str, Window], Lost] = {}
@@ -140,6 +140,20 @@ class State:
         )
         self.choices[window] = choice
 
+    def needed(self) -> set[str]:
+        """Checkpoints that windows score with whose newest line is not about all that has come."""
+        return {
+            choice.checkpoint
+            for window, choice in self.choices.items()
+            if choice.checkpoint is not None and not self.is_told(window)
+        }
+
+    def drop(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint that is no longer kept; a window that would have taken it must not take an older one."""
+        name, until = checkpoint.path.name, checkpoint.trained_until
+        self._ledger.append({"kind": "dropped", "checkpoint": name, "step": checkpoint.step, "trained_until": until})
+        self.dropped.append(Dropped(Path(name), checkpoint.step, until))
+
     def tell(self, window: Window, names: list[str], figures: Figures | None, reason: str | None) -> dict[str, Any]:
         """A window's line, `names` its shards; without figures `reason` says why. Returns the line."""
         choice = self.choices[window]
@@ -188,6 +202,8 @@ class State:
             self.choices[self._named(line["window"])] = Choice(
                 line["checkpoint"], line["step"], line["trained_until"], line["reason"]
             )
+        elif line["kind"] == "dropped":
+            self.dropped.append(Dropped(Path(line["checkpoint"]), line["step"], line["trained_until"]))
 
     def _take_shard(self, facts: Facts) -> None:
         # One that is known was set aside, and had no rows for any window.
@@ -203,14 +219,3 @@ class State:
 
     def _named(self, name: str) -> Window:
         return self._plan.named(name)
-
-
-def in_use(state: State, *, keep: int) -> Iterable[str]:
-    """Checkpoints that windows may still score with: those that have yet to close, and the newest `keep` that have."""
-    closed = [window for window in state.choices if state.is_told(window)]
-    kept = set(sorted(closed)[-keep:])
-    return {
-        choice.checkpoint
-        for window, choice in state.choices.items()
-        if choice.checkpoint is not None and (window in kept or not state.is_told(window))
-    }

@@ -31,7 +31,7 @@ class StreamConfig(Strict):
     gpus_per_actor: NonNegativeFloat = Field(default=0.0, description="share of a GPU each holds; 0 scores on the CPU")
     batch_size: PositiveInt = 4096
     keep_windows: PositiveInt = Field(
-        default=7, description="newest closed windows whose checkpoint is kept for rows that come late"
+        default=7, description="how many windows back from the newest row checkpoints are kept, for what comes late"
     )
     poll_s: PositiveFloat = Field(default=1.0, description="how often to look for shards and checkpoints")
     refresh_s: PositiveFloat = Field(default=5.0, description="how often stream.html is written and reloads itself")

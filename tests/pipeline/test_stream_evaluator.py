@@ -45,7 +45,7 @@ class Made:
 
 
 class Run:
-    """A training run whose checkpoints the test publishes."""
+    """A training run whose checkpoints the test publishes, and of which two are kept."""
 
     def __init__(self, folder: Path, config) -> None:
         self._folder, self._ends = folder, [config.data.splits[day].to_ms()[1] for day in DAYS]
@@ -55,9 +55,8 @@ class Run:
         path = self._folder / f"step-{day:08d}"
         path.mkdir(parents=True)
         (path / "weights").write_text(str(day))
-
-    def remove(self, day: int) -> None:
-        shutil.rmtree(self._folder / f"step-{day:08d}")
+        for old in sorted(self._folder.glob("step-*"))[:-2]:
+            shutil.rmtree(old)
 
     def checkpoints(self):
         return [self.describe(path) for path in sorted(self._folder.glob("step-*"))]
@@ -279,11 +278,8 @@ def test_rows_that_are_gone_before_they_are_scored_are_told(stream):
 
 def test_a_window_waits_for_its_checkpoint_which_then_stays(stream, undisturbed):
     names = stream.shards(*WINDOWS)
-    remove = [lambda day=day: stream.run.remove(day) for day in (1, 2, 3)]
-    stream.evaluate(
-        *bring(stream, names[:2]), *publish(stream, 1, 2), remove[0], *publish(stream, 3), remove[1],
-        *publish(stream, 4), remove[2], *bring(stream, names[2:]),
-    )  # fmt: skip
+    # The newest first: what the days before need has to stay though nothing is known of them yet.
+    stream.evaluate(*bring(stream, names[:1]), *publish(stream, 1, 2, 3, 4), *bring(stream, names[:0:-1]))
     assert stream.final() == undisturbed
 
 
@@ -297,18 +293,20 @@ def test_a_window_without_a_checkpoint_says_why(stream):
     assert scored["scored"] is True and scored["step"] == 2
 
 
-def test_late_rows_whose_checkpoint_is_gone_are_told(days_config, tmp_path):
+def test_what_comes_too_late_for_its_checkpoint_is_told(days_config, tmp_path):
     stream = Stream(days_config, tmp_path / "one", "stream.keep_windows=1")
     late, *names = stream.shards("day2")
-    stream.evaluate(*publish(stream, 1, 2, 3, 4), *bring(stream, [*names, *stream.shards("day3", "day4", "test")]))
+    stream.evaluate(*publish(stream, 1, 2, 3, 4), *bring(stream, [*names, *stream.shards("day4", "test")]))
+    stream.evaluate(*bring(stream, stream.shards("test")))  # looks once more, all told
     kept = {path.name for path in (stream.run_dir / "stream" / "checkpoints").iterdir()}
-    assert kept == {"step-00000004"}
-    for day in (1, 2, 3):
-        stream.run.remove(day)
-    stream.evaluate(*bring(stream, [late]))
-    line = stream.lines()[-1]
-    assert (line["revision"], line["start"], line["unscored_rows"]) == (2, "2026-01-02T00:00:00Z", 128)
+    assert kept == {"step-00000003", "step-00000004"}
+    stream.evaluate(*bring(stream, [late, *stream.shards("day3")]))
+    lines = {(line["start"][8:10], line["revision"]): line for line in stream.lines()}
+    assert lines["02", 2]["unscored_rows"] == 128 and lines["02", 2]["rows"] == 232
     assert "step-00000001, which scored this window, is no longer kept" in stream.lines("shard")[0]["problem"]
+    # An older checkpoint would do, but day 3 would look worse than it is.
+    assert lines["03", 1]["scored"] is False
+    assert lines["03", 1]["reason"].startswith("step-00000002, which is the one to score it, is no longer kept")
 
 
 def test_rows_from_before_the_first_window_are_counted(stream):

@@ -15,7 +15,7 @@ from data_pipeline.streaming.checkpoints import Choice, Pins, is_settled, newest
 from data_pipeline.streaming.lines import LineFile
 from data_pipeline.streaming.scoring import Figures
 from data_pipeline.streaming.shards import Facts, Stamp, arrived, rows_of, scan
-from data_pipeline.streaming.state import State, in_use
+from data_pipeline.streaming.state import State
 from data_pipeline.streaming.windows import WindowPlan
 from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import UserError
@@ -214,7 +214,7 @@ def test_pinned_checkpoints_stay_as_long_as_a_window_may_need_them(tmp_path, pub
     assert sorted(pins.held) == ["step-00000001", "step-00000003", "step-00000004"]
     pins.keep(["step-00000001"], horizon=299)
     assert sorted(pins.held) == ["step-00000001", "step-00000003", "step-00000004"]
-    pins.keep([], horizon=299)
+    assert [each.step for each in pins.keep([], horizon=299)] == [1]
     assert sorted(pins.held) == ["step-00000003", "step-00000004"]
     pins.keep([], horizon=10_000)
     assert sorted(path.name for path in (tmp_path / "pins").iterdir()) == ["step-00000004"]
@@ -245,6 +245,7 @@ def test_state_is_what_was_written(tmp_path):
     left = state.target("a.parquet", first).with_name("a.x.partial")
     left.touch()
     state.tell(second, ["a.parquet"], None, "none")
+    state.drop(made(7, 50))
     state.close()
 
     def check(state):
@@ -258,7 +259,7 @@ def test_state_is_what_was_written(tmp_path):
     check(again)
     assert again.done == {("a.parquet", first)}
     assert not left.exists()
-    assert list(in_use(again, keep=1)) == ["step-00000001"]
+    assert again.needed() == {"step-00000001"} and [each.step for each in again.dropped] == [7]
     again.add_shard(facts("c.parquet", {second: 2}))
     assert not again.is_told(second)
     again.tell(second, ["a.parquet", "c.parquet"], Figures(3, 0, 0, {}), None)
