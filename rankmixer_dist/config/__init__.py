@@ -1,17 +1,14 @@
 """A run, as one YAML file: strict, typed and immutable. Importing it needs no torch."""
 
+from rankmixer_dist.config.data import KuaiRandSource, Source, SyntheticSource, TimeRange
 from rankmixer_dist.config.load import load_config
 from rankmixer_dist.config.model import BackboneName, DTSIConfig, ModelConfig, SoftmaxTopKConfig
 from rankmixer_dist.config.run import (
     MANNER,
     BestCheckpoint,
-    KuaiRandSource,
     RunConfig,
     Schedule,
-    Source,
     StartFrom,
-    SyntheticSource,
-    TimeRange,
 )
 from rankmixer_dist.config.stream import StreamConfig
 
