@@ -37,6 +37,7 @@ class ActorPool:
         self._worker = worker
         self._make = self._ray.remote(Worker).options(num_cpus=1, num_gpus=gpus_per_actor)
         self._waiting: deque[_Call] = deque()
+        self._scoring: deque[_Call] = deque()
         self._running: dict[Any, tuple[Any, _Call]] = {}
         self._free: list[Any] = []
         self.replaced = 0
@@ -52,14 +53,11 @@ class ActorPool:
 
     @property
     def calls(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._waiting) + len(self._scoring) + len(self._running)
 
     def call(self, key: Any, method: Method, *arguments: Any) -> None:
-        new = _Call(key, method, arguments)
-        if method == "score":
-            self._waiting.append(new)
-        else:  # short, and what is told soon is of more use
-            self._waiting.appendleft(new)
+        # Scoring is long; reading and figures are short, and of more use soon.
+        (self._scoring if method == "score" else self._waiting).append(_Call(key, method, arguments))
         self._give_out()
 
     def finished(self, timeout_s: float) -> Iterator[tuple[Any, Any]]:
@@ -85,8 +83,8 @@ class ActorPool:
             yield call.key, result
 
     def _give_out(self) -> None:
-        while self._free and self._waiting:
-            actor, call = self._free.pop(), self._waiting.popleft()
+        while self._free and (queue := self._waiting or self._scoring):
+            actor, call = self._free.pop(), queue.popleft()
             self._running[getattr(actor, call.method).remote(*call.arguments)] = (actor, call)
 
     def _replace(self, actor: Any, call: _Call, error: Exception) -> None:
