@@ -43,6 +43,10 @@ class TrainingRun(Protocol):
         """A checkpoint of the run, wherever it lies."""
         ...
 
+    def due(self, start: int) -> int | None:
+        """Until when rows before `start` are trained on: the end (Unix ms) of the last split that ends by then."""
+        ...
+
     def state(self) -> Literal["running", "stopped", "finished"]:
         """stopped: nobody trains, though the run is not at its end."""
         ...
@@ -78,6 +82,12 @@ def newest_before(start: int, known: Iterable[Checkpoint]) -> Checkpoint | None:
     """The checkpoint with the most training of those that were trained on nothing at or after the start."""
     fitting = [each for each in known if each.trained_until is not None and each.trained_until <= start]
     return max(fitting, key=lambda each: each.step, default=None)
+
+
+def comes_short(best: Checkpoint, due: int | None) -> bool:
+    """Whether training has, or had, a better one: up to `due`, all of it."""
+    assert best.trained_until is not None
+    return due is not None and (best.trained_until < due or (best.trained_until == due and not best.ends_split))
 
 
 class Pins:
@@ -135,16 +145,18 @@ class Pins:
             stop.set()
             thread.join()
 
-    def keep(self, needed: Iterable[str], horizon: int) -> list[Checkpoint]:
-        """Removes, and returns, those that are not needed and that no window from `horizon` (Unix ms) on can choose."""
-        removed = []
-        for name in self.held.keys() - set(needed):
-            if self.is_superseded(self.held[name], horizon):
-                gone = self._folder / (name + _PARTIAL)
-                os.replace(self._folder / name, gone)
-                shutil.rmtree(gone)
-                removed.append(self.held.pop(name))
-        return removed
+    def superseded(self, needed: Iterable[str], horizon: int) -> list[Checkpoint]:
+        """Those that are not needed and that no window from `horizon` (Unix ms) on can choose."""
+        spare = self.held.keys() - set(needed)
+        return [self.held[name] for name in sorted(spare) if self.is_superseded(self.held[name], horizon)]
+
+    def remove(self, checkpoint: Checkpoint) -> None:
+        """Keeps it no longer."""
+        name = checkpoint.path.name
+        gone = self._folder / (name + _PARTIAL)
+        os.replace(self._folder / name, gone)
+        shutil.rmtree(gone)
+        del self.held[name]
 
     def is_superseded(self, checkpoint: Checkpoint, horizon: int) -> bool:
         """Whether every window from `horizon` on would rather take another one that is held."""

@@ -5,9 +5,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.streaming.checkpoints import Choice, Pins, TrainingRun, is_settled, newest_before
+from data_pipeline.streaming.checkpoints import (
+    Checkpoint,
+    Choice,
+    Pins,
+    TrainingRun,
+    comes_short,
+    is_settled,
+    newest_before,
+)
 from data_pipeline.streaming.scoring import Figures, Item
-from data_pipeline.streaming.shards import Facts, Stamp, arrived
+from data_pipeline.streaming.shards import UNREAD, Facts, Stamp, arrived
 from data_pipeline.streaming.shown import Shown
 from data_pipeline.streaming.state import Lost, State
 from data_pipeline.streaming.windows import WindowPlan
@@ -45,10 +53,11 @@ class Evaluator:
         self._config, self._state, self._plan, self._run = config, state, plan, run
         self._pool, self._pins, self._shown = pool, pins, shown
         self._folder, self._expected = shards, expected
-        self._reading: dict[str, Stamp] = {}
+        self._reading: dict[str, int] = {}  # with the horizon when it came
         self._seen: dict[str, Stamp] = {name: facts.stamp for name, facts in state.shards.items()}
         self._scoring: set[tuple[str, Window]] = set()
         self._closing: set[Window] = set()
+        self._passed: dict[Window, set[str]] = {}  # with the shards that were being read when it passed
         self._waiting_since: dict[Window, float] = {}
         self._news = time.monotonic()
         self._ending = False
@@ -83,28 +92,37 @@ class Evaluator:
             raise UserError(
                 f"{self._folder}: no folder of shards ({error.strerror}); make it or name another"
             ) from error
+        horizon = self._horizon()
         for name, stamp in sorted(found.items()):
             if name not in self._reading and self._seen.get(name) != stamp:
-                self._seen[name] = self._reading[name] = stamp
-                self._news = time.monotonic()
+                self._seen[name], self._reading[name] = stamp, horizon
+                self._hear()
                 self._pool.call(("reading", name), "scan", self._folder / name)
+        for name in (self._expected or {}).keys() - found.keys() - self._state.shards.keys():
+            self._problem(name, f"{self._folder / name}: the manifest names it, but it is not there; prepare again")
 
     def _look_for_checkpoints(self) -> None:
         horizon = self._horizon()
         if self._pins.pin_all(self._run, horizon):
-            self._news = time.monotonic()
-        for checkpoint in self._pins.keep(self._state.needed(), horizon):
+            self._hear()
+        for checkpoint in self._pins.superseded(self._state.needed(), horizon):
             self._state.drop(checkpoint)
+            self._pins.remove(checkpoint)
+
+    def _hear(self) -> None:
+        """Something came, so that the stream is not at its end."""
+        self._news, self._ending = time.monotonic(), False
 
     def _horizon(self) -> int:
-        """Start of the earliest window that may yet choose: one that is known, or one that is `keep_windows` late."""
+        """Start of the earliest window that may yet choose: one that is known, or one that is `keep_windows` late, when
+        seen from the time at which a shard came that is still being read."""
         newest = self._state.newest
         if newest is None:
             return self._plan.start_ms
         late_ms = self._lateness_ms + self._config.keep_windows * self._plan.length_ms
         earliest = self._plan.at(max(self._plan.start_ms, newest - late_ms)).start
         undecided = [window.start for window in self._state.windows() if window not in self._state.choices]
-        return min([earliest, *undecided])
+        return min([earliest, *undecided, *self._reading.values()])
 
     @property
     def _lateness_ms(self) -> int:
@@ -119,20 +137,31 @@ class Evaluator:
             since = self._waiting_since.setdefault(window, time.monotonic())
             patience = self._config.checkpoint_wait_s
             waited = patience is not None and time.monotonic() - since > patience
-            if not (self._ending or waited or is_settled(window.start, held)):
+            settled = is_settled(window.start, held)
+            if not (waited or settled):
                 finished = self._run.state() == "finished" if finished is None else finished
                 if not finished:
                     continue
-            best = newest_before(window.start, held)
-            gone = newest_before(window.start, self._state.dropped)
-            if gone is not None and (best is None or best.step < gone.step):
-                reason = f"{gone.path.name}, which is the one to score it, is no longer kept (stream.keep_windows)"
-                self._state.choose(window, Choice(None, reason=reason))
-            elif best is None:
-                reason = f"no checkpoint is known to have been trained on nothing at or after {iso(window.start)}"
-                self._state.choose(window, Choice(None, reason=reason))
-            else:
-                self._state.choose(window, Choice(best.path.name, best.step, best.trained_until))
+            self._state.choose(window, self._choice(window, newest_before(window.start, held), settled))
+
+    def _choice(self, window: Window, best: Checkpoint | None, settled: bool) -> Choice:
+        """The best that there is, unless training made a better one: an older one makes a window look worse than it is.
+
+        Args:
+            settled: training has reached the window.
+        """
+        gone = newest_before(window.start, self._state.dropped)
+        if gone is not None and (best is None or best.step < gone.step):
+            reason = f"{gone.path.name}, which is the one to score it, is no longer kept (stream.keep_windows)"
+            return Choice(None, reason=reason)
+        if best is None:
+            reason = f"no checkpoint is known to have been trained on nothing at or after {iso(window.start)}"
+            return Choice(None, reason=reason)
+        due = self._run.due(window.start)
+        if settled and due is not None and comes_short(best, due):
+            reason = f"the checkpoint trained up to {iso(due)} was gone before it was seen (checkpoint.keep)"
+            return Choice(None, reason=reason)
+        return Choice(best.path.name, best.step, best.trained_until)
 
     def _hand_out(self) -> None:
         for window, choice in sorted(self._state.choices.items()):
@@ -155,12 +184,13 @@ class Evaluator:
                 self._pool.call(("scoring", name, window), "score", item)
 
     def _close(self) -> None:
-        if self._reading:  # a shard that is being read may have rows of any window
-            return
         newest = self._state.newest
         for window, choice in sorted(self._state.choices.items()):
             passed = newest is not None and newest >= window.end + self._lateness_ms
             if not (passed or self._ending) or self._state.is_told(window) or window in self._closing:
+                continue
+            # A shard that was being read may have rows of any window; those that come later do not hold it up.
+            if self._passed.setdefault(window, set(self._reading)) & self._reading.keys():
                 continue
             names = self._state.members(window)
             if choice.checkpoint is None:
@@ -176,7 +206,8 @@ class Evaluator:
     def _take(self, key: Any, result: Any) -> None:
         what, *about = key
         if what == "reading":
-            self._take_facts(result, self._reading.pop(about[0]))
+            del self._reading[about[0]]
+            self._take_facts(result)
         elif what == "scoring":
             name, window = about
             self._scoring.discard((name, window))
@@ -192,8 +223,12 @@ class Evaluator:
             reason = f"{bad} of {result.rows} rows have a score that is not finite" if bad else None
             self._tell(window, list(names), result, reason)
 
-    def _take_facts(self, facts: Facts, stamp: Stamp) -> None:
+    def _take_facts(self, facts: Facts) -> None:
         known = self._state.shards.get(facts.name)
+        if facts.checksum == UNREAD:
+            del self._seen[facts.name]
+            self._problem(facts.name, str(facts.problem))
+            return
         if known is not None and known.problem is None:
             if facts.checksum != known.checksum:
                 path = self._folder / facts.name
@@ -218,6 +253,7 @@ class Evaluator:
             self._shown.warn(text)
 
     def _tell(self, window: Window, names: list[str], figures: Figures | None, reason: str | None) -> None:
+        self._passed.pop(window, None)
         self._shown.told(self._state.tell(window, names, figures, reason))
 
     def _ended(self) -> bool:
@@ -225,7 +261,12 @@ class Evaluator:
         if idle is None or self._pool.calls:
             return False
         if self._ending:
-            return all(self._state.is_told(window) for window in self._state.windows())
+            if not all(self._state.is_told(window) for window in self._state.choices):
+                return False
+            undecided = len(self._state.windows()) - len(self._state.choices)
+            if undecided:
+                self._shown.warn(f"{undecided} windows are open: training stopped before them; start both again")
+            return True
         quiet = time.monotonic() - self._news > idle
         self._ending = quiet and self._run.state() != "running"
         return False

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, one_line
 
 
 class LineFile:
@@ -19,6 +19,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = path.open("a+b")
         self._file.seek(0)
         content = self._file.read()
@@ -28,10 +29,17 @@ class LineFile:
         self.lines = [_parsed(path, number, line) for number, line in enumerate(whole.splitlines(), start=1)]
 
     def append(self, line: dict[str, Any]) -> None:
-        """One more line, which stays even if the power fails."""
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """One more line, which stays even if the power fails.
+
+        Raises:
+            UserError: the disk is full, or worse.
+        """
+        try:
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written ({one_line(error)}); free some space") from error
         self.lines.append(line)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from rankmixer_dist.metrics import Window, WindowMetrics
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, Schema
 
 SCORE_PREFIX = "score_"
+_KEY = (ROW_ID, USER_ID, TIMESTAMP)
 _PARTIAL = ".partial"
 _CHECKPOINT = b"checkpoint"
 
@@ -55,7 +56,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a window: distinct rows, row ids that came again, rows whose score is not finite, the figures of each task."""
+    """Of a window: distinct rows, rows that came again, rows whose score is not finite, the figures of each task."""
 
     rows: int
     duplicates: int
@@ -88,6 +89,8 @@ def score(item: Item, scorer: Scorer, schema: Schema, assemble: BatchAssembler, 
                 batch = assemble(tables, global_weight=filled)
                 writer.write_table(_scored(batch, scorer.score(batch)[:filled], columns))
                 rows += filled
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(aside, item.target)
     finally:
         with suppress(FileNotFoundError):
@@ -96,24 +99,36 @@ def score(item: Item, scorer: Scorer, schema: Schema, assemble: BatchAssembler, 
 
 
 def figures(files: Sequence[Path], window: Window, checkpoint: str, tasks: Sequence[str]) -> Figures:
-    """A window's exact figures from its score files; a row id that is in it again counts once, by the first file.
+    """A window's exact figures from its score files; a row that is in it again counts once, by the first file.
+
+    The same row has the same id, user and time: shards that were prepared apart number their rows alike.
 
     Raises:
         UserError: a file cannot be read, or holds scores of another checkpoint.
     """
     files = sorted(files)
-    ids = [_read(path, [ROW_ID])[ROW_ID].to_numpy() for path in files]
-    all_ids = np.concatenate([np.empty(0, np.int64), *ids])
-    first = np.zeros(len(all_ids), bool)
-    first[np.unique(all_ids, return_index=True)[1]] = True
+    keys = [
+        np.stack([table[name].to_numpy() for name in _KEY]) for table in (_read(path, list(_KEY)) for path in files)
+    ]
+    first = _first_of_each(np.concatenate([np.empty((len(_KEY), 0), np.int64), *keys], axis=1))
     total = WindowMetrics(window, checkpoint, tasks)
     start = not_finite = 0
-    for path, own_ids in zip(files, ids, strict=True):
-        kept_R = first[start : start + len(own_ids)]
-        start += len(own_ids)
+    for path, own_keys in zip(files, keys, strict=True):
+        kept_R = first[start : start + own_keys.shape[1]]
+        start += own_keys.shape[1]
         not_finite += _add_file(path, kept_R, window, tasks, into=total)
     rows = int(first.sum())
-    return Figures(rows, len(all_ids) - rows, not_finite, {} if not_finite else dict(total.compute()))
+    return Figures(rows, len(first) - rows, not_finite, {} if not_finite else dict(total.compute()))
+
+
+def _first_of_each(keys_KR: np.ndarray) -> np.ndarray:
+    """[R] bool: no column before has the same keys; keys_KR int64 [keys, R]."""
+    order = np.lexsort(keys_KR)
+    sorted_KR = keys_KR[:, order]
+    first = np.zeros(keys_KR.shape[1], bool)
+    first[order[1:]] = (sorted_KR[:, 1:] != sorted_KR[:, :-1]).any(axis=0)
+    first[order[:1]] = True
+    return first
 
 
 def sweep(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import Window
 from rankmixer_dist.schema import LABEL_PREFIX, MISSING_ID, TIMESTAMP, NumericFeature, Schema
+
+UNREAD = ""
+"""Checksum of a shard whose bytes did not come; it is looked at again."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ def arrived(folder: Path, names: Collection[str] | None) -> dict[str, Stamp]:
         for entry in entries:
             wanted = entry.name in names if names is not None else entry.name.endswith(".parquet")
             if wanted and not entry.name.startswith("."):
-                status = entry.stat()
-                found[entry.name] = Stamp(status.st_size, status.st_mtime_ns)
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    status = entry.stat()
+                    found[entry.name] = Stamp(status.st_size, status.st_mtime_ns)
     return found
 
 
@@ -67,14 +72,17 @@ def scan(path: Path, schema: Schema, columns: Sequence[str], plan: WindowPlan) -
     Args:
         columns: that scoring reads.
     """
-    stamp, checksum = Stamp(-1, -1), ""
+    stamp, checksum = Stamp(-1, -1), UNREAD
     try:
         stamp, checksum = Stamp.of(path), file_checksum(path)
         times = [
-            _checked_times(path, group, table, schema) for group, table in enumerate(read_groups(path, columns, schema))
+            _checked_times(path, group, table, schema, plan)
+            for group, table in enumerate(read_groups(path, columns, schema))
         ]
-    except (UserError, OSError) as error:
+    except UserError as error:
         return Facts(path.name, stamp, checksum, {}, 0, None, one_line(error))
+    except OSError as error:
+        return Facts(path.name, stamp, UNREAD, {}, 0, None, f"{path}: cannot be read ({one_line(error)})")
     times_R = np.concatenate([np.empty(0, np.int64), *times])
     rows, early_rows = plan.count(times_R)
     return Facts(path.name, stamp, checksum, rows, early_rows, int(times_R.max()) if len(times_R) else None)
@@ -121,7 +129,7 @@ def rows_of(path: Path, columns: Sequence[str], schema: Schema, window: Window) 
             yield table.filter(pa.array(inside_R))
 
 
-def _checked_times(path: Path, group: int, table: pa.Table, schema: Schema) -> np.ndarray:
+def _checked_times(path: Path, group: int, table: pa.Table, schema: Schema, plan: WindowPlan) -> np.ndarray:
     """The timestamps [rows] of a row group whose values are all usable."""
 
     def refuse(name: str, what: str) -> UserError:
@@ -146,7 +154,12 @@ def _checked_times(path: Path, group: int, table: pa.Table, schema: Schema) -> n
         end = schema.tables[feature.table].rows
         if len(ids) and not MISSING_ID <= ids.min() <= ids.max() < end:
             raise refuse(name, f"holds ids from {ids.min()} to {ids.max()}; table {feature.table!r} has {end} rows")
-    return table[TIMESTAMP].to_numpy()
+    times_R = table[TIMESTAMP].to_numpy()
+    if len(times_R) and times_R.max() > plan.latest_ms:
+        # One such row would close all windows before it.
+        what = f"holds {times_R.max()}, in Unix ms a time to come (stream.ahead_hours)"
+        raise refuse(TIMESTAMP, what)
+    return times_R
 
 
 def _outside(group: pq.RowGroupMetaData, window: Window) -> bool:

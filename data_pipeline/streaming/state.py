@@ -55,6 +55,8 @@ class State:
             self._take(line)
         for line in self._results.lines:
             self._take_told(line)
+        for name, facts in self.shards.items():  # killed before it could tell
+            self.tell_problem(name, facts.problem or self.problems.get(name))
         sweep(folder / "scores")
         self.done = {(path.name, self._named(path.parent.name)) for path in (folder / "scores").glob("*/*.parquet")}
 
@@ -99,7 +101,7 @@ class State:
         return max((facts.newest for facts in self.shards.values() if facts.newest is not None), default=None)
 
     def add_shard(self, facts: Facts) -> None:
-        """A shard that has been read; one with a problem is told at once."""
+        """A shard that has been read; one with a problem is told at once, and so is one that no longer has it."""
         rows = {window.name: count for window, count in facts.rows.items()}
         self._ledger.append(
             {
@@ -115,11 +117,10 @@ class State:
             }
         )
         self._take_shard(facts)
-        if facts.problem is not None:
-            self.tell_problem(facts.name, facts.problem)
+        self.tell_problem(facts.name, facts.problem)
 
-    def tell_problem(self, name: str, problem: str) -> None:
-        """A shard that is set aside, wholly or what is left of it; the same is told once."""
+    def tell_problem(self, name: str, problem: str | None) -> None:
+        """A shard that is set aside, wholly or what is left of it, or is (None) no longer; the same is told once."""
         if self.problems.get(name) != problem:
             line = {"kind": "shard", "shard": name, "problem": problem}
             self._results.append(line)
@@ -149,7 +150,7 @@ class State:
         }
 
     def drop(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint that is no longer kept; a window that would have taken it must not take an older one."""
+        """A checkpoint that is to be kept no longer; a window that would have taken it must not take an older one."""
         name, until = checkpoint.path.name, checkpoint.trained_until
         self._ledger.append({"kind": "dropped", "checkpoint": name, "step": checkpoint.step, "trained_until": until})
         self.dropped.append(Dropped(Path(name), checkpoint.step, until))
@@ -214,6 +215,8 @@ class State:
     def _take_told(self, line: dict[str, Any]) -> None:
         if line["kind"] == "window":
             self.told[self._plan.named(line["start"])] = line
+        elif line["problem"] is None:
+            self.problems.pop(line["shard"], None)
         else:
             self.problems[line["shard"]] = line["problem"]
 

@@ -1,5 +1,6 @@
 """Time cut into windows of equal length."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,21 +12,34 @@ from rankmixer_dist.config.stream import HOUR_S
 from rankmixer_dist.metrics import Window
 
 _MS = 1000
+_LAST_MS = 253_402_300_799_999 - 366 * 86_400_000
+"""A year before the last that a date can be of."""
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Windows of `length_ms` that follow each other from `start_ms` on, both whole seconds."""
+    """Windows of `length_ms` that follow each other from `start_ms` on, both whole seconds.
+
+    ahead_ms: how far ahead of the clock a row may be, None for anywhere.
+    """
 
     start_ms: int
     length_ms: int
+    ahead_ms: int | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> "WindowPlan":
         """As the config's `stream` section says."""
         start = config.stream.start or min(split.start for split in config.data.splits.values())
         seconds = round(config.stream.window_hours * HOUR_S)
-        return cls(int(start.timestamp()) * _MS, seconds * _MS)
+        ahead = config.stream.ahead_hours
+        ahead_ms = None if ahead is None else round(ahead * HOUR_S * _MS)
+        return cls(int(start.timestamp()) * _MS, seconds * _MS, ahead_ms)
+
+    @property
+    def latest_ms(self) -> int:
+        """The latest time that a row can have."""
+        return _LAST_MS if self.ahead_ms is None else min(_LAST_MS, round(time.time() * _MS) + self.ahead_ms)
 
     def at(self, time_ms: int) -> Window:
         """The window that a time at or after the start belongs to."""

@@ -9,7 +9,7 @@ from data_pipeline.assemble import BatchAssembler
 from data_pipeline.streaming.scoring import Figures, Item, MakeScorer, Scorer, figures, score
 from data_pipeline.streaming.shards import Facts, scan
 from data_pipeline.streaming.windows import WindowPlan
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import Window
 from rankmixer_dist.schema import Schema
 
@@ -39,6 +39,8 @@ class Worker:
             return score(item, self._scorer, self._schema, self._assemble, self._batch_size)
         except UserError as error:
             return str(error)
+        except OSError as error:
+            raise UserError(f"{item.target}: cannot be written ({one_line(error)}); free some space") from error
 
     def figures(self, files: list[Path], window: Window, checkpoint: str) -> Figures:
         """A window's figures."""

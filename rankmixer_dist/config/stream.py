@@ -24,6 +24,10 @@ class StreamConfig(Strict):
     lateness_hours: NonNegativeFloat = Field(
         default=1.0, description="a window closes once a row so much later than its end has been seen"
     )
+    ahead_hours: PositiveFloat | None = Field(
+        default=24.0,
+        description="a row so much later than the clock is a mistake, and its shard is set aside; null for none",
+    )
     actors: NonNegativeInt = Field(
         default=2,
         description="Ray actors, each with a model and a CPU of its own; 0 works in this process, without Ray",

@@ -54,10 +54,12 @@ class FollowedRun:
                 key = (path.name, (path / ABOUT_NAME).stat().st_mtime_ns)
                 if key not in self._known:
                     self._known[key] = self.describe(path)
-            except (UserError, FileNotFoundError):
-                if path.exists():
-                    raise
-                continue  # training has removed it meanwhile
+            except (UserError, FileNotFoundError) as error:
+                if not path.exists():
+                    continue  # training has removed it meanwhile
+                if isinstance(error, FileNotFoundError):
+                    raise UserError(f"{path}: a checkpoint without {ABOUT_NAME}; remove the folder") from error
+                raise
             found.append(self._known[key])
         return found
 
@@ -66,6 +68,11 @@ class FollowedRun:
         about = read_about(path)
         ends_split, ends_run = self._ends(about)
         return Published(path, about.step, about.trained_until, ends_split, ends_run)
+
+    def due(self, start: int) -> int | None:
+        """Until when rows before `start` are trained on: the end (Unix ms) of the last split that ends by then."""
+        ends = [self._config.data.splits[split].to_ms()[1] for split in self._config.train.splits]
+        return max((end for end in ends if end <= start), default=None)
 
     def state(self) -> State:
         """Whether the run goes on."""

@@ -207,16 +207,23 @@ def test_pinned_checkpoints_stay_as_long_as_a_window_may_need_them(tmp_path, pub
         pins.pin(checkpoint)
         shutil.rmtree(checkpoint.path)  # as training does
     assert (pins.held["step-00000001"].path / "tensors" / "file").read_text() == "1"
-    pins.keep([], horizon=100)
+
+    def drop(needed, horizon):
+        found = pins.superseded(needed, horizon)
+        for checkpoint in found:
+            pins.remove(checkpoint)
+        return [checkpoint.step for checkpoint in found]
+
+    drop([], 100)
     assert list(pins.held) == ["step-00000001", "step-00000003", "step-00000004"]
     (tmp_path / "pins" / "step-00000009.partial").mkdir()  # killed while it copied
     pins = Pins(tmp_path / "pins", describe)
     assert sorted(pins.held) == ["step-00000001", "step-00000003", "step-00000004"]
-    pins.keep(["step-00000001"], horizon=299)
+    drop(["step-00000001"], 299)
     assert sorted(pins.held) == ["step-00000001", "step-00000003", "step-00000004"]
-    assert [each.step for each in pins.keep([], horizon=299)] == [1]
+    assert drop([], 299) == [1]
     assert sorted(pins.held) == ["step-00000003", "step-00000004"]
-    pins.keep([], horizon=10_000)
+    drop([], 10_000)
     assert sorted(path.name for path in (tmp_path / "pins").iterdir()) == ["step-00000004"]
 
 
