@@ -4,7 +4,8 @@
 import os
 import signal
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ and Ctrl-C end it with exit code 75: start it again to go on.
 """
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_PROCESSES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+"""How many processes torchrun, deepspeed and srun have started. Not SLURM_NTASKS, which is the whole job's outside of
+srun: one process that a batch script starts with python is one."""
 
 
 def main(arguments: list[str]) -> None:
@@ -42,17 +46,24 @@ def main(arguments: list[str]) -> None:
 
 def run(config: RunConfig) -> None:
     """Opens the data and the run, starts the actors and follows until the stream ends or a signal comes."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("stream_evaluate.py is started once, with python; stream.actors says how many processes score")
-    run_dir = _followed_run(config)
+    stop = _Stop()
+    for name in _PROCESSES:
+        if int(os.environ.get(name, 1)) > 1:
+            raise UserError(
+                f"stream_evaluate.py is started once, with python, and {name} is {os.environ[name]}; stream.actors says "
+                "how many processes score"
+            )
+    if not config.stream.gpus_per_actor:  # before anything looks for them
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    run_dir = _followed_run(config, stop)
     follow = config.stream.shards or config.data.prepared
     if not follow.is_dir():
         raise UserError(f"stream.shards {follow}: no such folder; make it, or name the one where shards arrive")
     with ExitStack() as held:
-        _follow(config, run_dir, follow, held)
+        _follow(config, run_dir, follow, stop, held)
 
 
-def _follow(config: RunConfig, run_dir: Path, follow: Path, held: ExitStack) -> None:
+def _follow(config: RunConfig, run_dir: Path, follow: Path, stop: "_Stop", held: ExitStack) -> None:
     from data_pipeline.manifest import read_manifest
     from data_pipeline.streaming.checkpoints import Pins
     from data_pipeline.streaming.windows import WindowPlan
@@ -71,12 +82,13 @@ def _follow(config: RunConfig, run_dir: Path, follow: Path, held: ExitStack) -> 
         from data_pipeline.streaming.state import State
         from rankmixer_dist.train.scorer import OpenScorer
 
+        stop.check()
         state = State(run_dir, folder, plan)
         held.callback(state.close)
         base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
         make_scorer = OpenScorer(config, manifest.numerics, base_rates, stream.batch_size)
-        pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
-        stop = _Stop()  # after Ray, which has a handler of its own
+        with stop.while_ray_starts():
+            pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
         shown = held.enter_context(Shown(run_dir, config.name, plan, state, refresh_s=stream.refresh_s))
     expected = None
     if stream.shards is None:
@@ -106,23 +118,48 @@ class _Stop:
 
     def __init__(self) -> None:
         self._asked = False
-        for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
+        self._listen()
 
     def asked(self) -> bool:
         return self._asked
+
+    def check(self) -> None:
+        """For the time before anything is evaluated.
+
+        Raises:
+            Preempted: a signal asked to stop.
+        """
+        if self._asked:
+            raise Preempted("asked to stop before it began to evaluate; start it again to go on")
+
+    @contextmanager
+    def while_ray_starts(self) -> Iterator[None]:
+        """Ray takes SIGTERM for itself when it starts, and exits; after the block it is taken back. Ends as `check`."""
+        try:
+            yield
+        except SystemExit:
+            self._asked = True
+        finally:
+            self._listen()
+        self.check()
+
+    def _listen(self) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
 
-def _followed_run(config: RunConfig) -> Path:
+def _followed_run(config: RunConfig, stop: _Stop) -> Path:
     """The run's directory, which training that was started a moment ago may have yet to make."""
     from rankmixer_dist.train.run_dir import require_run
 
     give_up = time.monotonic() + config.stream.run_wait_s
     while not (config.run_dir / "config.yaml").exists() and time.monotonic() < give_up:
+        stop.check()
         time.sleep(min(0.5, config.stream.poll_s))
+    stop.check()
     return require_run(config)
 
 

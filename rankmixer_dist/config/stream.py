@@ -32,7 +32,11 @@ class StreamConfig(Strict):
         default=2,
         description="Ray actors, each with a model and a CPU of its own; 0 works in this process, without Ray",
     )
-    gpus_per_actor: NonNegativeFloat = Field(default=0.0, description="share of a GPU each holds; 0 scores on the CPU")
+    gpus_per_actor: NonNegativeFloat = Field(
+        default=0.0,
+        description="GPUs, or the share of one, that each actor holds; 0 scores on the CPU. With actors 0, anything else "
+        "takes the first GPU, if there is one",
+    )
     batch_size: PositiveInt = 4096
     keep_windows: PositiveInt = Field(
         default=7, description="how many windows back from the newest row checkpoints are kept, for what comes late"
@@ -57,4 +61,6 @@ class StreamConfig(Strict):
             raise ValueError(f"window_hours {self.window_hours:g} is not a whole number of seconds")
         if self.start is not None and self.start.microsecond:
             raise ValueError(f"start {self.start.isoformat()} is not a whole second")
+        if self.gpus_per_actor > 1 and not self.gpus_per_actor.is_integer():
+            raise ValueError(f"gpus_per_actor {self.gpus_per_actor:g} is neither a share of a GPU nor a whole number")
         return self
