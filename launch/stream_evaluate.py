@@ -50,8 +50,8 @@ def run(config: RunConfig) -> None:
     for name in _PROCESSES:
         if int(os.environ.get(name, 1)) > 1:
             raise UserError(
-                f"stream_evaluate.py is started once, with python, and {name} is {os.environ[name]}; stream.actors says "
-                "how many processes score"
+                f"stream_evaluate.py is started once, with python, but {name} is {os.environ[name]}; stream.actors "
+                "says how many processes score"
             )
     if not config.stream.gpus_per_actor:  # before anything looks for them
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

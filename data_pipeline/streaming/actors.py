@@ -40,7 +40,7 @@ class ActorPool:
         gpus = resources.get("GPU", 0.0)
         if gpus_per_actor * self.size > gpus:
             raise UserError(
-                f"{self.size} actors with {gpus_per_actor:g} GPUs each do not fit into the {gpus:g} of the Ray cluster; "
+                f"{self.size} actors with {gpus_per_actor:g} GPUs each do not fit into the {gpus:g} of the cluster; "
                 "lower stream.actors or stream.gpus_per_actor, which may be a fraction, or 0 for the CPU"
             )
         self._worker = worker
@@ -108,7 +108,8 @@ class ActorPool:
                 raise error.cause from None
             raise
         except (errors.ActorUnschedulableError, errors.RuntimeEnvSetupError) as error:
-            raise UserError(f"the Ray cluster cannot start an actor ({one_line(error)}); mend it, or start another")
+            text = f"the Ray cluster cannot start an actor ({one_line(error)}); mend it, or start another"
+            raise UserError(text) from error
 
     def _start(self) -> None:
         actor = self._make.remote(*self._worker)

@@ -34,8 +34,8 @@ class StreamConfig(Strict):
     )
     gpus_per_actor: NonNegativeFloat = Field(
         default=0.0,
-        description="GPUs, or the share of one, that each actor holds; 0 scores on the CPU. With actors 0, anything else "
-        "takes the first GPU, if there is one",
+        description="GPUs, or the share of one, that each actor holds; 0 scores on the CPU. With actors 0, anything "
+        "else takes the first GPU, if there is one",
     )
     batch_size: PositiveInt = 4096
     keep_windows: PositiveInt = Field(

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,10 @@ for split, step in pairs:
 """
 
 
+BATCH_JOB = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}
+"""What SLURM sets for the script of a job of four tasks, which starts the evaluator with python."""
+
+
 class Followed:
     """A run that is trained and followed, the folder where its shards arrive, and what was told of it."""
 
@@ -51,7 +55,7 @@ class Followed:
     def evaluator(self, *overrides: str) -> Iterator[psutil.Process]:
         """The evaluator beside the block, and none of its processes after it."""
         script = "launch/stream_evaluate.py"
-        with self._launch.started(script, *self.command, *overrides, log=self._log) as process:
+        with self._launch.started(script, *self.command, *overrides, log=self._log, **BATCH_JOB) as process:
             yield process
             family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         assert psutil.wait_procs(family, timeout=PATIENCE_S)[1] == []
@@ -92,8 +96,12 @@ class Followed:
 
 def actors_of(process) -> list[psutil.Process]:
     """The evaluator's Ray actors."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [member for member in family if (member.cmdline() or [""])[0].startswith("ray::Worker")]
+    found = []
+    for member in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # gone meanwhile
+            if (member.cmdline() or [""])[0].startswith("ray::Worker"):
+                found.append(member)
+    return found
 
 
 def read(paths: list[Path]) -> pa.Table:
@@ -112,8 +120,8 @@ def follow_while_killing(launch, followed, train: list[str], names: list[str], l
     ):
         followed.arrive(*names[:third], pause_s=pause_s)
         until(followed.score_files, "something is scored", evaluator)
+        until(lambda: len(actors_of(evaluator)) == 2, "both actors are up", evaluator)
         actors = actors_of(evaluator)
-        assert len(actors) == 2
         for actor in actors:
             actor.suspend()
         followed.arrive(*names[third : 2 * third], pause_s=pause_s)
@@ -180,7 +188,7 @@ def test_windows_are_evaluated_exactly_while_training_goes_on_and_processes_are_
     assert followed.lines() == before
 
 
-def test_wrong_input_is_told_in_one_line(launch, days_config, tmp_path):
+def test_wrong_input_is_told_in_one_line(launch, days_config, tmp_path, monkeypatch):
     def told(*overrides):
         command = (str(days_config), f"runs={tmp_path}", "stream.run_wait_s=0", *overrides)
         process = launch.python("launch/stream_evaluate.py", *command)
@@ -194,6 +202,35 @@ def test_wrong_input_is_told_in_one_line(launch, days_config, tmp_path):
     (config.run_dir / "config.yaml").write_text(config.to_yaml())
     assert f"stream.shards {tmp_path / 'none'}: no such folder" in told(f"stream.shards={tmp_path / 'none'}")
     assert "was trained with seed 1, not 2" in told("seed=2")
+    assert "neither a share of a GPU nor a whole number" in told("stream.gpus_per_actor=1.5")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # srun -n 2
+    assert "is started once, with python, but SLURM_STEP_NUM_TASKS is 2" in told()
+
+
+def takes(process, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "no run is there"), (signal.SIGTERM, "Ray starts")])
+def test_a_signal_during_start_up_ends_it_in_one_line(launch, days_config, tmp_path, number, when):
+    followed = Followed(launch, days_config, tmp_path)
+    if when == "Ray starts":
+        followed.config.run_dir.mkdir(parents=True)
+        (followed.config.run_dir / "config.yaml").write_text(followed.config.to_yaml())
+
+    def starting(evaluator) -> bool:
+        family = psutil.Process(evaluator.pid).children()
+        return when != "Ray starts" or any("gcs_server" in member.name() for member in family)
+
+    with followed.evaluator() as evaluator:
+        until(lambda: takes(evaluator, signal.SIGUSR1) and starting(evaluator), when, evaluator)
+        evaluator.send_signal(number)
+        assert evaluator.wait(PATIENCE_S) == EXIT_PREEMPTED, followed.log()
+    said = followed.log().splitlines()
+    assert said == ["stopped: asked to stop before it began to evaluate; start it again to go on"]
 
 
 @pytest.mark.thorough
