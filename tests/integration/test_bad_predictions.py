@@ -180,6 +180,8 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path: Path) -> None:
         figures_path(run, tmp_path / "eval.json")
     with pytest.raises(UserError, match=r"^--out .*x.json: there is no folder "):
         figures_path(run, tmp_path / "no" / "x.json")
+    with pytest.raises(UserError, match=r"no/x.json: cannot be written, name another file by --out: .*No such file"):
+        write_figures(tmp_path / "no" / "x.json", predictions, {})
 
 
 def test_the_command_line(launch, tmp_path: Path) -> None:
