@@ -2,8 +2,10 @@
 
 import functools
 import os
+import resource
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from data_pipeline.job import RayJob, SerialJob
 from data_pipeline.predictions import ColumnNames, evaluate_predictions, find_predictions
+from data_pipeline.predictions.stages import Room, read_units
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import TaskMetrics
 
@@ -180,6 +183,46 @@ def test_files_of_somebody_who_is_still_writing_are_not_read(tmp_path: Path) -> 
         evaluated(tmp_path / "p", tmp_path / "spill")["click"]["rows"]
         == in_memory(columns, "click", weighted=False)["rows"]
     )
+
+
+@contextmanager
+def open_files(most: int) -> Iterator[None]:
+    """This process can open so many files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_runs_of_all_tasks_are_more_than_may_be_open(tmp_path: Path) -> None:
+    columns = random_rows(9, rows=600, tasks=("a", "b", "c", "d"))
+    write(tmp_path / "p", columns)
+    with open_files(80):  # of each task, 18 runs or more by score and as many by user
+        found = evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=40)
+    assert found == {task: in_memory(columns, task, weighted=False) for task in "abcd"}
+
+
+def test_more_runs_of_one_task_than_may_be_open(tmp_path: Path) -> None:
+    write(tmp_path / "p", random_rows(9, rows=2000))
+    told = r"^\d+ sorted runs cannot be opened, raise --memory, which makes them fewer, or `ulimit -n`: .*Too many open"
+    with open_files(40), pytest.raises(UserError, match=told):
+        evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=20)
+    assert not list((tmp_path / "spill").iterdir())
+
+
+def test_a_task_with_few_labels_does_not_make_as_many_runs_as_the_others(tmp_path: Path) -> None:
+    columns = random_rows(10, rows=4000, tasks=("a", "b", "c", "rare"))
+    columns["label_rare"][np.arange(4000) % 50 > 0] = np.nan
+    predictions = find_predictions(write(tmp_path / "p", columns, files=1), ColumnNames())
+    (tmp_path / "spill").mkdir()
+    (report,) = read_units(predictions.units, predictions.columns, Room(tmp_path / "spill", 1000))
+    assert len(report.tasks["rare"].runs["AUC"]) == 1
+    # 3,600 rows of each have a label.
+    assert all(len(report.tasks[task].runs["AUC"]) < 10 for task in "abc")
 
 
 @pytest.mark.ray

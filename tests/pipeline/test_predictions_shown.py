@@ -29,7 +29,7 @@ def verb() -> ModuleType:
 def result(rows: int, **tasks: int) -> dict[str, Any]:
     """Figures of so many rows and, by task, of so many users."""
     names = ("auc", "uauc", "uauc_unweighted", "pr_auc", "logloss", "ne", "calibration")
-    figures = {name: 0.12345 for name in names} | {"auc_ci95": [0.1, 0.2], "without_label": 0, "rows": rows}
+    figures = dict.fromkeys(names, 0.12345) | {"auc_ci95": [0.1, 0.2], "without_label": 0, "rows": rows}
     return {
         "rows": rows,
         "tasks": {task: figures | {"users_scored": users} for task, users in tasks.items()},
