@@ -1,5 +1,6 @@
 """From predictions on disk to every task's figures in two stages: read and sort into runs, count range by range."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -93,8 +94,10 @@ def rows_in_memory(memory_gib: float, *, weighted: bool) -> int:
     """Rows that a worker of so much memory can hold at a time.
 
     Raises:
-        UserError: too little for a worker to start.
+        UserError: too little for a worker to start, or no finite number.
     """
+    if not math.isfinite(memory_gib):
+        raise UserError(f"--memory {memory_gib:g}: give a number of GiB, such as {MEMORY_GIB:g}")
     per_row = _BYTES_PER_WEIGHTED_ROW if weighted else _BYTES_PER_ROW
     rows = int(memory_gib * GIB - _WORKER_BYTES) // per_row
     if rows < _FEWEST_ROWS:

@@ -21,6 +21,8 @@ def figures_path(predictions: Path, out: Path | None) -> Path:
     """
     if out is None:
         resolved = predictions.resolve()
+        if not resolved.name:
+            raise UserError(f"{predictions} has nothing beside it where the figures could go: name a file by --out")
         out = resolved.with_name(f"{resolved.name}.eval.json")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")

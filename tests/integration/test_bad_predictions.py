@@ -1,6 +1,8 @@
 """Predictions that make no sense end `evaluate.py --predictions` with one line that names the file and what to mend."""
 
 import json
+import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,6 +133,11 @@ def test_a_file_that_is_cut_or_damaged(tmp_path: Path) -> None:
             UserError, match=r"part-1.parquet: not a readable Parquet file: .*; write it again or remove it"
         ):
             evaluate(folder)
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"part-1.parquet: not a readable Parquet file: "):
+        evaluate(folder)
+    path.unlink()
     # The footer is whole, the pages of a row group are not.
     path.write_bytes(content)
     third = pq.read_metadata(path).row_group(2).column(0)
@@ -154,10 +161,39 @@ def test_no_rows_and_no_files(tmp_path: Path) -> None:
         evaluate(tmp_path / "nowhere")
 
 
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its path is longer than any may be.
+    (tmp_path / "p").mkdir()
+    monkeypatch.chdir(tmp_path / "p")
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    with pytest.raises(
+        UserError, match=r"^--predictions .*/p: cannot be listed, name the folder of the files alone: .*too long"
+    ):
+        evaluate(tmp_path / "p")
+    with pytest.raises(UserError, match=r"^/ has nothing beside it where the figures could go: name a file by --out$"):
+        figures_path(Path("/"), None)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_task_that_not_all_files_have(more: int, tmp_path: Path) -> None:
+    rows = good_rows()
+    columns = {"user_id": rows["user_id"], "label_a": rows["label"], "score_a": rows["score"]}
+    both = columns | {"label_b": rows["label"], "score_b": rows["score"]}
+    for number in (0, 1):
+        pq.write_table(pa.table(both if number == more else columns), tmp_path / f"part-{number}.parquet")
+    with pytest.raises(UserError, match=rf"part-{1 - more}.parquet: has no column 'label_b'"):
+        evaluate(tmp_path)
+
+
 def test_too_little_memory_and_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "p", good_rows())
     with pytest.raises(UserError, match=r"^--memory 0.1: a worker needs 0.\d GiB at least$"):
         evaluate(folder, memory_gib=0.1)
+    for memory in (math.nan, math.inf, -math.inf):
+        with pytest.raises(UserError, match=r"^--memory (nan|-?inf): give a number of GiB, such as 4$"):
+            evaluate(folder, memory_gib=memory)
     with pytest.raises(UserError, match=r"^--spill .*nowhere: no such folder$"):
         evaluate(folder, spill=tmp_path / "nowhere")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))

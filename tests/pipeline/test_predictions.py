@@ -136,6 +136,18 @@ def test_a_row_group_a_user_and_a_score_with_more_rows_than_fit(weighted: bool, 
     assert found == {"click": in_memory(columns, "click", weighted=weighted)}
 
 
+def test_weights_that_are_nothing_beside_others(tmp_path: Path) -> None:
+    columns = random_rows(11, rows=300)
+    columns[WEIGHT] = np.where(columns["score_click"] > 0.5, 5e-324, 2.0**40)
+    for number, tied in enumerate((False, True)):
+        if tied:  # more rows of one score than fit
+            columns["score_click"][:] = np.maximum(columns["score_click"], 0.5)
+        path = write(tmp_path / f"p{number}", columns)
+        found = evaluated(path, tmp_path / "spill", memory_rows=50, weight=WEIGHT)
+        assert found == {"click": in_memory(columns, "click", weighted=True)}
+        assert 0 < found["click"]["pr_auc"] < 1
+
+
 def test_rows_of_which_no_label_is_known_or_one_class(tmp_path: Path) -> None:
     columns = random_rows(8, rows=200, tasks=("none", "never"))
     columns["label_none"][:] = np.nan
@@ -152,10 +164,13 @@ def test_rows_of_which_no_label_is_known_or_one_class(tmp_path: Path) -> None:
         lambda ids: pa.array([f"user {user}" for user in ids]),
         lambda ids: pa.array([f"user {user}" for user in ids], pa.large_string()),
         lambda ids: pa.array([f"user {user}" for user in ids]).dictionary_encode(),
+        lambda ids: pa.array([b"\xff%d" % user for user in ids]),
+        lambda ids: pa.array([b"\xff%d" % user for user in ids], pa.large_binary()),
+        lambda ids: pa.array([b"\xff%d" % user for user in ids]).dictionary_encode(),
         lambda ids: pa.array(ids.astype(np.uint64) << np.uint64(1)),
         lambda ids: pa.array(ids, pa.int8()),
     ],
-    ids=["string", "large_string", "dictionary", "uint64", "int8"],
+    ids=["string", "large_string", "dictionary", "binary", "large_binary", "bytes_dictionary", "uint64", "int8"],
 )
 def test_users_of_every_kind(users_as: Any, tmp_path: Path) -> None:
     columns = random_rows(4, rows=500)
@@ -172,6 +187,22 @@ def test_a_single_file_with_names_of_its_own_and_whole_numbers_for_labels(tmp_pa
     pq.write_table(pa.table(table), tmp_path / "scored")
     found = evaluated(tmp_path / "scored", tmp_path / "spill", user="uid", label="clicked", score="p")
     assert found == {"clicked": in_memory(columns, "click", weighted=False)}
+
+
+def test_a_folder_of_folders_that_are_named_as_files(tmp_path: Path) -> None:
+    columns = random_rows(6, rows=300)
+    write(tmp_path / "p" / "day=1.parquet", columns)
+    assert evaluated(tmp_path / "p", tmp_path / "spill") == {"click": in_memory(columns, "click", weighted=False)}
+
+
+def test_bytes_are_the_strings_they_spell(tmp_path: Path) -> None:
+    columns = random_rows(4, rows=500)
+    names = np.array([f"user {user}" for user in columns[USER]])
+    for half, kind in enumerate((pa.string(), pa.binary())):
+        rows = slice(250 * half, 250 * half + 250)
+        own = {name: column[rows] for name, column in columns.items()} | {USER: pa.array(names[rows]).cast(kind)}
+        write(tmp_path / "p" / str(half), own)
+    assert evaluated(tmp_path / "p", tmp_path / "spill") == {"click": in_memory(columns, "click", weighted=False)}
 
 
 def test_files_of_somebody_who_is_still_writing_are_not_read(tmp_path: Path) -> None:
