@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipeline.job import Handle, Job, RayJob
 from data_pipeline.predictions.files import Predictions
+from data_pipeline.predictions.hangup import signals_unwind
 from data_pipeline.predictions.stages import (
     Kind,
     PrecisionReport,
@@ -63,7 +64,7 @@ def evaluate_predictions(
         memory_gib: resident memory that no worker exceeds.
         memory_rows: rows that a worker holds at a time, instead of as many as fit `memory_gib`.
         spill: folder with room for the rows, shared by all workers; the system's folder of temporary files by default.
-            What is written there is gone at the end, however that comes.
+            What is written there is gone at the end, however that comes but for SIGKILL.
         job: where it runs; Ray by default.
         progress: shows the stages on stderr.
 
@@ -85,7 +86,8 @@ def evaluate_predictions(
     if job is None:
         with reporter.stage("start Ray", None):
             job = RayJob()
-    with tempfile.TemporaryDirectory(prefix="predictions-", dir=parent, ignore_cleanup_errors=True) as folder:
+    scratch = tempfile.TemporaryDirectory(prefix="predictions-", dir=parent, ignore_cleanup_errors=True)
+    with signals_unwind(), scratch as folder:
         run = _Evaluation(predictions, job, Room(Path(folder).resolve(), memory_rows), reporter)
         return run.figures()
 

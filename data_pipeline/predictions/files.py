@@ -90,9 +90,8 @@ def _list(path: Path) -> list[Path]:
         # Spark and Dask give whole folders such names. A link that leads nowhere stays: its rows would be missing.
         found = [file.relative_to(path) for file in path.rglob("*.parquet") if not file.is_dir()]
     except OSError as error:
-        raise UserError(
-            f"--predictions {path}: cannot be listed, name a folder of its own: {one_line(error)}"
-        ) from error
+        mend = "name the folder of the files alone"
+        raise UserError(f"--predictions {path}: cannot be listed, {mend}: {one_line(error)}") from error
     # As Spark and pyarrow do: names that begin so belong to whoever is writing.
     paths = [path / file for file in sorted(found) if not any(part.startswith((".", "_")) for part in file.parts)]
     if not paths:

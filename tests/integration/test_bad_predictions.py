@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from data_pipeline.job import SerialJob
 from data_pipeline.predictions import ColumnNames, evaluate_predictions, figures_path, find_predictions, write_figures
+from data_pipeline.predictions.hangup import signals_unwind
 from rankmixer_dist.errors import UserError
 from tests.integration.test_bad_input import refuse
 
@@ -234,3 +237,40 @@ def test_a_bad_row_ends_the_verb(launch, tmp_path: Path) -> None:
     refuse(process, f"{folder}/part-1.parquet: row group 3, row 5 (from 0): column 'label' is 3.0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "spill"]
     assert not list((tmp_path / "spill").iterdir())
+
+
+@pytest.mark.ray
+def test_a_terminal_that_is_closed_leaves_no_rows_behind(launch, tmp_path: Path) -> None:
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    path = tmp_path / "scored.parquet"
+    pq.write_table(pa.table(good_rows(2_000_000)), path, row_group_size=100_000)
+    command = ("launch/evaluate.py", "--predictions", str(path), "--spill", str(spill))
+    with launch.started(*command, log=tmp_path / "log") as process:
+        while not list(spill.rglob("*.npy")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert not list(spill.iterdir())
+    assert not (tmp_path / "scored.parquet.eval.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_only_the_first_signal_counts_and_ignored_ones_stay_so(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        with signals_unwind():
+            os.kill(os.getpid(), number)
+        signal.signal(number, signal.SIG_DFL)
+        with pytest.raises(SystemExit) as caught, signals_unwind():
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                for second in (signal.SIGTERM, signal.SIGHUP):
+                    os.kill(os.getpid(), second)
+        assert caught.value.code == 128 + number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
