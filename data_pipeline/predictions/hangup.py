@@ -19,11 +19,13 @@ def signals_unwind() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked: list[int] = []
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def leave(number: int, frame: FrameType | None) -> None:
         for own in _SIGNALS:
             signal.signal(own, signal.SIG_IGN)
+        asked.append(number)
         raise SystemExit(128 + number)
 
     for number, handler in before.items():
@@ -31,6 +33,10 @@ def signals_unwind() -> Iterator[None]:
             signal.signal(number, leave)
     try:
         yield
+    except BaseException:
+        if asked:  # Ray puts an exit of its own, without the number, in the place of one that comes while it waits
+            raise SystemExit(128 + asked[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

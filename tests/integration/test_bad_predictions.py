@@ -5,6 +5,8 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -256,6 +258,15 @@ def test_a_terminal_that_is_closed_leaves_no_rows_behind(launch, tmp_path: Path)
     assert not (tmp_path / "scored.parquet.eval.json").exists()
 
 
+@contextmanager
+def more_signals_at_the_end() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_only_the_first_signal_counts_and_ignored_ones_stay_so(number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -264,12 +275,8 @@ def test_only_the_first_signal_counts_and_ignored_ones_stay_so(number: signal.Si
         with signals_unwind():
             os.kill(os.getpid(), number)
         signal.signal(number, signal.SIG_DFL)
-        with pytest.raises(SystemExit) as caught, signals_unwind():
-            try:
-                os.kill(os.getpid(), number)
-            finally:
-                for second in (signal.SIGTERM, signal.SIGHUP):
-                    os.kill(os.getpid(), second)
+        with pytest.raises(SystemExit) as caught, signals_unwind(), more_signals_at_the_end():
+            os.kill(os.getpid(), number)
         assert caught.value.code == 128 + number
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
