@@ -207,12 +207,17 @@ class KeyRange:
 
     def _column(self, name: str) -> NDArray:
         # One run is open at a time: there may be more of them than a process may have open files.
-        kinds = {run.column(name).dtype if name in run.names else np.dtype(np.float64) for run, _, _ in self._pieces}
-        joined, filled = np.empty(self.rows, np.result_type(*kinds)), 0
+        joined: NDArray | None = None
+        filled = 0
         for run, start, stop in self._pieces:
-            part = joined[filled : filled + stop - start]
-            part[:] = run.column(name)[start:stop] if name in run.names else 1
+            part = run.column(name)[start:stop] if name in run.names else np.ones(stop - start)
+            if joined is None:
+                joined = np.empty(self.rows, part.dtype)
+            # Nothing happens but where runs differ: float32 scores give way to float64.
+            joined = joined.astype(np.result_type(joined, part), copy=False)
+            joined[filled : filled + len(part)] = part
             filled += len(part)
+        assert joined is not None  # a column has a run that it is of
         return joined
 
     def chunks(self, max_rows: int) -> Iterator[dict[str, NDArray]]:
