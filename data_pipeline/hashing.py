@@ -14,7 +14,7 @@ _NULL_HASH = np.uint64(0x6E756C6C)
 
 
 def hash_strings(strings: pa.Array) -> np.ndarray:
-    """FNV-1a 64 of each string's UTF-8 bytes, uint64 [N]; a null hashes as the empty string."""
+    """FNV-1a 64 of each string's UTF-8 bytes, or of bytes, uint64 [N]; a null hashes as the empty string."""
     # Equal strings are hashed once; the loop is over byte positions of the distinct ones, longest first.
     encoded = strings if pa.types.is_dictionary(strings.type) else strings.dictionary_encode()
     distinct = encoded.dictionary.cast(pa.large_binary())

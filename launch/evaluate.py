@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rankmixer_dist.command_line import config_parser, run_verb
@@ -123,25 +124,29 @@ def run_predictions(parsed: argparse.Namespace) -> None:
     out = figures_path(parsed.predictions, parsed.out)
     room = {name: given[key] for name, key in (("memory_gib", "memory"), ("spill", "spill")) if key in given}
     result = evaluate_predictions(predictions, **room)
-    show_predictions(parsed.predictions, result)
-    write_figures(out, predictions, result)
+    try:
+        write_figures(out, predictions, result)
+    finally:  # hours of work: whoever cannot have the file has the table
+        show_predictions(parsed.predictions, result)
     print(f"figures: {out}")
 
 
 def show_predictions(path: Path, result: dict[str, Any]) -> None:
-    """Prints the figures of every task."""
-    table = Table(title=f"{path}: {result['rows']:,} rows")
-    columns = ("task", "rows", "AUC", "95 %", "UAUC", "unweighted", "users", "PR-AUC", "logloss", "NE", "calibration")
+    """Prints the figures of every task, in full however wide that is; the unweighted UAUC is in the file alone."""
+    table = Table()
+    columns = ("task", "rows", "AUC", "95 %", "UAUC", "users", "PR-AUC", "logloss", "NE", "calibration")
     for column in columns:
-        table.add_column(column, justify="left" if column == "task" else "right")
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for task, figures in result["tasks"].items():
         low, high = figures["auc_ci95"]
         interval = "–" if low is None else f"{low:.4f}–{high:.4f}"
-        names = ("auc", "uauc", "uauc_unweighted", "pr_auc", "logloss", "ne", "calibration")
-        auc, uauc, unweighted, *rest = (_four_decimals(figures[name]) for name in names)
+        names = ("auc", "uauc", "pr_auc", "logloss", "ne", "calibration")
+        auc, uauc, *rest = (_four_decimals(figures[name]) for name in names)
         users = f"{figures['users_scored']:,}"
-        table.add_row(task, f"{figures['rows']:,}", auc, interval, uauc, unweighted, users, *rest)
-    Console(width=120).print(table)
+        table.add_row(escape(task), f"{figures['rows']:,}", auc, interval, uauc, users, *rest)
+    print(f"{path}: {result['rows']:,} rows")
+    unbounded = Console(width=1 << 16)
+    Console(width=unbounded.measure(table).maximum).print(table)
     for task, figures in result["tasks"].items():
         if figures["without_label"]:
             print(f"{task}: {figures['without_label']:,} rows without a label left out")

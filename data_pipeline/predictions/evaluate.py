@@ -1,5 +1,6 @@
 """From predictions on disk to every task's figures in two stages: read and sort into runs, count range by range."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -9,8 +10,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.job import Job, RayJob
+from data_pipeline.job import Handle, Job, RayJob
 from data_pipeline.predictions.files import Predictions
+from data_pipeline.predictions.hangup import signals_unwind
 from data_pipeline.predictions.stages import (
     Kind,
     PrecisionReport,
@@ -22,11 +24,11 @@ from data_pipeline.predictions.stages import (
     take_precision,
 )
 from data_pipeline.progress import Reporter
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import Calibration, UserAUCTotals
 from rankmixer_dist.metrics.exact_sum import ExactSums
 from rankmixer_dist.metrics.pr_auc import NOBODY, ClassTotals
-from rankmixer_dist.metrics.sorted_runs import KeyRange, SortedRuns
+from rankmixer_dist.metrics.sorted_runs import KeyBounds, SortedRuns
 from rankmixer_dist.metrics.spilled import average_precision_of, counts_together
 from rankmixer_dist.metrics.tasks import task_figures
 
@@ -62,7 +64,7 @@ def evaluate_predictions(
         memory_gib: resident memory that no worker exceeds.
         memory_rows: rows that a worker holds at a time, instead of as many as fit `memory_gib`.
         spill: folder with room for the rows, shared by all workers; the system's folder of temporary files by default.
-            What is written there is gone at the end, however that comes.
+            What is written there is gone at the end, however that comes but for SIGKILL.
         job: where it runs; Ray by default.
         progress: shows the stages on stderr.
 
@@ -84,7 +86,8 @@ def evaluate_predictions(
     if job is None:
         with reporter.stage("start Ray", None):
             job = RayJob()
-    with tempfile.TemporaryDirectory(prefix="predictions-", dir=parent, ignore_cleanup_errors=True) as folder:
+    scratch = tempfile.TemporaryDirectory(prefix="predictions-", dir=parent, ignore_cleanup_errors=True)
+    with signals_unwind(), scratch as folder:
         run = _Evaluation(predictions, job, Room(Path(folder).resolve(), memory_rows), reporter)
         return run.figures()
 
@@ -93,14 +96,24 @@ def rows_in_memory(memory_gib: float, *, weighted: bool) -> int:
     """Rows that a worker of so much memory can hold at a time.
 
     Raises:
-        UserError: too little for a worker to start.
+        UserError: too little for a worker to start, or no finite number.
     """
+    if not math.isfinite(memory_gib):
+        raise UserError(f"--memory {memory_gib:g}: give a number of GiB, such as {MEMORY_GIB:g}")
     per_row = _BYTES_PER_WEIGHTED_ROW if weighted else _BYTES_PER_ROW
     rows = int(memory_gib * GIB - _WORKER_BYTES) // per_row
     if rows < _FEWEST_ROWS:
         least = (_WORKER_BYTES + _FEWEST_ROWS * per_row) / GIB
         raise UserError(f"--memory {memory_gib:g}: a worker needs {least:.1f} GiB at least")
     return min(rows, _MOST_WEIGHTED_ROWS if weighted else _MOST_ROWS)
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """Ranges of a task's rows in one order: the runs, which all of them share, and the keys of each."""
+
+    runs: Handle
+    bounds: Sequence[KeyBounds]
 
 
 @dataclass
@@ -115,14 +128,7 @@ class _Evaluation:
     def figures(self) -> dict[str, Any]:
         """The content of the figures' file."""
         reports = self._read()
-        runs = {
-            (task, kind): SortedRuns.of(
-                [run for report in reports for run in report.tasks[task].runs[kind]], self.room.folder
-            )
-            for task in self.predictions.columns.tasks
-            for kind in _KINDS
-        }
-        ranges = {owner: list(own.ranges(self._rows_per_range(own.rows))) for owner, own in runs.items()}
+        ranges = self._ranges(reports)
         counted = self._count(ranges)
         precisions = self._take_precision(ranges, counted)
         efforts = [report.effort for report in reports]
@@ -151,16 +157,33 @@ class _Evaluation:
                 advance(report.rows)
         return [reports[index] for index in range(len(calls))]
 
-    def _count(self, ranges: Mapping[Owner, Sequence[KeyRange]]) -> dict[Owner, list[RangeReport]]:
+    def _ranges(self, reports: Sequence[ReadReport]) -> dict[Owner, _Ranges]:
+        """Of each task and metric; one after the other, for all runs of one are open meanwhile."""
+        owners = [(task, kind) for task in self.predictions.columns.tasks for kind in _KINDS]
+        found: dict[Owner, _Ranges] = {}
+        with self.reporter.stage("find ranges", len(owners), "orders") as advance:
+            for task, kind in owners:
+                paths = [run for report in reports for run in report.tasks[task].runs[kind]]
+                try:
+                    runs = SortedRuns.of(paths, self.room.folder)
+                    bounds = runs.bounds(self._rows_per_range(runs.rows))
+                except OSError as error:
+                    mend = "raise --memory, which makes them fewer, or `ulimit -n`"
+                    raise UserError(f"{len(paths)} sorted runs cannot be opened, {mend}: {one_line(error)}") from error
+                found[task, kind] = _Ranges(self.job.share(paths), bounds)
+                advance(0)
+        return found
+
+    def _count(self, ranges: Mapping[Owner, _Ranges]) -> dict[Owner, list[RangeReport]]:
         """The reports of each task's and metric's ranges, in ascending order."""
         calls = {
-            owner: [(owner[1], rows.slices(), self._weighted, self.room) for rows in own]
+            owner: [(owner[1], own.runs, bounds, self._weighted, self.room) for bounds in own.bounds]
             for owner, own in ranges.items()
         }
         return self._map("count", count, calls)
 
     def _take_precision(
-        self, ranges: Mapping[Owner, Sequence[KeyRange]], counted: Mapping[Owner, Sequence[RangeReport]]
+        self, ranges: Mapping[Owner, _Ranges], counted: Mapping[Owner, Sequence[RangeReport]]
     ) -> dict[str, list[PrecisionReport]]:
         """The reports of each task's ranges of scores; PR-AUC needs the counts of those above."""
         calls: dict[str, list[tuple]] = {}
@@ -168,8 +191,9 @@ class _Evaluation:
             totals = [report.counted.class_totals for report in counted[task, "AUC"]]
             whole, above = reduce(ClassTotals.plus, totals, NOBODY), NOBODY
             calls[task] = []
-            for rows, here in reversed(list(zip(ranges[task, "AUC"], totals, strict=True))):
-                calls[task].append((rows.slices(), here, above, whole, self._weighted, self.room))
+            own = ranges[task, "AUC"]
+            for bounds, here in reversed(list(zip(own.bounds, totals, strict=True))):
+                calls[task].append((own.runs, bounds, here, above, whole, self._weighted, self.room))
                 above = above.plus(here)
         return self._map("PR-AUC", take_precision, calls)
 

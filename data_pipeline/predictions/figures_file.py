@@ -2,11 +2,12 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.predictions.files import Predictions
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, one_line
 
 MARK = "predictions"
 """Key that only these files have: a run's own eval.json is without."""
@@ -20,6 +21,8 @@ def figures_path(predictions: Path, out: Path | None) -> Path:
     """
     if out is None:
         resolved = predictions.resolve()
+        if not resolved.name:
+            raise UserError(f"{predictions} has nothing beside it where the figures could go: name a file by --out")
         out = resolved.with_name(f"{resolved.name}.eval.json")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
@@ -31,7 +34,11 @@ def figures_path(predictions: Path, out: Path | None) -> Path:
 
 
 def write_figures(path: Path, predictions: Predictions, figures: dict[str, Any]) -> None:
-    """Writes them, complete or not at all."""
+    """Writes them, complete or not at all.
+
+    Raises:
+        UserError: they cannot be written.
+    """
     columns = predictions.columns
     about = {
         MARK: str(predictions.path),
@@ -41,8 +48,11 @@ def write_figures(path: Path, predictions: Predictions, figures: dict[str, Any])
     try:
         aside.write_text(json.dumps(about | figures, indent=1) + "\n")
         os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written, name another file by --out: {one_line(error)}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def _is_ours(path: Path) -> bool:

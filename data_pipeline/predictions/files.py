@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 
 from data_pipeline.sources import Unit
 from data_pipeline.sources.parquet_log import read_footers
-from rankmixer_dist.errors import UserError, nearest
+from rankmixer_dist.errors import UserError, nearest, one_line
 from rankmixer_dist.schema import LABEL_PREFIX, SCORE_PREFIX, USER_ID
 
 LABEL, SCORE = "label", "score"
 """Columns that are looked for where none are named and there are none of a run's."""
+
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def find_predictions(path: Path, names: ColumnNames) -> Predictions:
             raise UserError(f"{footer}; write it again or remove it")
         schemas[file] = footer.schema.to_arrow_schema()
         units += _units(file, index, footer)
-    columns = _choose(names, schemas[paths[0]].names)
+    columns = _choose(names, list(dict.fromkeys(name for schema in schemas.values() for name in schema.names)))
     for file, schema in schemas.items():
         _check(file, schema, columns)
     _check_same_users(schemas, columns.user)
@@ -80,11 +82,16 @@ def find_predictions(path: Path, names: ColumnNames) -> Predictions:
 
 
 def _list(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.exists():
-        raise UserError(f"--predictions {path}: no such file or folder")
-    found = (file.relative_to(path) for file in path.rglob("*.parquet"))
+    try:
+        if path.is_file():
+            return [path]
+        if not path.exists():
+            raise UserError(f"--predictions {path}: no such file or folder")
+        # Spark and Dask give whole folders such names. A link that leads nowhere stays: its rows would be missing.
+        found = [file.relative_to(path) for file in path.rglob("*.parquet") if not file.is_dir()]
+    except OSError as error:
+        mend = "name the folder of the files alone"
+        raise UserError(f"--predictions {path}: cannot be listed, {mend}: {one_line(error)}") from error
     # As Spark and pyarrow do: names that begin so belong to whoever is writing.
     paths = [path / file for file in sorted(found) if not any(part.startswith((".", "_")) for part in file.parts)]
     if not paths:
@@ -102,7 +109,7 @@ def _units(path: Path, index: int, footer: pq.FileMetaData) -> Iterator[Unit]:
 
 
 def _choose(names: ColumnNames, present: list[str]) -> Columns:
-    """The columns to read, by those of the first file."""
+    """The columns to read, by those that any file has."""
     tasks: dict[str, tuple[str, str]] = {}
     if names.label is None and names.score is None:
         scored = (name.removeprefix(SCORE_PREFIX) for name in present if name.startswith(SCORE_PREFIX))
@@ -146,7 +153,7 @@ def _kind_of_user(kind: pa.DataType) -> str:
 
 def _is_user(kind: pa.DataType) -> bool:
     text = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_integer(kind) or pa.types.is_string(text) or pa.types.is_large_string(text)
+    return pa.types.is_integer(kind) or any(is_text(text) for is_text in _TEXTS)
 
 
 def _is_number(kind: pa.DataType) -> bool:

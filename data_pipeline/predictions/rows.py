@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_pipeline.hashing import hash_values
+from data_pipeline.hashing import hash_strings, mix
 from data_pipeline.predictions.files import Columns
 from data_pipeline.sources import Unit
 from rankmixer_dist.errors import UserError, one_line
@@ -85,12 +85,12 @@ def checked_rows(piece: Piece, columns: Columns) -> Iterator[tuple[str, dict[str
 
 
 def _users(piece: Piece, name: str) -> NDArray[np.int64]:
-    """User ids; strings and unsigned ones as 64 bits that stand for them."""
+    """User ids; strings, bytes and unsigned ones as 64 bits that stand for them."""
     column = piece.batch.column(name)
     if column.null_count:
         piece.refuse(name, _nulls(column), None, "every row needs its user")
     if not pa.types.is_integer(column.type):
-        return hash_values(column).view(np.int64)
+        return mix(hash_strings(column)).view(np.int64)
     wide = column if column.type == pa.uint64() else column.cast(pa.int64())
     return wide.to_numpy(zero_copy_only=False).view(np.int64)
 

@@ -19,7 +19,7 @@ from data_pipeline.sources import Unit
 from rankmixer_dist.metrics import Calibration, UserAUCTotals
 from rankmixer_dist.metrics.pr_auc import ClassTotals
 from rankmixer_dist.metrics.row_state import RowBuffer
-from rankmixer_dist.metrics.sorted_runs import KeyRange, RunSlice, write_run
+from rankmixer_dist.metrics.sorted_runs import KeyBounds, SortedRuns, write_run
 from rankmixer_dist.metrics.spilled import (
     count_range,
     keyed_by_score,
@@ -101,17 +101,17 @@ def read_units(units: tuple[Unit, ...], columns: Columns, room: Room) -> tuple[R
         rows += piece.batch.num_rows
         for task, task_rows in checked_rows(piece, columns):
             readers[task].add(task_rows, piece.batch.num_rows)
-        if sum(reader.held for reader in readers.values()) >= room.memory_rows:
-            for reader in readers.values():
-                reader.spill()
+            # Only the one with the most: if all of them went, each task would make the runs of the others shorter.
+            while sum(reader.held for reader in readers.values()) >= room.memory_rows:
+                max(readers.values(), key=lambda reader: reader.held).spill()
     found = {task: reader.finished() for task, reader in readers.items()}
     return (ReadReport(rows, found, Effort.since(start)),)
 
 
-def count(kind: Kind, slices: Sequence[RunSlice], weighted: bool, room: Room) -> tuple[RangeReport]:
-    """Counts a range of scores (AUC) or of users (UAUC)."""
+def count(kind: Kind, runs: Sequence[Path], bounds: KeyBounds, weighted: bool, room: Room) -> tuple[RangeReport]:
+    """Counts a range of scores (AUC) or of users (UAUC) in the runs."""
     start = time.process_time()
-    rows = KeyRange.open(slices)
+    rows = SortedRuns.of(runs, room.folder).between(bounds)
     counted: Any
     if kind == "AUC":
         counted = count_range(rows, room.memory_rows, weighted=weighted)
@@ -123,11 +123,17 @@ def count(kind: Kind, slices: Sequence[RunSlice], weighted: bool, room: Room) ->
 
 
 def take_precision(
-    slices: Sequence[RunSlice], here: ClassTotals, above: ClassTotals, whole: ClassTotals, weighted: bool, room: Room
+    runs: Sequence[Path],
+    bounds: KeyBounds,
+    here: ClassTotals,
+    above: ClassTotals,
+    whole: ClassTotals,
+    weighted: bool,
+    room: Room,
 ) -> tuple[PrecisionReport]:
     """Sums a range of scores up for PR-AUC, which takes what lies above it."""
     start = time.process_time()
-    rows = KeyRange.open(slices)
+    rows = SortedRuns.of(runs, room.folder).between(bounds)
     sums = precision_of_range(rows, here, above, whole, room.memory_rows, weighted=weighted)
     return (PrecisionReport(sums.to_array(), Effort.since(start)),)
 

@@ -21,6 +21,9 @@ from rankmixer_dist.metrics.keys import key_order, run_starts, score_keys
 from rankmixer_dist.metrics.row_state import RowState
 from rankmixer_dist.metrics.rows import check_labels, check_scores
 
+_SMALLEST_SHARE = 2.0**-960
+"""Far enough above the smallest normal number, 2**-1022, that bits which a share's lowest limbs lose do not show."""
+
 
 @dataclass(frozen=True)
 class ClassTotals:
@@ -123,7 +126,12 @@ def _weighted_terms(
     everything = whole.positive + whole.negative
     taken, taken_shift = plus_int(np.cumsum(of_rows, axis=1), shift, above.positive + above.negative)
     positive, positive_shift = plus_int(np.cumsum(of_positives, axis=1), shift, above.positive)
-    precision = shares(positive, everything, positive_shift) / shares(taken, everything, taken_shift)
+    share = shares(taken, everything, taken_shift)
+    tiny = share < _SMALLEST_SHARE
+    precision = shares(positive, everything, positive_shift) / np.where(tiny, 1, share)
+    # Such shares have lost bits, or are 0 beside a weight that is 2**1075 times as large.
+    pairs = zip(to_ints(positive[:, tiny]), to_ints(taken[:, tiny]), strict=True)
+    precision[tiny] = [(own << positive_shift) / (both << taken_shift) for own, both in pairs]
     return shares(carried(of_positives), whole.positive, shift) * precision
 
 

@@ -39,7 +39,7 @@ class SortedRuns:
     @property
     def rows(self) -> int:
         """Rows in all runs."""
-        return sum(len(run.keys) for run in self._runs)
+        return sum(run.rows for run in self._runs)
 
     @property
     def names(self) -> set[str]:
@@ -57,13 +57,13 @@ class SortedRuns:
         if self._scratch is None:
             with _spilling(self._folder):
                 self._scratch = _Scratch(self._folder)
-        self._runs.append(_Run.open(write_run(columns, self._scratch.path), self._scratch))
+        self._runs.append(_Run.at(write_run(columns, self._scratch.path), self._scratch))
 
     @classmethod
     def of(cls, paths: Iterable[Path], folder: Path) -> Self:
         """Runs that `write_run` wrote, perhaps in other processes; they stay when this object goes."""
         runs = cls(folder)
-        runs._runs = [_Run.open(path, None) for path in paths]
+        runs._runs = [_Run.at(path, None) for path in paths]
         return runs
 
     def merge(self, other: Self) -> None:
@@ -71,29 +71,49 @@ class SortedRuns:
         self._runs.extend(list(other._runs))
 
     def ranges(self, max_rows: int) -> Iterator["KeyRange"]:
-        """All rows in ranges of ascending keys, at most `max_rows` each; a key with more rows is a range of its own."""
-        starts = [0] * len(self._runs)
-        ends = [len(run.keys) for run in self._runs]
+        """All rows in ranges of ascending keys, at most `max_rows` each; a key with more rows is a range of its own.
+
+        Raises:
+            OSError: more runs than this process may have open files; each is one while this goes on.
+        """
+        for _, starts, stops in self._cut(max_rows):
+            yield KeyRange(list(zip(self._runs, starts, stops, strict=True)))
+
+    def bounds(self, max_rows: int) -> list["KeyBounds"]:
+        """Of each of the `ranges`: what another process needs to know to take its rows with `between`.
+
+        Raises:
+            OSError: as `ranges`.
+        """
+        return [bounds for bounds, _, _ in self._cut(max_rows)]
+
+    def between(self, bounds: "KeyBounds") -> "KeyRange":
+        """The rows whose keys lie there; opens one run at a time."""
+        pieces = []
+        for run in self._runs:
+            keys = run.keys
+            pieces.append((run, _below(keys, bounds.first), _below(keys, bounds.end)))
+        return KeyRange(pieces)
+
+    def _cut(self, max_rows: int) -> Iterator[tuple["KeyBounds", list[int], list[int]]]:
+        """Of each range the keys, and of each run the first row in it and the first one after it."""
+        all_keys = [run.keys for run in self._runs]
+        starts = [0] * len(all_keys)
+        ends = [len(keys) for keys in all_keys]
         while starts != ends:
-            unread = [run.keys[start:] for run, start in zip(self._runs, starts, strict=True)]
+            unread = [keys[start:] for keys, start in zip(all_keys, starts, strict=True)]
             lowest = min(int(keys[0]) for keys in unread if len(keys))
             # The largest end that leaves no more than max_rows rows below it, found bit by bit.
             end, too_high = lowest + 1, (1 << 64) + 1
             while too_high - end > 1:
                 middle = (end + too_high) // 2
-                if sum(self._below(middle)) - sum(starts) <= max_rows:
+                if sum(_below(keys, middle) for keys in all_keys) - sum(starts) <= max_rows:
                     end = middle
                 else:
                     too_high = middle
-            stops = self._below(end)
-            yield KeyRange(list(zip(self._runs, starts, stops, strict=True)))
+            stops = [_below(keys, end) for keys in all_keys]
+            yield KeyBounds(lowest, end), starts, stops
             starts = stops
-
-    def _below(self, key: int) -> list[int]:
-        """How many rows of each run have a smaller key."""
-        if key == 1 << 64:
-            return [len(run.keys) for run in self._runs]
-        return [int(np.searchsorted(run.keys, np.uint64(key))) for run in self._runs]
 
     def save(self, path: Path, kind: str) -> None:
         """Put all runs into a new folder, which is complete or absent; linked where the file system can, else copied.
@@ -110,7 +130,7 @@ class SortedRuns:
                 (aside / f"{number:06d}").mkdir()
                 for column in run.path.iterdir():
                     _link(column, aside / f"{number:06d}" / column.name)
-            (aside / ABOUT).write_text(json.dumps({"kind": kind, "rows": [len(run.keys) for run in self._runs]}))
+            (aside / ABOUT).write_text(json.dumps({"kind": kind, "rows": [run.rows for run in self._runs]}))
             aside.chmod(0o755)
             aside.rename(path)
         finally:
@@ -129,8 +149,8 @@ class SortedRuns:
             if about["kind"] != kind:
                 raise UserError(f"{path} holds {about['kind']}, not {kind}: name the folder of such a state")
             for number, rows in enumerate(about["rows"]):
-                run = _Run.open(path / f"{number:06d}", None)
-                lengths = {len(run.column(file.stem)) for file in run.path.iterdir()}
+                run = _Run.at(path / f"{number:06d}", None)
+                lengths = {run.rows, *(len(run.column(name)) for name in run.names)}
                 if lengths != {rows}:
                     raise ValueError(f"run {number} has columns of {sorted(lengths)} rows, not {rows}")
                 loaded._runs.append(run)
@@ -166,12 +186,11 @@ def _spilling(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class RunSlice:
-    """Rows [start, stop) of the run at `path`: what another process needs to know to read them."""
+class KeyBounds:
+    """Keys from `first` up to, but without, `end`."""
 
-    path: Path
-    start: int
-    stop: int
+    first: int
+    end: int
 
 
 class KeyRange:
@@ -182,26 +201,24 @@ class KeyRange:
         self.rows = sum(stop - start for _, start, stop in self._pieces)
         self.names = tuple(dict.fromkeys(name for run, _, _ in self._pieces for name in run.names))
 
-    @classmethod
-    def open(cls, slices: Iterable[RunSlice]) -> Self:
-        """The range whose `slices` these are."""
-        return cls([(_Run.open(part.path, None), part.start, part.stop) for part in slices])
-
-    def slices(self) -> list[RunSlice]:
-        """Where its rows are."""
-        return [RunSlice(run.path, start, stop) for run, start, stop in self._pieces]
-
     def arrays(self) -> dict[str, NDArray]:
         """All columns [rows] by name; a run without a column that others have (weights) counts as ones."""
-        return {
-            name: np.concatenate(
-                [
-                    run.column(name)[start:stop] if name in run.names else np.ones(stop - start)
-                    for run, start, stop in self._pieces
-                ]
-            )
-            for name in self.names
-        }
+        return {name: self._column(name) for name in self.names}
+
+    def _column(self, name: str) -> NDArray:
+        # One run is open at a time: there may be more of them than a process may have open files.
+        joined: NDArray | None = None
+        filled = 0
+        for run, start, stop in self._pieces:
+            part = run.column(name)[start:stop] if name in run.names else np.ones(stop - start)
+            if joined is None:
+                joined = np.empty(self.rows, part.dtype)
+            # Nothing happens but where runs differ: float32 scores give way to float64.
+            joined = joined.astype(np.result_type(joined, part), copy=False)
+            joined[filled : filled + len(part)] = part
+            filled += len(part)
+        assert joined is not None  # a column has a run that it is of
+        return joined
 
     def chunks(self, max_rows: int) -> Iterator[dict[str, NDArray]]:
         """The same rows in any order, at most `max_rows` at a time."""
@@ -212,18 +229,27 @@ class KeyRange:
 
 @dataclass(frozen=True)
 class _Run:
+    """A run that was written; holding its scratch folder keeps that alive. Nothing of it is open."""
+
     path: Path
     names: tuple[str, ...]
-    keys: NDArray[np.uint64]
     scratch: "_Scratch | None"
 
     @classmethod
-    def open(cls, path: Path, scratch: "_Scratch | None") -> Self:
-        """A run that was written; holding its scratch folder keeps that alive."""
-        names = tuple(sorted(file.stem for file in path.iterdir()))
-        keys = np.load(path / f"{KEYS}.npy", mmap_mode="r", allow_pickle=False)
+    def at(cls, path: Path, scratch: "_Scratch | None") -> Self:
+        """The run of that folder."""
+        return cls(path, tuple(sorted(file.stem for file in path.iterdir())), scratch)
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.column(KEYS))
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """The keys [rows], an open file for as long as the array lives."""
         # The same memory as a plain array: a memmap is several times as slow to search.
-        return cls(path, names, keys.view(np.ndarray), scratch)
+        return self.column(KEYS).view(np.ndarray)
 
     def column(self, name: str) -> NDArray:
         """A column [rows], read from disk where it is looked at."""
@@ -244,6 +270,11 @@ def _remove(path: Path, owner: int) -> None:
     # A forked child that ends must not take its parent's rows along.
     if os.getpid() == owner:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _below(keys: NDArray[np.uint64], key: int) -> int:
+    """How many of the keys, which ascend, are smaller."""
+    return len(keys) if key == 1 << 64 else int(np.searchsorted(keys, np.uint64(key)))
 
 
 def _link(source: Path, target: Path) -> None:

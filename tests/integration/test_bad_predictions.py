@@ -1,6 +1,12 @@
 """Predictions that make no sense end `evaluate.py --predictions` with one line that names the file and what to mend."""
 
 import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +18,7 @@ import pytest
 
 from data_pipeline.job import SerialJob
 from data_pipeline.predictions import ColumnNames, evaluate_predictions, figures_path, find_predictions, write_figures
+from data_pipeline.predictions.hangup import signals_unwind
 from rankmixer_dist.errors import UserError
 from tests.integration.test_bad_input import refuse
 
@@ -131,6 +138,11 @@ def test_a_file_that_is_cut_or_damaged(tmp_path: Path) -> None:
             UserError, match=r"part-1.parquet: not a readable Parquet file: .*; write it again or remove it"
         ):
             evaluate(folder)
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"part-1.parquet: not a readable Parquet file: "):
+        evaluate(folder)
+    path.unlink()
     # The footer is whole, the pages of a row group are not.
     path.write_bytes(content)
     third = pq.read_metadata(path).row_group(2).column(0)
@@ -154,10 +166,39 @@ def test_no_rows_and_no_files(tmp_path: Path) -> None:
         evaluate(tmp_path / "nowhere")
 
 
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its path is longer than any may be.
+    (tmp_path / "p").mkdir()
+    monkeypatch.chdir(tmp_path / "p")
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    with pytest.raises(
+        UserError, match=r"^--predictions .*/p: cannot be listed, name the folder of the files alone: .*too long"
+    ):
+        evaluate(tmp_path / "p")
+    with pytest.raises(UserError, match=r"^/ has nothing beside it where the figures could go: name a file by --out$"):
+        figures_path(Path("/"), None)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_task_that_not_all_files_have(more: int, tmp_path: Path) -> None:
+    rows = good_rows()
+    columns = {"user_id": rows["user_id"], "label_a": rows["label"], "score_a": rows["score"]}
+    both = columns | {"label_b": rows["label"], "score_b": rows["score"]}
+    for number in (0, 1):
+        pq.write_table(pa.table(both if number == more else columns), tmp_path / f"part-{number}.parquet")
+    with pytest.raises(UserError, match=rf"part-{1 - more}.parquet: has no column 'label_b'"):
+        evaluate(tmp_path)
+
+
 def test_too_little_memory_and_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "p", good_rows())
     with pytest.raises(UserError, match=r"^--memory 0.1: a worker needs 0.\d GiB at least$"):
         evaluate(folder, memory_gib=0.1)
+    for memory in (math.nan, math.inf, -math.inf):
+        with pytest.raises(UserError, match=r"^--memory (nan|-?inf): give a number of GiB, such as 4$"):
+            evaluate(folder, memory_gib=memory)
     with pytest.raises(UserError, match=r"^--spill .*nowhere: no such folder$"):
         evaluate(folder, spill=tmp_path / "nowhere")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -180,6 +221,8 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path: Path) -> None:
         figures_path(run, tmp_path / "eval.json")
     with pytest.raises(UserError, match=r"^--out .*x.json: there is no folder "):
         figures_path(run, tmp_path / "no" / "x.json")
+    with pytest.raises(UserError, match=r"no/x.json: cannot be written, name another file by --out: .*No such file"):
+        write_figures(tmp_path / "no" / "x.json", predictions, {})
 
 
 def test_the_command_line(launch, tmp_path: Path) -> None:
@@ -196,3 +239,45 @@ def test_a_bad_row_ends_the_verb(launch, tmp_path: Path) -> None:
     refuse(process, f"{folder}/part-1.parquet: row group 3, row 5 (from 0): column 'label' is 3.0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "spill"]
     assert not list((tmp_path / "spill").iterdir())
+
+
+@pytest.mark.ray
+def test_a_terminal_that_is_closed_leaves_no_rows_behind(launch, tmp_path: Path) -> None:
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    path = tmp_path / "scored.parquet"
+    pq.write_table(pa.table(good_rows(2_000_000)), path, row_group_size=100_000)
+    command = ("launch/evaluate.py", "--predictions", str(path), "--spill", str(spill))
+    with launch.started(*command, log=tmp_path / "log") as process:
+        while not list(spill.rglob("*.npy")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert not list(spill.iterdir())
+    assert not (tmp_path / "scored.parquet.eval.json").exists()
+
+
+@contextmanager
+def more_signals_at_the_end() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_only_the_first_signal_counts_and_ignored_ones_stay_so(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        with signals_unwind():
+            os.kill(os.getpid(), number)
+        signal.signal(number, signal.SIG_DFL)
+        with pytest.raises(SystemExit) as caught, signals_unwind(), more_signals_at_the_end():
+            os.kill(os.getpid(), number)
+        assert caught.value.code == 128 + number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)

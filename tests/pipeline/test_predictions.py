@@ -2,8 +2,10 @@
 
 import functools
 import os
+import resource
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from data_pipeline.job import RayJob, SerialJob
 from data_pipeline.predictions import ColumnNames, evaluate_predictions, find_predictions
+from data_pipeline.predictions.stages import Room, read_units
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import TaskMetrics
 
@@ -133,6 +136,18 @@ def test_a_row_group_a_user_and_a_score_with_more_rows_than_fit(weighted: bool, 
     assert found == {"click": in_memory(columns, "click", weighted=weighted)}
 
 
+def test_weights_that_are_nothing_beside_others(tmp_path: Path) -> None:
+    columns = random_rows(11, rows=300)
+    columns[WEIGHT] = np.where(columns["score_click"] > 0.5, 5e-324, 2.0**40)
+    for number, tied in enumerate((False, True)):
+        if tied:  # more rows of one score than fit
+            columns["score_click"][:] = np.maximum(columns["score_click"], 0.5)
+        path = write(tmp_path / f"p{number}", columns)
+        found = evaluated(path, tmp_path / "spill", memory_rows=50, weight=WEIGHT)
+        assert found == {"click": in_memory(columns, "click", weighted=True)}
+        assert 0 < found["click"]["pr_auc"] < 1
+
+
 def test_rows_of_which_no_label_is_known_or_one_class(tmp_path: Path) -> None:
     columns = random_rows(8, rows=200, tasks=("none", "never"))
     columns["label_none"][:] = np.nan
@@ -149,10 +164,13 @@ def test_rows_of_which_no_label_is_known_or_one_class(tmp_path: Path) -> None:
         lambda ids: pa.array([f"user {user}" for user in ids]),
         lambda ids: pa.array([f"user {user}" for user in ids], pa.large_string()),
         lambda ids: pa.array([f"user {user}" for user in ids]).dictionary_encode(),
+        lambda ids: pa.array([b"\xff%d" % user for user in ids]),
+        lambda ids: pa.array([b"\xff%d" % user for user in ids], pa.large_binary()),
+        lambda ids: pa.array([b"\xff%d" % user for user in ids]).dictionary_encode(),
         lambda ids: pa.array(ids.astype(np.uint64) << np.uint64(1)),
         lambda ids: pa.array(ids, pa.int8()),
     ],
-    ids=["string", "large_string", "dictionary", "uint64", "int8"],
+    ids=["string", "large_string", "dictionary", "binary", "large_binary", "bytes_dictionary", "uint64", "int8"],
 )
 def test_users_of_every_kind(users_as: Any, tmp_path: Path) -> None:
     columns = random_rows(4, rows=500)
@@ -171,6 +189,22 @@ def test_a_single_file_with_names_of_its_own_and_whole_numbers_for_labels(tmp_pa
     assert found == {"clicked": in_memory(columns, "click", weighted=False)}
 
 
+def test_a_folder_of_folders_that_are_named_as_files(tmp_path: Path) -> None:
+    columns = random_rows(6, rows=300)
+    write(tmp_path / "p" / "day=1.parquet", columns)
+    assert evaluated(tmp_path / "p", tmp_path / "spill") == {"click": in_memory(columns, "click", weighted=False)}
+
+
+def test_bytes_are_the_strings_they_spell(tmp_path: Path) -> None:
+    columns = random_rows(4, rows=500)
+    names = np.array([f"user {user}" for user in columns[USER]])
+    for half, kind in enumerate((pa.string(), pa.binary())):
+        rows = slice(250 * half, 250 * half + 250)
+        own = {name: column[rows] for name, column in columns.items()} | {USER: pa.array(names[rows]).cast(kind)}
+        write(tmp_path / "p" / str(half), own)
+    assert evaluated(tmp_path / "p", tmp_path / "spill") == {"click": in_memory(columns, "click", weighted=False)}
+
+
 def test_files_of_somebody_who_is_still_writing_are_not_read(tmp_path: Path) -> None:
     columns = random_rows(6, rows=300)
     write(tmp_path / "p", columns)
@@ -180,6 +214,46 @@ def test_files_of_somebody_who_is_still_writing_are_not_read(tmp_path: Path) -> 
         evaluated(tmp_path / "p", tmp_path / "spill")["click"]["rows"]
         == in_memory(columns, "click", weighted=False)["rows"]
     )
+
+
+@contextmanager
+def open_files(most: int) -> Iterator[None]:
+    """This process can open so many files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_runs_of_all_tasks_are_more_than_may_be_open(tmp_path: Path) -> None:
+    columns = random_rows(9, rows=600, tasks=("a", "b", "c", "d"))
+    write(tmp_path / "p", columns)
+    with open_files(80):  # of each task, 18 runs or more by score and as many by user
+        found = evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=40)
+    assert found == {task: in_memory(columns, task, weighted=False) for task in "abcd"}
+
+
+def test_more_runs_of_one_task_than_may_be_open(tmp_path: Path) -> None:
+    write(tmp_path / "p", random_rows(9, rows=2000))
+    told = r"^\d+ sorted runs cannot be opened, raise --memory, which makes them fewer, or `ulimit -n`: .*Too many open"
+    with open_files(40), pytest.raises(UserError, match=told):
+        evaluated(tmp_path / "p", tmp_path / "spill", memory_rows=20)
+    assert not list((tmp_path / "spill").iterdir())
+
+
+def test_a_task_with_few_labels_does_not_make_as_many_runs_as_the_others(tmp_path: Path) -> None:
+    columns = random_rows(10, rows=4000, tasks=("a", "b", "c", "rare"))
+    columns["label_rare"][np.arange(4000) % 50 > 0] = np.nan
+    predictions = find_predictions(write(tmp_path / "p", columns, files=1), ColumnNames())
+    (tmp_path / "spill").mkdir()
+    (report,) = read_units(predictions.units, predictions.columns, Room(tmp_path / "spill", 1000))
+    assert len(report.tasks["rare"].runs["AUC"]) == 1
+    # 3,600 rows of each have a label.
+    assert all(len(report.tasks[task].runs["AUC"]) < 10 for task in "abc")
 
 
 @pytest.mark.ray

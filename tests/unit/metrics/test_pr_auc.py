@@ -55,6 +55,21 @@ def test_equals_sklearn_and_the_definition(block: int) -> None:
         assert weighted == pytest.approx(average_precision_score(labels, scores, sample_weight=weights), rel=4e-15)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_weights_that_are_nothing_beside_others(seed: int) -> None:
+    scores, labels, weights = random_rows(seed)
+    # The higher the score, the smaller the weight, down to the smallest one there is.
+    weights = np.ldexp(weights, np.linspace(30, -1070, len(scores)).astype(int)[np.argsort(np.argsort(scores))])
+    weights = np.maximum(weights, 5e-324)
+    assert computed(scores, labels, weights) == pytest.approx(naive(scores, labels, weights), rel=2e-15)
+
+
+@pytest.mark.parametrize(("labels", "area"), [([1, 0], 1.0), ([0, 1], 1.0), ([1, 1], 1.0)])
+def test_the_smallest_weight_above_the_largest(labels: list[int], area: float) -> None:
+    found = computed(np.array([0.9, 0.1]), np.array(labels, np.bool_), np.array([5e-324, 2.0**40]))
+    assert found == area
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_bit_identical_for_any_partition_and_merge_order(weighted: bool, partitions) -> None:
     rng = np.random.default_rng(1)
