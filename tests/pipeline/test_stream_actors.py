@@ -50,6 +50,7 @@ def small_ray():
     """A Ray of two CPUs and one GPU that is only said to be there; the pool leaves it."""
 
     def start(**settings: object) -> None:
+        ray.shutdown()  # what other tests have left
         ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, **settings)
 
     yield start
