@@ -162,6 +162,7 @@ def check_windows(followed: Followed, window_of_split: dict[str, str]) -> None:
         assert scored["row_id"].to_pylist() == sorted(rows["row_id"].to_pylist())
 
 
+@pytest.mark.thorough
 def test_windows_are_evaluated_exactly_while_training_goes_on_and_processes_are_killed(launch, days_config, tmp_path):
     # A day is over before anybody can look: nothing may be removed.
     followed = Followed(launch, days_config, tmp_path, "checkpoint.keep=10")
