@@ -1,12 +1,9 @@
 """Puts a run's figures and pictures into the HTML template."""
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rankmixer_dist.report import expert_plots, formats, prediction_plots, training_plots
 from rankmixer_dist.report.curves import prediction_curves
@@ -14,6 +11,7 @@ from rankmixer_dist.report.inputs import Evaluation, Predictions, RunInputs, Tas
 from rankmixer_dist.report.plan_plot import sharding_plot
 from rankmixer_dist.report.slices import SlicedColumn, slices_plot
 from rankmixer_dist.report.svg import Plot
+from rankmixer_dist.report.templates import page_template, write_page
 from rankmixer_dist.report.tiles import expert_tiles, run_tiles
 from rankmixer_dist.report.training_log import TrainingLog
 
@@ -95,16 +93,8 @@ def render_report(run_dir: Path) -> Path:
     inputs = read_run(run_dir)
     evaluated_tasks = inputs.evaluation.tasks if inputs.evaluation else []
     bar_scale = _bar_scale(evaluated_tasks)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("metric", "gap", "percent", "signed_percent", "count", "scaled", "size", "flops", "rank_ranges"):
-        environment.filters[name] = getattr(formats, name)
-    page = environment.get_template(TEMPLATE).render(
+    names = ("metric", "gap", "percent", "signed_percent", "count", "scaled", "size", "flops", "rank_ranges")
+    page = page_template(TEMPLATE, {name: getattr(formats, name) for name in names}).render(
         title=(inputs.config and inputs.config.name) or inputs.directory_name,
         subtitle=_subtitle(inputs),
         tiles=run_tiles(inputs),
@@ -125,11 +115,7 @@ def render_report(run_dir: Path) -> Path:
         sharding_plot=sharding_plot(inputs.plan) if inputs.plan and inputs.plan.tables else None,
         config=inputs.config,
     )
-    path = run_dir / "report.html"
-    partial = run_dir / "report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_page(run_dir / "report.html", page)
 
 
 def _subtitle(inputs: RunInputs) -> list[str]:

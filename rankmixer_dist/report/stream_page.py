@@ -1,6 +1,5 @@
 """The page of a streaming evaluation: figures of each window of time, written again while it goes on."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.ticker import MaxNLocator
@@ -17,6 +15,7 @@ from rankmixer_dist.metrics import mean_over_windows
 from rankmixer_dist.metrics.windows import iso
 from rankmixer_dist.report import formats
 from rankmixer_dist.report.svg import NUM_SERIES, SERIES, LegendEntry, Plot, css_color, render
+from rankmixer_dist.report.templates import page_template, write_page
 
 TEMPLATE = "stream.html.jinja"
 PAGE_NAME = "stream.html"
@@ -55,17 +54,10 @@ class StreamView:
 
 def render_stream(run_dir: Path, view: StreamView) -> Path:
     """Writes `stream.html`, which is the old one or the new one at any time, and returns its path."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"metric": formats.metric, "count": formats.count, "time": _time}
     scored = [window for window in view.windows if window.tasks]
     tasks = list(dict.fromkeys(task for window in scored for task in window.tasks))
-    page = environment.get_template(TEMPLATE).render(
+    filters = {"metric": formats.metric, "count": formats.count, "time": _time}
+    page = page_template(TEMPLATE, filters).render(
         view=view,
         tasks=tasks,
         metrics=METRICS,
@@ -74,11 +66,7 @@ def render_stream(run_dir: Path, view: StreamView) -> Path:
         plots=[_plot(scored, tasks, metric) for metric in METRICS] if scored else [],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
-    path = run_dir / PAGE_NAME
-    partial = path.with_name(PAGE_NAME + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_page(run_dir / PAGE_NAME, page)
 
 
 def _plot(windows: Sequence[WindowView], tasks: Sequence[str], metric: str) -> Plot:

@@ -1,11 +1,9 @@
 """Predictions on disk: the bits of the state in memory, however the rows are cut, and nothing left behind."""
 
-import functools
 import os
 import resource
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from data_pipeline.predictions import ColumnNames, evaluate_predictions, find_pr
 from data_pipeline.predictions.stages import Room, read_units
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import TaskMetrics
+from tests.pipeline.killing_job import KillingJob
 
 USER, WEIGHT = "user_id", "weight"
 
@@ -94,33 +93,14 @@ def test_ray_finds_them_for_every_task(rows_per_task: int | None, memory_rows: i
         assert found == {task: in_memory(columns, task, weighted=weighted) for task in ("click", "like")}
 
 
-class KillingJob(RayJob):
-    """Each kind of call kills its worker once, at the end of its work."""
-
-    def __init__(self, markers: Path) -> None:
-        super().__init__(rows_per_task=300)
-        self._markers = markers
-
-    def map(self, function, calls, *, held):
-        marker = str(self._markers / function.__name__)
-
-        @functools.wraps(function)
-        def killing(*call):
-            result = function(*call)
-            with suppress(FileExistsError):
-                os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return super().map(killing, calls, held=held)
-
-
 @pytest.mark.ray
 def test_workers_that_are_killed_change_no_bit(tmp_path: Path) -> None:
     columns = random_rows(2, rows=2000)
     write(tmp_path / "p", columns)
     (tmp_path / "killed").mkdir()
-    found = evaluated(tmp_path / "p", tmp_path / "spill", job=KillingJob(tmp_path / "killed"), memory_rows=300)
+    found = evaluated(
+        tmp_path / "p", tmp_path / "spill", job=KillingJob(tmp_path / "killed", rows_per_task=300), memory_rows=300
+    )
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"read_units", "count", "take_precision"}
     assert found == {"click": in_memory(columns, "click", weighted=False)}
 

@@ -1,11 +1,7 @@
 """Ray and one process prepare the same bytes; the past stays before the row; duplicates and splits are right."""
 
-import functools
 import hashlib
 import json
-import os
-import signal
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +15,7 @@ from data_pipeline.preprocess import preprocess
 from data_pipeline.stages import repeats
 from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import UserError
+from tests.pipeline.killing_job import KillingJob
 
 
 def prepare(small_config, folder, job, *overrides):
@@ -44,33 +41,12 @@ def test_ray_prepares_the_bytes_that_one_process_does(small_config, tmp_path, ro
     assert contents(tmp_path / "ray") == contents(tmp_path / "serial")
 
 
-class KillingJob(RayJob):
-    """Each kind of call kills its worker once, in the middle of its work."""
-
-    def __init__(self, markers: Path) -> None:
-        super().__init__(rows_per_task=100)
-        self._markers = markers
-
-    def map(self, function, calls, *, held):
-        marker = str(self._markers / function.__name__)
-
-        @functools.wraps(function)
-        def killing(*call):
-            result = function(*call)
-            with suppress(FileExistsError):
-                os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return super().map(killing, calls, held=held)
-
-
 @pytest.mark.ray
 def test_workers_that_are_killed_change_no_byte(small_config, tmp_path):
     overrides = ("data.shard_rows=256", "data.row_group_rows=64")
     prepare(small_config, tmp_path / "serial", SerialJob(), *overrides)
     (tmp_path / "killed").mkdir()
-    prepare(small_config, tmp_path / "ray", KillingJob(tmp_path / "killed"), *overrides)
+    prepare(small_config, tmp_path / "ray", KillingJob(tmp_path / "killed", rows_per_task=100), *overrides)
     killed = {path.name for path in (tmp_path / "killed").iterdir()}
     assert killed == {"read_units", "block_range", "order_rows", "write_shard"}
     assert contents(tmp_path / "ray") == contents(tmp_path / "serial")

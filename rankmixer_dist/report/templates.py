@@ -1,0 +1,28 @@
+"""The templates of the pages, and how a page comes to its place."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+
+def page_template(name: str, filters: dict[str, Callable[..., str]]) -> Template:
+    """A template of this folder; a name that it does not know is an error, and all values are escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Writes a page, which is the old one or the new one at any time, and returns its path."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
