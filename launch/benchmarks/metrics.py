@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.figure import Figure, interleaved
@@ -14,6 +15,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.metric_peers import LARGEST_USERS, ScoredRows, loop_seconds, pandas_user_auc, rank_auc, sklearn_auc
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.metrics import AUC, HistogramAUC, SpilledAUC, SpilledUserAUC, UserAUC
+from rankmixer_dist.train.memory import keep_freed_memory
 
 SIZES = {"rows": 10_000_000, "users": 1_000_000, "loop_users": 2000, "largest": 30_000_000, "memory_rows": 1 << 20}
 """Rows and users that all are compared on; users of the loops' sample; rows of the last line of the growth table, which
@@ -77,6 +79,7 @@ def growth(seed: int, largest: int) -> list[Figure]:
     CPU time, because the sizes cannot be taken in turn: what else the machine does would show as growth. The part that
     the kernel takes to hand out memory is told apart; it depends on what the machine has been doing.
     """
+    keep_freed_memory(torch.device("cpu"))  # as evaluation does
     sizes = [largest // 30, largest // 10, largest // 3, largest]
     per_step: dict[tuple[str, str], list[float]] = {}
     print(f"{'rows':>12} {'':4} {'CPU s':>8} {'kernel s':>9}   ns a row and log2 of rows, without the kernel's")

@@ -1,6 +1,7 @@
 """Exact AUC and UAUC of any number of rows in bounded memory: rows wait on disk, sorted in runs."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
@@ -30,7 +31,7 @@ from rankmixer_dist.metrics.weighted_counts import WeightedAUCCounts
 MEMORY_ROWS = 1 << 22
 
 
-class SpilledState:
+class SpilledState(ABC):
     """A metric over rows that are on disk, but for the last `memory_rows` at most.
 
     Args:
@@ -85,9 +86,9 @@ class SpilledState:
         self._runs.append(self._keyed(self._recent.arrays()))
         self._recent.clear()
 
+    @abstractmethod
     def _keyed(self, columns: dict[str, NDArray]) -> dict[str, NDArray]:
         """The columns of a run, from checked ones; each kind of state has its own."""
-        raise NotImplementedError
 
 
 class SpilledAUC(SpilledState):

@@ -1,6 +1,7 @@
 """What every metric state can do beside its own update, merge and compute: go to a file and come back."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -13,21 +14,21 @@ from rankmixer_dist.errors import UserError, one_line
 KIND = "kind"
 
 
-class ArrayState:
+class ArrayState(ABC):
     """A state that its arrays say in full. Saved as one .npz file without pickle, uncompressed, with checksums."""
 
+    @abstractmethod
     def to_arrays(self) -> dict[str, NDArray]:
         """The state as named arrays."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
         """The state that `to_arrays` was called on.
 
         Raises:
             ValueError: arrays of something else.
         """
-        raise NotImplementedError
 
     def save(self, path: Path) -> None:
         """Write the state to a file, which is complete or absent: written aside, then renamed.
