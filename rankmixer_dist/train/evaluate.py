@@ -12,7 +12,7 @@ from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.sparse.shard import Tables
-from rankmixer_dist.train.build import Statistics, build_model, build_tables
+from rankmixer_dist.train.build import Statistics, build_model, build_tables, expert_grid_of, spread_out
 from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.paths import Way
@@ -96,10 +96,16 @@ def open_model(
 ) -> tuple[Tables, Ranker]:
     """Tables and dense model with a checkpoint's weights, ready to score; all ranks call it.
 
+    The model's experts lie over the ranks as `config.parallel` says, or whole on each rank if so many ranks cannot share
+    them out.
+
     Raises:
         UserError: the checkpoint is damaged or of another model.
     """
-    module = build_model(config, numerics=numerics, base_rates=base_rates).to(topology.device)
+    module = build_model(config, numerics=numerics, base_rates=base_rates)
+    if topology.world_size % config.parallel.expert_size == 0:
+        spread_out(config, module, expert_grid_of(config, module))
+    module = module.to(topology.device)
     tables, _ = build_tables(config, topology, rows_per_rank=rows_per_rank)
     load_for_scoring(checkpoint, tables, module, topology)
     return tables, module.to(torch.bfloat16) if config.dense.precision == "bf16" else module

@@ -1,6 +1,7 @@
 """Run by torchrun: trains a run with an evaluation beside training, and writes the scores of such a one down."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -9,15 +10,19 @@ from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.parallel.topology import Topology, process_group
-from rankmixer_dist.train.build import build_engine, build_model, build_tables
+from rankmixer_dist.train.build import build_engine, build_model, build_tables, expert_grid_of, spread_out
 from rankmixer_dist.train.checkpoint import resume
+from rankmixer_dist.train.evaluate import open_model
 from rankmixer_dist.train.scoring import score_split
 
-PREDICTIONS = "beside_training"
+PREDICTIONS, HELD = "beside_training", "held-{rank}.json"
 
 
 def score_beside_training(config: RunConfig, topology: Topology) -> None:
-    """The trainer's own tables and engine, at the last checkpoint, score as they do beside training."""
+    """The trainer's own tables and engine, at the last checkpoint, score as they do beside training.
+
+    Beside the scores, the names and sizes of the parameters that a rank of evaluate.py holds.
+    """
     ranks = {"rank": topology.rank, "world_size": topology.world_size}
     manifest = open_prepared(config, ["train", config.eval.split], **ranks)
     rows = open_split(
@@ -28,12 +33,19 @@ def score_beside_training(config: RunConfig, topology: Topology) -> None:
     share = topology.share_of(config.loader.batch_size)
     model = build_model(config, numerics=manifest.numerics, base_rates=base_rates)
     tables, _ = build_tables(config, topology, rows_per_rank=share)
+    spread_out(config, model, expert_grid_of(config, model))
     engine = build_engine(config, model, topology, rows_per_rank=share)
     resume(checkpoints(config.run_dir)[-1], tables, engine, topology)
     score_split(
         tables, engine.module, rows, tasks=tuple(config.features.tasks), predictions=config.run_dir / PREDICTIONS,
         topology=topology, on_batch=lambda rows: None,
     )  # fmt: skip
+    _, scored = open_model(
+        config, topology, checkpoints(config.run_dir)[-1], numerics=manifest.numerics, base_rates=base_rates,
+        rows_per_rank=share,
+    )  # fmt: skip
+    held = {name: parameter.numel() for name, parameter in scored.named_parameters()}
+    (config.run_dir / HELD.format(rank=topology.rank)).write_text(json.dumps(held))
 
 
 def main(arguments: list[str]) -> None:
