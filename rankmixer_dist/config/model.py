@@ -48,7 +48,17 @@ class DTSIConfig(Strict):
     initial_lambda: Annotated[float, Field(ge=1e-6)] = Field(
         default=1e-5, description="weight of the penalty at the start"
     )
-    lambda_alpha: Annotated[float, Field(gt=1)] = Field(default=1.02, description="factor of one change of lambda")
+    lambda_alpha: Annotated[float, Field(gt=1)] = Field(
+        default=1.05, description="largest factor of a step on lambda, which stays"
+    )
+    lambda_gain: Annotated[float, Field(ge=1)] = Field(
+        default=100, description="largest factor on lambda while the active share is off its target"
+    )
+    narrowing: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.2,
+        description="share of the run's steps in which the target comes down from twice active_ratio (from half of the "
+        "others, if less)",
+    )
     distillation_weight: NonNegativeFloat = Field(default=0.1, description="of fusion straight_through")
 
 

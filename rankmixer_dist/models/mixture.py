@@ -12,13 +12,14 @@ _WIDEST = 0.95
 """Share of open gates at the start where all are wanted."""
 
 
+def open_share(active_ratio: float) -> float:
+    """Of the gates, how many `DTSI` opens at the start: twice as many as in the end, or half of the others if less."""
+    return min(2 * active_ratio, (1 + active_ratio) / 2, _WIDEST)
+
+
 @dataclass(frozen=True)
 class DTSI:
-    """`layers.dtsi_moe`; `active_ratio`: share of the experts that the served path is to use.
-
-    Twice as many gates are open at the start, or half of the others if that is less. From farther off, lambda grows to
-    what closes them in time, and then closes too many.
-    """
+    """`layers.dtsi_moe`; `active_ratio`: share of the experts that the served path is to use."""
 
     num_experts: int
     active_ratio: float
@@ -34,7 +35,7 @@ class DTSI:
             hidden_dim=hidden_dim,
             fusion=self.fusion,
             served_share=self.served_share,
-            open_share=min(2 * self.active_ratio, (1 + self.active_ratio) / 2, _WIDEST),
+            open_share=open_share(self.active_ratio),
         )
 
     def cost(self, *, num_tokens: int, token_dim: int, hidden_dim: int) -> Part:

@@ -115,10 +115,12 @@ def _train(
             print(began, flush=True)
             write_json(config.run_dir / "start.json", asdict(began))
     spread_out(config, model, grid)
-    moe = config.model.mixture
-    routing = None if moe is None else Routing(model, moe, seed=config.seed, device=topology.device)
-    engine = build_engine(config, model, topology, rows_per_rank=share)
     plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train)
+    moe, routing = config.model.mixture, None
+    if moe is not None:
+        steps = plan.total_steps
+        routing = Routing(model, moe, seed=config.seed, total_steps=steps, device=topology.device)
+    engine = build_engine(config, model, topology, rows_per_rank=share)
     if topology.is_first:
         _report_plan(config, topology, placed, cost)
 

@@ -31,7 +31,7 @@ def show(config: RunConfig, topology: Topology) -> None:
     tables, _ = build_tables(config, topology, rows_per_rank=share)
     spread_out(config, model, expert_grid_of(config, model))
     moe = config.model.mixture
-    routing = None if moe is None else Routing(model, moe, seed=config.seed, device=topology.device)
+    routing = None if moe is None else Routing(model, moe, seed=config.seed, total_steps=40, device=topology.device)
     engine = build_engine(config, model, topology, rows_per_rank=share)
     resume(checkpoints(config.run_dir)[-1], tables, engine, topology, routing)
     routed = [] if routing is None else routing.pieces()

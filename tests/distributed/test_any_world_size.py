@@ -27,7 +27,6 @@ MODELS = {
         "model.rankmixer.moe.kind=dtsi",
         "model.rankmixer.moe.num_experts=4",
         "model.rankmixer.moe.active_ratio=0.25",
-        "model.rankmixer.moe.initial_lambda=0.001",
         "train.log_every=5",
     ],
 }

@@ -7,19 +7,19 @@ from rankmixer_dist.cost.exchange import exchange_cost, routed_rows_cost
 from tests.distributed.outcomes import distances, trained
 
 STEPS, ROWS, TOKENS, WIDTH, BLOCKS = 50, 128, 8, 64, 2
-SEED = 30
-"""Of 40 seeds the one whose gates stay farthest from 0, where they open: 1.4e-6, of which rounding is a seventh. With
+SEED = 32
+"""Of 40 seeds the one whose gates stay farthest from 0, where they open: 2.1e-6, of which rounding is a tenth. With
 another a gate may lie within it, which then opens on one layout only; 50 steps later the weights are 1e-3 apart."""
 EDGE = 1e-6
-# Lambda crosses its target, 0.64 to 0.15 of the gates open. Where it closes nearly all of them, with ten times as much,
-# Adam blows up what rounding leaves of the last gradients, and no two layouts agree to better than 1e-3.
+# The active share crosses its target, from 0.58 to 0.22, and lambda covers three decades. Where lambda closes nearly
+# all gates, with ten times as much, Adam blows up what rounding leaves of the last gradients, and no two layouts agree
+# to better than 1e-3.
 DTSI = [
     f"seed={SEED}",
     "model.rankmixer.hidden_ratio=0.5",
     "model.rankmixer.moe.kind=dtsi",
     "model.rankmixer.moe.num_experts=4",
     "model.rankmixer.moe.active_ratio=0.25",
-    "model.rankmixer.moe.initial_lambda=0.001",
 ]
 SOFTMAX = [
     "model.rankmixer.hidden_ratio=0.5",
@@ -133,5 +133,6 @@ def test_the_reference_did_learn_and_route(alone):
         assert run["losses"][-5:].mean() < run["losses"][:5].mean()
     lines = alone["dtsi"]["lines"]
     assert lines[-1]["routing"]["active_ratio"] < 0.8 * lines[0]["routing"]["active_ratio"]
-    assert alone["dtsi"]["other"]["routing/lambda"] != pytest.approx(0.001, rel=0.1)
+    lambdas = [line["routing"]["lambda"] for line in lines]
+    assert max(lambdas) > 100 * min(lambdas)
     assert {line["routing"]["active_ratio"] for line in alone["softmax"]["lines"]} == {0.5}
