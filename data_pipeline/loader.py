@@ -22,7 +22,7 @@ from data_pipeline.assemble import BatchAssembler
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
 from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.batch import Batch, Position
-from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.errors import RankError, one_line
 from rankmixer_dist.schema import Schema
 
 _CACHED_CHUNKS = 4
@@ -40,7 +40,7 @@ class Loader:
         prefetch: batches that a background thread reads ahead.
 
     Raises:
-        UserError: while iterating, when a shard cannot be read; names the file and the row group.
+        RankError: while iterating, when a shard cannot be read; names the file and the row group.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class _Chunks:
             if table.num_rows != self.rows[chunk]:
                 raise _DamagedError(f"it has {table.num_rows} rows, not {self.rows[chunk]}")
         except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:
-            raise UserError(
+            raise RankError(
                 f"{self._paths[shard]}: row group {group} cannot be read ({one_line(error)}); "
                 "if the file was damaged, prepare the data again"
             ) from error

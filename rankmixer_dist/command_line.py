@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rankmixer_dist.config import RunConfig, load_config
-from rankmixer_dist.errors import EXIT_PREEMPTED, Preempted, UserError
+from rankmixer_dist.errors import EXIT_PREEMPTED, Preempted, RankError, UserError
 
 _LAST_WORD_S = 3.0
 _PR_SET_PDEATHSIG = 1
@@ -54,8 +54,8 @@ def run_verb(main: Callable[[list[str]], None]) -> NoReturn:
     """Runs a verb with the command line's arguments: exit code 0 on success, 2 after one clear line on a `UserError`,
     `EXIT_PREEMPTED` after one on `Preempted`.
 
-    Of the ranks of one job that end alike, only local rank 0 speaks; any other exception keeps its traceback. A rank
-    does not outlive its launcher.
+    Of the ranks of one job that end alike, only local rank 0 speaks, but a `RankError` is told by whoever met it; any
+    other exception keeps its traceback. A rank does not outlive its launcher.
     """
     if "RANK" in os.environ:
         _die_with_launcher()
@@ -67,7 +67,7 @@ def run_verb(main: Callable[[list[str]], None]) -> NoReturn:
         main(sys.argv[1:])
     except UserError as error:
         code = 2
-        _say(f"error: {error}")
+        _say(f"error: {error}", alone=isinstance(error, RankError))
     except Preempted as stop:
         code = EXIT_PREEMPTED
         _say(f"stopped: {stop}")
@@ -107,9 +107,9 @@ def _is_orphan(parent: int) -> bool:
         return True
 
 
-def _say(line: str) -> None:
-    """One line from local rank 0; the others give it the time to speak."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+def _say(line: str, *, alone: bool = False) -> None:
+    """One line from local rank 0; the others, unless they are `alone`, give it the time to speak."""
+    if alone or os.environ.get("LOCAL_RANK", "0") == "0":
         print(" ".join(line.split()), file=sys.stderr)
     else:
         time.sleep(_LAST_WORD_S)  # the first rank to end makes the launcher end the others, the speaker included

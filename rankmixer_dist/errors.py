@@ -14,6 +14,10 @@ class UserError(ValueError):
     """A mistake in a config, the data or the command line; the message says in one line what to change."""
 
 
+class RankError(UserError):
+    """A `UserError` that one rank meets while the others go on: nobody else can tell of it."""
+
+
 class Preempted(Exception):
     """The run was asked to stop and has left everything in order; the message says where a next start goes on."""
 

@@ -96,8 +96,8 @@ def open_model(
 ) -> tuple[Tables, Ranker]:
     """Tables and dense model with a checkpoint's weights, ready to score; all ranks call it.
 
-    The model's experts lie over the ranks as `config.parallel` says, or whole on each rank if so many ranks cannot share
-    them out.
+    The model's experts lie over the ranks as `config.parallel` says, or whole on each rank if so many ranks cannot
+    share them out.
 
     Raises:
         UserError: the checkpoint is damaged or of another model.

@@ -2,11 +2,14 @@
 
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data_pipeline.loader import _Order
+from data_pipeline.manifest import read_manifest
 from rankmixer_dist.config import load_config
 
 
@@ -73,6 +76,28 @@ def test_a_shard_that_changed(launch, copied):
     verb, key = ("train", "train.split") if split == "train" else ("evaluate", "eval.split")
     refuse(launch.python(f"launch/{verb}.py", str(copied), f"{key}={split}"), shard.name, "checksum")
     assert not load_config(copied).runs.exists()
+
+
+def test_damage_that_only_the_second_rank_meets(launch, copied):
+    config = load_config(copied)
+    manifest = read_manifest(config.data.prepared, config.features)
+    shards, size = manifest.splits["train"], config.data.row_group_rows
+    places = [(shard, group) for shard in shards for group in range(shard.row_groups)]
+    rows = np.array([min(size, shard.rows - group * size) for shard, group in places])
+    order = _Order.of(rows, shuffle="chunks", seed=config.seed, epoch=0)
+    share = config.loader.batch_size // 2
+    starts, ends = order.starts[:-1], order.starts[1:] - 1
+    seconds = np.flatnonzero((starts // share % 2 == 1) & (starts // share == ends // share))
+    shard, group = places[order.chunks[seconds[0]]]
+    path = config.data.prepared / shard.path
+    column = pq.read_metadata(path).row_group(group).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+    process = launch.torchrun("launch/train.py", str(copied), "data.verify_checksums=false", ranks=2)
+    assert process.returncode != 0
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"error: {path}: row group {group} cannot be read"), process.stderr
 
 
 def test_a_missing_column(launch, copied):

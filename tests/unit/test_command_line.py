@@ -22,7 +22,11 @@ CASES = {
 
 def run(body: str, local_rank: str = "0") -> subprocess.CompletedProcess[str]:
     lines = ["import sys", "from rankmixer_dist.command_line import run_verb"]
-    lines += ["from rankmixer_dist.errors import Preempted, UserError", "def main(arguments):", f"    {body}"]
+    lines += [
+        "from rankmixer_dist.errors import Preempted, RankError, UserError",
+        "def main(arguments):",
+        f"    {body}",
+    ]
     program = "\n".join([*lines, "run_verb(main)"])
     env = os.environ | {"LOCAL_RANK": local_rank}
     return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
@@ -39,6 +43,12 @@ def test_other_local_ranks_let_the_first_one_speak():
     ended = run(PREEMPTED, local_rank="1")
     assert (ended.returncode, ended.stderr) == (EXIT_PREEMPTED, "")
     assert time.monotonic() - start > 2, "it was to wait until the first one has spoken"
+
+
+def test_a_rank_speaks_of_what_it_met_alone():
+    for local_rank in ("0", "1"):
+        ended = run("raise RankError('shard 3:\\ndamaged')", local_rank=local_rank)
+        assert (ended.returncode, ended.stderr) == (2, "error: shard 3: damaged\n")
 
 
 def test_any_other_error_keeps_its_traceback():
