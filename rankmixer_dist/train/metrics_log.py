@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,31 @@ from torch.utils.tensorboard import SummaryWriter
 from rankmixer_dist.report.training_log import flat, read_lines
 
 
+def cut_back(path: Path, step: int, *, keep: Callable[[dict[str, Any]], bool] = lambda _: False) -> None:
+    """Removes the lines of steps after `step`, left by a run that died after its last checkpoint: it takes them again.
+
+    Args:
+        keep: lines that stay all the same.
+
+    Raises:
+        UserError: a line other than the last is not JSON.
+    """
+    kept = [line for line in read_lines(path) if line["step"] <= step or keep(line)]
+    aside = path.with_suffix(".partial")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(aside, path)
+
+
 class MetricsLog:
     """Appends to a run's `metrics.jsonl` and `tensorboard/`.
 
     Args:
-        resume_step: lines of later steps, left by a run that died after its last checkpoint, are removed.
+        resume_step: the run's newest step; lines of later ones are removed.
     """
 
     def __init__(self, run_dir: Path, *, resume_step: int) -> None:
         self._path = run_dir / "metrics.jsonl"
-        kept = [line for line in read_lines(self._path) if line["step"] <= resume_step]
-        aside = self._path.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(aside, self._path)
+        cut_back(self._path, resume_step)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects
+from rankmixer_dist.train.metrics_log import cut_back
 
 FILE_NAME = "non_finite.jsonl"
 ADVICE = "lower dense.lr or sparse.lr, add warm-up, or set dense.clip_norm"
@@ -21,10 +22,15 @@ class NonFiniteRows:
 
     Whether it is comes to light once a log interval, when the loss is read anyway: asking each step would make a GPU
     wait. Rows that are found are appended to `non_finite.jsonl` in the run directory.
+
+    Args:
+        resume_step: the run's newest step; later ones that were left out, and will be again, are removed.
     """
 
-    def __init__(self, run_dir: Path, topology: Topology) -> None:
+    def __init__(self, run_dir: Path, topology: Topology, *, resume_step: int) -> None:
         self._path, self._topology = run_dir / FILE_NAME, topology
+        if topology.is_first and self._path.exists():
+            cut_back(self._path, resume_step, keep=lambda line: not line["skipped"])
         self._recent: list[tuple[int, Tensor, Tensor]] = []
         self._skips = 0
 

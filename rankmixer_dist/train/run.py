@@ -158,7 +158,7 @@ def _train(
             progress=progress,
             topology=topology,
             stopwatch=stopwatch,
-            non_finite=NonFiniteRows(config.run_dir, topology),
+            non_finite=NonFiniteRows(config.run_dir, topology, resume_step=progress.step),
             hooks=hooks,
         )
 
