@@ -1,7 +1,7 @@
 """The evaluation as a loop: look for what is new, hand out work, take what is done, tell what is complete."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ class Evaluator:
         self._pool, self._pins, self._shown = pool, pins, shown
         self._folder, self._expected = shards, expected
         self._reading: dict[str, int] = {}  # with the horizon when it came
-        self._seen: dict[str, Stamp] = {name: facts.stamp for name, facts in state.shards.items()}
+        # Whether those that were gone are there again is to be looked at.
+        known = state.shards.keys() - state.come_short()
+        self._seen: dict[str, Stamp] = {name: state.shards[name].stamp for name in known}
         self._scoring: set[tuple[str, Window]] = set()
         self._closing: set[Window] = set()
         self._passed: dict[Window, set[str]] = {}  # with the shards that were being read when it passed
@@ -92,6 +94,8 @@ class Evaluator:
             raise UserError(
                 f"{self._folder}: no folder of shards ({error.strerror}); make it or name another"
             ) from error
+        for name in self._seen.keys() - found.keys():  # it may come back
+            del self._seen[name]
         horizon = self._horizon()
         for name, stamp in sorted(found.items()):
             if name not in self._reading and self._seen.get(name) != stamp:
@@ -196,12 +200,16 @@ class Evaluator:
             if choice.checkpoint is None:
                 self._tell(window, names, None, choice.reason)
             elif not self._state.missing(window):
-                files = [self._state.target(name, window) for name in names if (name, window) in self._state.done]
+                files = self._scored_files(window, names)
                 if not files:
                     self._tell(window, names, None, "none of its rows could be scored")
                     continue
                 self._closing.add(window)
-                self._pool.call(("closing", window, tuple(names)), "figures", files, window, choice.checkpoint)
+                key = ("closing", window, tuple(names), tuple(files))
+                self._pool.call(key, "figures", files, window, choice.checkpoint)
+
+    def _scored_files(self, window: Window, names: Sequence[str]) -> list[Path]:
+        return [self._state.target(name, window) for name in names if (name, window) in self._state.done]
 
     def _take(self, key: Any, result: Any) -> None:
         what, *about = key
@@ -217,8 +225,10 @@ class Evaluator:
                 self._state.done.add((name, window))
                 self._shown.scored(result)
         else:
-            window, names = about
+            window, names, files = about
             self._closing.discard(window)
+            if list(files) != self._scored_files(window, names) or set(names) & set(self._state.missing(window)):
+                return  # a shard has come back meanwhile
             bad = result.not_finite
             reason = f"{bad} of {result.rows} rows have a score that is not finite" if bad else None
             self._tell(window, list(names), result, reason)
@@ -230,7 +240,9 @@ class Evaluator:
             self._problem(facts.name, str(facts.problem))
             return
         if known is not None and known.problem is None:
-            if facts.checksum != known.checksum:
+            if facts.checksum == known.checksum:
+                self._state.find_again(facts.name, self._pins.held)
+            else:
                 path = self._folder / facts.name
                 self._problem(facts.name, f"{path}: changed under its name; publish new rows under a new name")
             return

@@ -5,6 +5,7 @@ stream/ledger.jsonl    what was decided: the windows, each shard's content, each
 stream/scores/<window>/<shard>   what was scored; a file that is there is done
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class State:
         self.told: dict[Window, dict[str, Any]] = {}
         self.problems: dict[str, str] = {}
         self.lost: dict[tuple[str, Window], Lost] = {}
+        self._reopened: set[Window] = set()
         self._begin({"kind": "plan", "start": iso(plan.start_ms), "window_s": plan.length_ms // 1000})
         for line in self._ledger.lines:
             self._take(line)
@@ -84,12 +86,33 @@ class State:
 
     def is_told(self, window: Window) -> bool:
         """Whether the newest line of a window is about all that has come for it."""
-        return window in self.told and self.told[window]["shards"] == self.members(window)
+        known = window in self.told and window not in self._reopened
+        return known and self.told[window]["shards"] == self.members(window)
 
     def missing(self, window: Window) -> list[str]:
         """A window's shards that are neither scored nor lost."""
         pairs = [(name, window) for name in self.members(window)]
         return [pair[0] for pair in pairs if pair not in self.done and pair not in self.lost]
+
+    def come_short(self) -> set[str]:
+        """Shards of which a window's line lacks rows though it has a checkpoint."""
+        told = [window for window in self.told if self.choices[window].checkpoint is not None]
+        return {name for window in told for name in self.members(window) if (name, window) not in self.done}
+
+    def find_again(self, name: str, checkpoints: Container[str]) -> None:
+        """A shard that is there as it was when it came: rows that were lost are to be scored after all.
+
+        Args:
+            checkpoints: those that can still score; windows of others stay as they were told.
+        """
+        unscored = [window for window in self.shards[name].rows if (name, window) not in self.done]
+        chosen = {window: self.choices[window].checkpoint for window in unscored if window in self.choices}
+        again = [window for window, checkpoint in chosen.items() if checkpoint in checkpoints]
+        for window in again:
+            self.lost.pop((name, window), None)
+        self._reopened.update(again)
+        if again and len(again) == len(chosen):
+            self.tell_problem(name, None)
 
     def target(self, name: str, window: Window) -> Path:
         """Where the scores of a shard's rows of a window go."""
@@ -180,6 +203,7 @@ class State:
             line["reason"] = reason
         self._results.append(line)
         self._take_told(line)
+        self._reopened.discard(window)
         return line
 
     def _begin(self, line: dict[str, Any]) -> None:

@@ -148,6 +148,32 @@ def test_rows_that_are_gone_before_they_are_scored_are_told(stream):
     assert "gone before its rows were scored" in stream.lines("shard")[0]["problem"]
 
 
+@pytest.mark.parametrize("when", ["before the window is told", "after it", "in the next start"])
+def test_rows_that_were_gone_and_come_back_are_scored(stream, undisturbed, when):
+    names, path = stream.shards("day2"), stream.incoming / stream.shards("day2")[0]
+    aside, window = stream.folder / "aside", "2026-01-02T00:00:00Z"
+    lose, come_back = (lambda: path.rename(aside)), (lambda: aside.rename(path))  # with the same time of change
+    wait = [lambda: None] * 6
+    events = [*bring(stream, names), *wait, lose, *publish(stream, 1), *wait]
+    if when == "before the window is told":
+        stream.evaluate(*events, come_back)
+    elif when == "after it":  # which the next window's rows bring about
+        stream.evaluate(*events, *publish(stream, 2), *bring(stream, stream.shards("day3")), *wait, come_back)
+    else:
+        stream.evaluate(*events)
+        stream.evaluate(come_back)
+
+    def unscored():
+        return [line["unscored_rows"] for line in stream.lines() if line["start"] == window]
+
+    expected = [0] if when == "before the window is told" else [128, 0]
+    assert unscored() == expected
+    assert stream.final()[window] == undisturbed[window]
+    assert [line["problem"] is None for line in stream.lines("shard")] == [False, True]
+    stream.evaluate()
+    assert unscored() == expected
+
+
 def test_a_window_waits_for_its_checkpoint_which_then_stays(stream, undisturbed):
     names = stream.shards(*WINDOWS)
     # The newest first: what the days before need has to stay though nothing is known of them yet.
