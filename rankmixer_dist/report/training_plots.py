@@ -59,7 +59,10 @@ def loss_plot(log: TrainingLog) -> Plot:
 
 def task_loss_plots(log: TrainingLog) -> list[Plot]:
     """Training loss of every task, each on its own scale: a rare task's loss is a tenth of the others'."""
+    if not log.loss_per_task:
+        return []
     plots = []
+    width = 1140 // min(len(log.loss_per_task), 5) - 46  # as they stand side by side, that text is as large everywhere
     for index, (task, losses) in enumerate(log.loss_per_task.items()):
         color = SERIES[index % NUM_SERIES]
 
@@ -72,7 +75,7 @@ def task_loss_plots(log: TrainingLog) -> list[Plot]:
             Plot(
                 title=task,
                 svg=render(
-                    draw, width=220, height=160, label=f"training loss of {task} by step", prefix=f"task-loss-{index}"
+                    draw, width=width, height=160, label=f"training loss of {task} by step", prefix=f"task-loss-{index}"
                 ),
                 legend=(LegendEntry(css_color(color), "loss", formats.metric(last_average(log, losses))),),
             )
