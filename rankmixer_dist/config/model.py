@@ -54,11 +54,6 @@ class DTSIConfig(Strict):
     lambda_gain: Annotated[float, Field(ge=1)] = Field(
         default=100, description="largest factor on lambda while the active share is off its target"
     )
-    narrowing: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.2,
-        description="share of the run's steps in which the target comes down from twice active_ratio (from half of the "
-        "others, if less)",
-    )
     distillation_weight: NonNegativeFloat = Field(default=0.1, description="of fusion straight_through")
 
 

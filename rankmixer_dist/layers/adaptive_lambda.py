@@ -29,8 +29,7 @@ class AdaptiveLambda(nn.Module):
     alpha. On several ranks, update with the active ratio of the global batch, or the ranks drift apart.
 
     Args:
-        target: share of experts that is to be active in the end, in (0, 1].
-        start: share to aim at first; `update` is told how much of the way to the target is left. The target by default.
+        target: share of experts that is to be active, in (0, 1].
         initial: l at the start, with e = 0; m starts at `minimum`.
         alpha: largest factor of one update of l and m, above 1; the closer, the slower and the calmer.
         gain: largest factor of lambda on l and of mu on m, at least 1; 1 for the integral part alone.
@@ -49,7 +48,6 @@ class AdaptiveLambda(nn.Module):
         self,
         *,
         target: float,
-        start: float | None = None,
         initial: float = 1e-5,
         alpha: float = 1.05,
         gain: float = 100.0,
@@ -61,9 +59,6 @@ class AdaptiveLambda(nn.Module):
         super().__init__()
         if not 0 < target <= 1:
             raise ValueError(f"target {target} must be a share of the experts above 0 and at most 1, such as 0.125")
-        start = target if start is None else start
-        if not 0 < start <= 1:
-            raise ValueError(f"start {start} must be a share of the experts above 0 and at most 1")
         if not 1 < alpha < math.inf:
             raise ValueError(f"alpha {alpha} must be above 1")
         if not 1 <= gain < math.inf:
@@ -74,7 +69,7 @@ class AdaptiveLambda(nn.Module):
             raise ValueError(f"memory {memory} must be at least 0 and below 1")
         if not 0 < minimum <= initial <= maximum < math.inf:
             raise ValueError(f"lambda needs 0 < minimum {minimum} <= initial {initial} <= maximum {maximum}")
-        self.target, self.start, self.alpha, self.gain = target, start, alpha, gain
+        self.target, self.alpha, self.gain = target, alpha, gain
         self.width, self.memory, self.minimum, self.maximum = width, memory, minimum, maximum
         # l, m and e
         self.register_buffer("state", torch.tensor([initial, minimum, 0.0], dtype=torch.float32))
@@ -89,15 +84,11 @@ class AdaptiveLambda(nn.Module):
         # Follow `fn` to another device, but never to another dtype.
         return super()._apply(lambda t: moved if (moved := fn(t)).dtype == t.dtype else t.to(moved.device), recurse)
 
-    def goal(self, left: float) -> float:
-        """The share to aim at; `left`: of the way from the start to the target, from 1 to 0."""
-        return self.target + (self.start - self.target) * left
-
     @torch.no_grad()
-    def update(self, active_ratio: Tensor | float, left: float = 0.0) -> None:
-        """One step towards `goal(left)`; `active_ratio`: share of gates above 0, NaN counts as none off the goal."""
+    def update(self, active_ratio: Tensor | float) -> None:
+        """One step towards the target; `active_ratio`: share of gates above 0, NaN counts as on the target."""
         active = torch.as_tensor(active_ratio, dtype=torch.float32, device=self.state.device)
-        now = active / self.goal(left) - 1
+        now = active / self.target - 1
         now = (now / self.width).clamp(-1, 1) if self.width else torch.sign(now)
         now = now.nan_to_num(0.0).mul(10).round().div(10)
         off = self.memory * self.state[2] + (1 - self.memory) * now

@@ -1,10 +1,28 @@
 """Independent linear maps of equal shape, held in one stacked weight and run as one batched GEMM."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+
+_part: ContextVar[tuple[int, int]] = ContextVar("part", default=(0, 1))
+
+
+@contextmanager
+def keeping_part(part: int, parts: int) -> Iterator[None]:
+    """Stacked maps that are built inside keep their values in the `part`-th of `parts` equal runs of slices alone.
+
+    The others are drawn, so that all that comes after is drawn alike, but not kept: memory that was never written to
+    costs none. So a rank builds what is too large for it, and then has to cut the layers down to its part of them.
+    """
+    token = _part.set((part, parts))
+    try:
+        yield
+    finally:
+        _part.reset(token)
 
 
 class StackedLinear(nn.Module):
@@ -54,11 +72,15 @@ class StackedLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws every slice anew from its own fan-in."""
+        """Draws every slice anew from its own fan-in, and keeps all of them, or what `keeping_part` says."""
+        part, parts = _part.get()
+        kept = range(part * self.count // parts, (part + 1) * self.count // parts)
+        aside = torch.empty_like(self.weight[0]) if len(kept) < self.count else None
         with torch.no_grad():
             for n, width in enumerate(self.fan_in):
                 bound = self.init_scale / math.sqrt(width)
-                self.weight[n].uniform_(-bound, bound)
+                slice_IO = self.weight[n] if aside is None or n in kept else aside
+                slice_IO.uniform_(-bound, bound)
                 if self.bias is not None:
                     self.bias[n].uniform_(-bound, bound)
 

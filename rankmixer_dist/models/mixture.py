@@ -12,14 +12,13 @@ _WIDEST = 0.95
 """Share of open gates at the start where all are wanted."""
 
 
-def open_share(active_ratio: float) -> float:
-    """Of the gates, how many `DTSI` opens at the start: twice as many as in the end, or half of the others if less."""
-    return min(2 * active_ratio, (1 + active_ratio) / 2, _WIDEST)
-
-
 @dataclass(frozen=True)
 class DTSI:
-    """`layers.dtsi_moe`; `active_ratio`: share of the experts that the served path is to use."""
+    """`layers.dtsi_moe`; `active_ratio`: share of the experts that the served path is to use.
+
+    Twice as many gates are open at the start, or half of the others if that is less. Gates that close in a few steps
+    take experts with them that were to learn: from .56 open, 1/8 cost .0011 AUC (finish, synthetic log, three seeds).
+    """
 
     num_experts: int
     active_ratio: float
@@ -35,7 +34,7 @@ class DTSI:
             hidden_dim=hidden_dim,
             fusion=self.fusion,
             served_share=self.served_share,
-            open_share=open_share(self.active_ratio),
+            open_share=min(2 * self.active_ratio, (1 + self.active_ratio) / 2, _WIDEST),
         )
 
     def cost(self, *, num_tokens: int, token_dim: int, hidden_dim: int) -> Part:

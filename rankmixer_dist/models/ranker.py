@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rankmixer_dist.cost import DenseCost, Part, heads_part, mean_pooling_part, target_attention_part, total
 from rankmixer_dist.layers.numeric import NumericNormalizer
 from rankmixer_dist.layers.routing_report import RoutedRows
+from rankmixer_dist.layers.stacked_linear import keeping_part
 from rankmixer_dist.layers.target_attention import MeanPooling, TargetAttention
 from rankmixer_dist.layers.task_heads import TaskHeads
 from rankmixer_dist.layers.tokenizer import AutoSplitTokenizer, ChunkTokenizer, GroupTokenizer, Tokenizer
@@ -128,6 +129,7 @@ def build_ranker(
     options: dict[str, Any] | None = None,
     head_hidden: Sequence[int] = (),
     auxiliary: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Ranker:
     """Builds the dense model from plain values, with weights from torch's global generator.
 
@@ -143,6 +145,8 @@ def build_ranker(
         options: its own arguments.
         head_hidden: hidden widths of each task's head; none is one linear layer.
         auxiliary: give the backbone's intermediate stages heads of their own.
+        part: which part of the backbone's stacked layers, and of how many, is to be cut out of it: the others have no
+            values (`layers.stacked_linear.keeping_part`).
 
     Raises:
         ValueError: names that are doubled, unknown or in no group; a query that is not a field of the sequence's
@@ -158,7 +162,8 @@ def build_ranker(
         hidden_dim=tokenizer_hidden,
         global_token=global_token,
     )
-    trunk = build_backbone(backbone, num_tokens=tokens.num_tokens, token_dim=token_dim, **(options or {}))
+    with keeping_part(*part):
+        trunk = build_backbone(backbone, num_tokens=tokens.num_tokens, token_dim=token_dim, **(options or {}))
 
     def heads() -> TaskHeads:
         return TaskHeads(

@@ -37,20 +37,27 @@ class Statistics(Protocol):
     def std(self) -> float: ...
 
 
-def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_rates: Sequence[float]) -> Ranker:
+def build_model(
+    config: RunConfig,
+    *,
+    numerics: Mapping[str, Statistics],
+    base_rates: Sequence[float],
+    grid: ExpertGrid | None = None,
+) -> Ranker:
     """The dense model, the same weights from the same seed on every rank.
 
     Args:
         numerics: statistics by feature, for standardisation.
         base_rates: share of positives of each task, where its logit starts.
+        grid: over which `spread_out` is to spread it: what other ranks own has no values here, and costs no memory.
 
     Raises:
-        UserError: sizes that do not go together.
+        UserError: sizes that do not go together, or a model that cannot be spread.
     """
     schema, model, tokenizer = config.features, config.model, config.model.tokenizer
     torch.manual_seed(config.seed)
     try:
-        return build_ranker(
+        ranker = build_ranker(
             fields=[
                 FieldSpec(name=name, dim=schema.tables[feature.table].dim)
                 for name, feature in schema.features.items()
@@ -84,9 +91,16 @@ def build_model(config: RunConfig, *, numerics: Mapping[str, Statistics], base_r
             auxiliary=auxiliary_weight(model) > 0,
             # A task without a single positive, negative or labelled row still has to start somewhere.
             base_rates=[0.5 if math.isnan(rate) else min(max(rate, _RAREST), 1 - _RAREST) for rate in base_rates],
+            part=(0, 1) if grid is None else (grid.position, grid.size),
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    if grid is not None and grid.size > 1:
+        try:
+            check_spreadable(ranker.backbone, grid.size)
+        except ValueError as error:
+            raise UserError(f"parallel.expert_size: {error}") from error
+    return ranker
 
 
 def weightless_model(config: RunConfig) -> Ranker:
@@ -151,20 +165,16 @@ def _groups(schema: Schema) -> list[GroupSpec]:
     ]
 
 
-def expert_grid_of(config: RunConfig, model: Ranker) -> ExpertGrid:
+def expert_grid_of(config: RunConfig) -> ExpertGrid:
     """How the ranks share out the model's tokens; all ranks call it.
 
     Raises:
-        UserError: they cannot.
+        UserError: the ranks cannot be grouped so.
     """
-    size = config.parallel.expert_size
     try:
-        grid = expert_grid(size)
-        if size > 1:
-            check_spreadable(model.backbone, size)
+        return expert_grid(config.parallel.expert_size)
     except ValueError as error:
         raise UserError(f"parallel.expert_size: {error}") from error
-    return grid
 
 
 def spread_out(config: RunConfig, model: Ranker, grid: ExpertGrid) -> None:

@@ -102,9 +102,10 @@ def open_model(
     Raises:
         UserError: the checkpoint is damaged or of another model.
     """
-    module = build_model(config, numerics=numerics, base_rates=base_rates)
-    if topology.world_size % config.parallel.expert_size == 0:
-        spread_out(config, module, expert_grid_of(config, module))
+    grid = expert_grid_of(config) if topology.world_size % config.parallel.expert_size == 0 else None
+    module = build_model(config, numerics=numerics, base_rates=base_rates, grid=grid)
+    if grid is not None:
+        spread_out(config, module, grid)
     module = module.to(topology.device)
     tables, _ = build_tables(config, topology, rows_per_rank=rows_per_rank)
     load_for_scoring(checkpoint, tables, module, topology)

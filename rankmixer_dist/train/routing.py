@@ -9,7 +9,6 @@ from rankmixer_dist.batch import Batch
 from rankmixer_dist.config import DTSIConfig, SoftmaxTopKConfig
 from rankmixer_dist.layers.adaptive_lambda import AdaptiveLambda
 from rankmixer_dist.layers.routing_report import RoutedRows
-from rankmixer_dist.models.mixture import open_share
 from rankmixer_dist.parallel.topology import sum_over_ranks
 from rankmixer_dist.pieces import Piece, whole
 from rankmixer_dist.train.routing_counts import RoutingCounts, mixtures
@@ -24,28 +23,18 @@ class Routing:
     Args:
         moe: the section of the config.
         seed: of the draws.
-        total_steps: of the run.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        moe: DTSIConfig | SoftmaxTopKConfig,
-        *,
-        seed: int,
-        total_steps: int,
-        device: torch.device,
+        self, module: nn.Module, moe: DTSIConfig | SoftmaxTopKConfig, *, seed: int, device: torch.device
     ) -> None:
         self._layers, self._moe, self._seed = mixtures(module), moe, seed
         self._counts = RoutingCounts(self._layers)
         self._newest: Tensor | None = None
-        self._left = 0.0
-        self._total_steps = total_steps
         self._lambda: AdaptiveLambda | None = None
         if isinstance(moe, DTSIConfig):
             self._lambda = AdaptiveLambda(
                 target=moe.active_ratio,
-                start=open_share(moe.active_ratio),
                 initial=moe.initial_lambda,
                 alpha=moe.lambda_alpha,
                 gain=moe.lambda_gain,
@@ -78,15 +67,12 @@ class Routing:
         weight = self._moe.distillation_weight if self._moe.fusion == "straight_through" else 0.0
         return self._lambda(penalty, torch.stack(closed).sum()) + weight * torch.stack(distances).sum()
 
-    def update(self, step: int) -> None:
-        """Counts the last forward, and moves lambda by its active ratio; after the step, of that number, it was of."""
+    def update(self) -> None:
+        """Counts the last forward, and moves lambda by its active ratio; after the step that it belonged to."""
         assert self._newest is not None
         self._counts.add(self._newest)
         if self._lambda is not None:
-            assert isinstance(self._moe, DTSIConfig)
-            narrowing = self._moe.narrowing * self._total_steps
-            self._left = max(0.0, 1 - step / narrowing) if narrowing else 0.0
-            self._lambda.update(self._counts.active_ratio(self._newest), self._left)
+            self._lambda.update(self._counts.active_ratio(self._newest))
 
     def pieces(self) -> list[Piece]:
         """What steers lambda, for checkpoints."""
@@ -97,7 +83,7 @@ class Routing:
         figures = self._counts.figures()
         if self._lambda is not None:
             figures["lambda"], figures["mu"] = self._lambda.coefficients.tolist()
-            figures["target"] = self._lambda.goal(self._left)
+            figures["target"] = self._lambda.target
         self._counts.clear()
         return figures
 

@@ -86,9 +86,9 @@ def _train(
         raise UserError("sparse.placement local and dense.engine plain are for one process; use the defaults")
     share = topology.share_of(config.loader.batch_size)
     keep_freed_memory(topology.device)
-    model = build_model(config, numerics=numerics, base_rates=base_rates)
+    grid = expert_grid_of(config)
+    model = build_model(config, numerics=numerics, base_rates=base_rates, grid=grid)
     cost = model.cost()
-    grid = expert_grid_of(config, model)
     saved: list[Path] = broadcast_object(checkpoints(config.run_dir) if topology.is_first else None)
     start = config.train.start_from
     start_checkpoint: Path | None = None
@@ -115,12 +115,10 @@ def _train(
             print(began, flush=True)
             write_json(config.run_dir / "start.json", asdict(began))
     spread_out(config, model, grid)
-    plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train)
-    moe, routing = config.model.mixture, None
-    if moe is not None:
-        steps = plan.total_steps
-        routing = Routing(model, moe, seed=config.seed, total_steps=steps, device=topology.device)
+    moe = config.model.mixture
+    routing = None if moe is None else Routing(model, moe, seed=config.seed, device=topology.device)
     engine = build_engine(config, model, topology, rows_per_rank=share)
+    plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train)
     if topology.is_first:
         _report_plan(config, topology, placed, cost)
 

@@ -84,7 +84,7 @@ class TrainStep:
         watch.lap("sparse" if crossing.passed else "dense")
         self._engine.step(lr)
         if routing is not None:
-            routing.update(number)
+            routing.update()
         watch.lap("dense")
         return StepResult(per_task_K.detach(), bad_B)
 

@@ -31,9 +31,10 @@ def score_beside_training(config: RunConfig, topology: Topology) -> None:
     )  # fmt: skip
     base_rates = [manifest.base_rate("train", task) for task in config.features.tasks]
     share = topology.share_of(config.loader.batch_size)
-    model = build_model(config, numerics=manifest.numerics, base_rates=base_rates)
+    grid = expert_grid_of(config)
+    model = build_model(config, numerics=manifest.numerics, base_rates=base_rates, grid=grid)
     tables, _ = build_tables(config, topology, rows_per_rank=share)
-    spread_out(config, model, expert_grid_of(config, model))
+    spread_out(config, model, grid)
     engine = build_engine(config, model, topology, rows_per_rank=share)
     resume(checkpoints(config.run_dir)[-1], tables, engine, topology)
     score_split(

@@ -27,11 +27,12 @@ def show(config: RunConfig, topology: Topology) -> None:
     """Takes up a run's newest checkpoint and writes its tensors down again, from wherever they lie now."""
     share = topology.share_of(config.loader.batch_size)
     numerics = {name: Statistics() for name in config.features.features}
-    model = build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks))
+    grid = expert_grid_of(config)
+    model = build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks), grid=grid)
     tables, _ = build_tables(config, topology, rows_per_rank=share)
-    spread_out(config, model, expert_grid_of(config, model))
+    spread_out(config, model, grid)
     moe = config.model.mixture
-    routing = None if moe is None else Routing(model, moe, seed=config.seed, total_steps=40, device=topology.device)
+    routing = None if moe is None else Routing(model, moe, seed=config.seed, device=topology.device)
     engine = build_engine(config, model, topology, rows_per_rank=share)
     resume(checkpoints(config.run_dir)[-1], tables, engine, topology, routing)
     routed = [] if routing is None else routing.pieces()
