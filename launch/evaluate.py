@@ -21,6 +21,9 @@ from rankmixer_dist.errors import UserError
 MAX_SHOWN = 25
 """Values of a column to slice by that are printed."""
 
+OF_REACHABLE = ("best reachable", "gap", "best UAUC")
+"""Columns for data whose true probabilities are known."""
+
 USAGE = """\
 python launch/evaluate.py configs/quickstart.yaml
 torchrun --standalone --nproc_per_node 2 launch/evaluate.py configs/quickstart.yaml eval.split=test
@@ -156,25 +159,13 @@ def show_predictions(path: Path, result: dict[str, Any]) -> None:
 def show(result: dict[str, Any]) -> None:
     """Prints the figures of every task, beside the best reachable ones where they are known."""
     table = Table(title=f"{result['split']}: {result['rows']:,} rows, {result['checkpoint']}")
-    for column in (
-        "task",
-        "AUC",
-        "best reachable",
-        "gap",
-        "UAUC",
-        "best UAUC",
-        "PR-AUC",
-        "logloss",
-        "NE",
-        "calibration",
-    ):
-        table.add_column(column, justify="left" if column == "task" else "right")
-    for task, figures in result["tasks"].items():
-        best = figures.get("reachable", {"auc": None, "uauc": None})
-        gap = None if None in (best["auc"], figures["auc"]) else best["auc"] - figures["auc"]
-        values = (figures["auc"], best["auc"], gap, figures["uauc"], best["uauc"])
-        values += (figures["pr_auc"], figures["logloss"], figures["ne"], figures["calibration"])
-        table.add_row(task, *map(_four_decimals, values))
+    rows = {task: _beside_reachable(figures) for task, figures in result["tasks"].items()}
+    known = any("reachable" in figures for figures in result["tasks"].values())
+    columns = [name for name in next(iter(rows.values())) if known or name not in OF_REACHABLE]
+    for name in ("task", *columns):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task, figures in rows.items():
+        table.add_row(task, *(_four_decimals(figures[name]) for name in columns))
     console = Console(width=120)
     console.print(table)
     for column, values in result.get("slices", {}).items():
@@ -185,6 +176,22 @@ def show(result: dict[str, Any]) -> None:
         gaps = [f"{task} {path['served_gap']:+.2%}" for task, path in routing.get("trained_path", {}).items()]
         apart = f"; logloss as served against as trained: {', '.join(gaps)}" if gaps else ""
         console.print(f"experts: {routing['active_ratio']:.1%} active, {routing['dead_experts']} never used{apart}")
+
+
+def _beside_reachable(figures: dict[str, Any]) -> dict[str, float | None]:
+    """A task's figures by the names of their columns."""
+    best = figures.get("reachable", {"auc": None, "uauc": None})
+    return {
+        "AUC": figures["auc"],
+        "best reachable": best["auc"],
+        "gap": None if None in (best["auc"], figures["auc"]) else best["auc"] - figures["auc"],
+        "UAUC": figures["uauc"],
+        "best UAUC": best["uauc"],
+        "PR-AUC": figures["pr_auc"],
+        "logloss": figures["logloss"],
+        "NE": figures["ne"],
+        "calibration": figures["calibration"],
+    }
 
 
 def slice_table(column: str, values: dict[str, Any], *, tasks: list[str]) -> Table:
