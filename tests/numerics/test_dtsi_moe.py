@@ -171,8 +171,6 @@ def test_a_layer_can_be_copied_after_a_forward():
     ("fusion", "target"),
     [
         ("stochastic_rows", 0.75),  # opens gates
-        ("stochastic_rows", 0.5),
-        ("stochastic_rows", 0.25),
         ("stochastic_rows", 0.125),
         ("stochastic_steps", 0.25),
         ("straight_through", 0.25),
@@ -191,9 +189,10 @@ def test_lambda_drives_the_active_ratio_to_its_target(fusion, target):
         x_TBD = F.layer_norm(torch.randn(4, 64, 16), (16,))
         with torch.no_grad():
             goal_TBD = teacher(x_TBD)
-        losses.append(F.mse_loss(moe(x_TBD), goal_TBD))
+        loss = F.mse_loss(moe(x_TBD), goal_TBD)
+        losses.append(loss.detach())
         optimizer.zero_grad()
-        (losses[-1] + adaptive(own_penalty(moe), moe.report.closed / 64) + 0.1 * moe.report.distance / 64).backward()
+        (loss + adaptive(own_penalty(moe), moe.report.closed / 64) + 0.1 * moe.report.distance / 64).backward()
         optimizer.step()
         ratios.append(moe.report.active_T.mean())
         adaptive.update(ratios[-1])
