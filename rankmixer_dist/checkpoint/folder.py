@@ -9,6 +9,7 @@ checkpoints/
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,10 @@ FOLDER_NAME = "checkpoints"
 LATEST, BEST = "latest", "best"
 TENSORS = "tensors"
 _PREFIX, _ASIDE = "step-", ".partial"
+_STEP = _PREFIX + r"(?!0+\b)(\d{8}|[1-9]\d{8,17})"
+_NAME = re.compile(_STEP, re.ASCII)
+_LEFT = re.compile(rf"({_STEP}(\.old)?\.partial|({LATEST}|{BEST})\.partial\.txt)", re.ASCII)
+"""What a writer leaves that is killed; whatever else lies there is not ours to remove."""
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -26,14 +31,14 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """Complete checkpoints of a run, oldest first; what has another name than `checkpoint_path` gives is nobody's."""
     folder = run_dir / FOLDER_NAME
-    found = [path for path in folder.glob(_PREFIX + "*") if path.suffix == ""] if folder.is_dir() else []
+    found = [path for path in folder.glob(_PREFIX + "*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was made."""
+    """The step after which a checkpoint was made, by the name that `checkpoint_path` gave it."""
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
@@ -49,10 +54,8 @@ def begin(final: Path) -> Path:
 def sweep(run_dir: Path) -> None:
     """Removes what a process that died while it wrote or removed a checkpoint left of it."""
     for left in (run_dir / FOLDER_NAME).glob(f"*{_ASIDE}*"):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+        if _LEFT.fullmatch(left.name):
+            _delete(left)
 
 
 def publish(aside: Path, final: Path) -> None:
@@ -135,7 +138,14 @@ def _remove(checkpoint: Path) -> None:
     """Renamed first: whoever reads, or comes after this process was killed, finds it whole or not at all."""
     gone = checkpoint.with_name(checkpoint.name + ".old" + _ASIDE)
     os.replace(checkpoint, gone)
-    shutil.rmtree(gone)
+    _delete(gone)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _sync(folder: Path) -> None:

@@ -15,6 +15,8 @@ def open_checkpoint(path: Path, *, rank: int = 0, world_size: int = 1) -> About:
     """
     try:
         about = read_about(path)
+        if path in checkpoints(path.parent.parent) and about.step != step_of(path):
+            raise UserError(f"{path}: holds step {about.step}; give the copy a name that does not begin with step-")
         share = sorted(about.files)[rank::world_size]
         verify_files(path, {name: about.files[name] for name in share})
     except UserError as error:
@@ -23,8 +25,9 @@ def open_checkpoint(path: Path, *, rank: int = 0, world_size: int = 1) -> About:
 
 
 def _offer(path: Path) -> str:
-    older = [other for other in checkpoints(path.parent.parent) if step_of(other) < step_of(path)]
+    beside = checkpoints(path.parent.parent)
+    older = beside[: beside.index(path)] if path in beside else []
     usable = [other for other in older if (other / ABOUT_NAME).is_file()]
     if usable:
-        return f"to go on from {usable[-1].name}, the one before it, remove the folder {path}"
-    return f"no older checkpoint is beside it; to begin anew, remove the run directory {path.parent.parent}"
+        return f"to go on from {usable[-1].name}, the one before it, move the folder {path} away"
+    return "no older checkpoint is beside it; to begin anew, choose another `name`"

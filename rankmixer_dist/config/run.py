@@ -164,7 +164,7 @@ class EvalConfig(Strict):
     batch_size: PositiveInt = 4096
     checkpoint: str = Field(
         default="latest",
-        pattern=r"^(latest|best|step-[0-9]+)$",
+        pattern=r"^(latest|best|step-[0-9]{1,18})$",
         description="latest, best (by checkpoint.best), or one that is there by its step: step-00000120 or step-120",
     )
     slices: tuple[str, ...] = Field(

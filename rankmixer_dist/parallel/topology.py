@@ -1,9 +1,10 @@
 """Where this process stands among the ranks, under python, torchrun, deepspeed or srun alike."""
 
 import os
+import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,9 @@ import torch
 import torch.distributed as dist
 
 from rankmixer_dist.errors import UserError
+
+_FIRST_STEP_OF_SLURM = 0xFFFF0000
+"""Steps of SLURM's own, such as the batch script and the interactive shell, have the highest numbers of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,56 @@ class Topology:
         return share
 
 
+def ranks_of_srun(env: Mapping[str, str]) -> dict[str, str]:
+    """RANK and its kin for a task of several that srun has started; empty for a process that stands alone.
+
+    In the shell of an allocation, and in the script of a batch job, SLURM_PROCID is 0 and SLURM_NTASKS the number of
+    tasks that an srun would start: nobody has started them. Only a step of srun has a number below SLURM's own.
+
+    Raises:
+        UserError: srun gave a terminal several tasks; only the first of them has a shell.
+    """
+    step, tasks = env.get("SLURM_STEP_ID", ""), env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))
+    if not step.isdigit() or int(step) >= _FIRST_STEP_OF_SLURM or "SLURM_PROCID" not in env:
+        planned = env.get("SLURM_NTASKS", "1")
+        if planned.isdigit() and int(planned) > 1:
+            told = f"SLURM planned {planned} tasks, but srun did not start this process: it works alone"
+            print(f"note: {told}; start it with srun to use them all", file=sys.stderr, flush=True)
+        return {}
+    if tasks == "1":
+        return {}
+    if "SLURM_PTY_PORT" in env:
+        raise UserError(
+            f"srun --pty counts {tasks} tasks, of which one has this terminal; start it with srun without --pty, or "
+            "open the terminal with srun --ntasks 1 --pty"
+        )
+    on_node = env.get("SLURM_NTASKS_PER_NODE", "1")
+    ranks = {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": tasks, "LOCAL_RANK": env.get("SLURM_LOCALID", "0")}
+    return ranks | ({} if "LOCAL_WORLD_SIZE" in env else {"LOCAL_WORLD_SIZE": on_node})
+
+
 @contextmanager
 def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     """Joins the default process group for the length of a `with` block; a single process gets a group of its own.
 
     NCCL carries CUDA tensors and gloo everything else. The block ends with a barrier, so that no rank tears down a
     connection that another still reads; when it ends with an error, the launcher takes the other ranks down.
+
+    Raises:
+        UserError: the environment does not say where the ranks meet, or speaks of ranks that nobody starts.
     """
     env = os.environ
-    if "SLURM_PROCID" in env and "RANK" not in env:  # srun without torchrun in between
-        env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"] = (
-            env[key] for key in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        )
-        env.setdefault("LOCAL_WORLD_SIZE", env.get("SLURM_NTASKS_PER_NODE", "1"))
+    if "RANK" not in env:  # srun without torchrun in between
+        env.update(ranks_of_srun(env))
     rank, world_size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
     local_rank = int(env.get("LOCAL_RANK", 0))
     local_world_size = int(env.get("LOCAL_WORLD_SIZE", env.get("LOCAL_SIZE", world_size)))
-    if world_size > 1 and "MASTER_ADDR" not in env:
-        raise UserError("WORLD_SIZE is set but MASTER_ADDR is not; start with torchrun, deepspeed or set both")
+    for key in ("MASTER_ADDR", "MASTER_PORT"):
+        if world_size > 1 and key not in env:
+            raise UserError(
+                f"there are {world_size} ranks, but {key} is not set: where rank 0 listens; start with torchrun or "
+                f"deepspeed, or set MASTER_ADDR and MASTER_PORT"
+            )
 
     if torch.cuda.is_available():
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"

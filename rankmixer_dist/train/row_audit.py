@@ -1,6 +1,7 @@
 """The proof that a run trained on every row once: the ids of the rows of each step, on disk."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from rankmixer_dist.batch import Batch
 from rankmixer_dist.parallel.topology import Topology, barrier
 
 FOLDER_NAME = "rows_trained"
+_NAME = re.compile(r"step-(\d{8,18})\.rank-\d{5,}\.(npy|partial)", re.ASCII)
 
 
 class RowAudit:
@@ -24,7 +26,8 @@ class RowAudit:
         if topology.is_first:
             self._folder.mkdir(exist_ok=True)
             for path in self._folder.glob("step-*"):
-                if int(path.name.split(".")[0].removeprefix("step-")) > resume_step or path.suffix == ".partial":
+                found = _NAME.fullmatch(path.name)
+                if found and (int(found[1]) > resume_step or path.suffix == ".partial"):
                     path.unlink()
         barrier()
 
@@ -44,5 +47,6 @@ class RowAudit:
 
 def trained_rows(run_dir: Path) -> np.ndarray:
     """Ids of all rows that a run has trained on, once for each time."""
-    parts = [np.load(path) for path in sorted((run_dir / FOLDER_NAME).glob("step-*.npy"))]
+    paths = [path for path in sorted((run_dir / FOLDER_NAME).glob("step-*.npy")) if _NAME.fullmatch(path.name)]
+    parts = [np.load(path) for path in paths]
     return np.concatenate([np.empty(0, np.int64), *parts])

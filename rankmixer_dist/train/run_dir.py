@@ -81,7 +81,7 @@ def check_run_dir(config: RunConfig) -> None:
             key, old, new = difference
             raise UserError(
                 f"{config.run_dir} already holds another config: {key} was {old!r} and is now {new!r}; choose another "
-                "`name` or remove the directory"
+                "`name`"
             )
 
 
