@@ -112,15 +112,25 @@ def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
 
 
 def schema_hash(schema: Schema) -> str:
-    """Identity of what the prepared ids and values mean: tables, features, tasks; no widths, groups or weights."""
+    """Identity of what the prepared ids and values mean: tables, features, tasks; no widths, groups or weights.
+
+    The order of keys is no part of it, nor is a table's own name where another salts its hash.
+    """
     content = schema.model_dump(mode="json")
     content.pop("groups")
+    # Of two tables with one salt, both names are needed to tell which features share rows.
+    salts = {name: schema.salt(name) for name in schema.tables}
+    hashed_as = {n: salt if [*salts.values()].count(salt) == 1 else f"{salt}/{n}" for n, salt in salts.items()}
+    content["tables"] = {hashed_as[name]: table for name, table in content["tables"].items()}
     for feature in content["features"].values():
         feature.pop("group")
         feature.pop("query", None)
         feature.pop("pooling", None)
+        if "table" in feature:
+            feature["table"] = hashed_as[feature["table"]]
     for table in content["tables"].values():
         table.pop("dim")
+        table.pop("salt")
     for task in content["tasks"].values():
         task.pop("weight")
     return json_checksum(content)

@@ -175,7 +175,7 @@ def _ids(values: pa.Array, name: str, table: Table) -> tuple[np.ndarray, np.ndar
     """Table row of each value, 0 for a missing one, and which values lie outside an identity table."""
     present = _present(values)
     if table.ids == "hash":
-        return np.where(present, hash_ids(values, table=name, rows=table.rows), MISSING_ID), None
+        return np.where(present, hash_ids(values, table=table.salt or name, rows=table.rows), MISSING_ID), None
     raw = _integers(values)
     fault = present & ((raw < 0) | (raw >= table.rows - 1))
     return np.where(present & ~fault, raw + 1, MISSING_ID), fault

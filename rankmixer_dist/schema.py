@@ -38,6 +38,12 @@ class Table(Strict):
         default="hash",
         description="hash: any integer or string, hashed into [1, rows); identity: integers 0..rows-2, kept in order",
     )
+    salt: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of hash: the name that says which row an id falls into, the table's own by default; a table that "
+        "is renamed keeps its rows by its old name here",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Table":
@@ -45,6 +51,8 @@ class Table(Strict):
             raise ValueError("a table needs at least 2 rows: row 0 stands for a missing id")
         if self.dim % 4:
             raise ValueError(f"dim {self.dim} is not a multiple of 4, which the fused kernels need")
+        if self.salt is not None and self.ids == "identity":
+            raise ValueError("salt goes with ids: hash; ids: identity keeps integers in order, remove the salt")
         return self
 
 
@@ -191,6 +199,10 @@ class Schema(Strict):
     def label_columns(self) -> dict[str, str]:
         """Task name -> raw label column."""
         return {name: task.column or name for name, task in self.tasks.items()}
+
+    def salt(self, table: str) -> str:
+        """The name that salts the hash of a table's ids."""
+        return self.tables[table].salt or table
 
     def unpooled_tables(self) -> frozenset[str]:
         """Tables whose rows are looked up one by one, because a sequence uses them; all others are pooled bags."""

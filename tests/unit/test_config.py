@@ -266,6 +266,10 @@ def test_a_value_that_does_not_fit_is_told(change: Change, expected: str, tmp_pa
     [
         (set_to("tables", "user", "rows", value=1), "tables.user: a table needs at least 2 rows"),
         (set_to("tables", "user", "dim", value=6), "tables.user: dim 6 is not a multiple of 4"),
+        (
+            set_to("tables", "hour", value={"rows": 32, "dim": 8, "ids": "identity", "salt": "h"}),
+            "salt goes with ids: hash",
+        ),
         (set_to("features", "hour", "boundaries", value=[2, 1]), "boundaries must ascend strictly"),
         (set_to("features", "hour", "boundaries", value=[1, 1]), "boundaries must ascend strictly"),
         (set_to("tables", "hour", "rows", value=3), "feature hour: 2 boundaries need a table of 4 rows"),

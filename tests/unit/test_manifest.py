@@ -142,6 +142,8 @@ def test_a_manifest_changed_after_it_was_written_is_refused(standing, change):
     [
         {"tables__video__rows": 51},
         {"tables__video__ids": "identity"},
+        {"tables__video__salt": "film"},
+        {"tables__video__salt": "tag"},
         {"features__watched__max_length": 4},
         {"features__tags__separator": ";"},
         {"features__tags__table": "video"} | {"features__watched__table": "video"},
@@ -164,6 +166,7 @@ def test_another_meaning_of_the_columns_is_another_hash(standing, change):
     "change",
     [
         {"tables__tag__dim": 16},
+        {"tables__video__salt": "video"},
         {"groups__video": 4},
         {"features__length__group": "user"},
         {"features__tags__pooling": "sum"},
@@ -172,6 +175,19 @@ def test_another_meaning_of_the_columns_is_another_hash(standing, change):
 )
 def test_what_only_the_model_sees_keeps_the_hash(change):
     assert schema_hash(schema_with(**change)) == schema_hash(schema_with())
+
+
+def test_the_order_of_keys_keeps_the_hash():
+    turned = {part: dict(reversed(declared.items())) for part, declared in DECLARED.items()}
+    assert schema_hash(Schema.model_validate(turned)) == schema_hash(schema_with())
+
+
+def test_a_table_that_keeps_its_salt_may_have_another_name():
+    tables = {"clip": DECLARED["tables"]["video"] | {"salt": "video"}, "tag": DECLARED["tables"]["tag"]}
+    moved = {"tables": tables, "features__video_id__table": "clip", "features__watched__table": "clip"}
+    assert schema_hash(schema_with(**moved)) == schema_hash(schema_with())
+    tables["clip"].pop("salt")
+    assert schema_hash(schema_with(**moved)) != schema_hash(schema_with())
 
 
 def test_a_changed_and_a_missing_shard_are_named(standing):

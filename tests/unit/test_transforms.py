@@ -103,6 +103,17 @@ def test_an_unknown_label_is_masked_where_the_task_says_so():
     ]
 
 
+@pytest.mark.parametrize(("salt", "hashed_as"), [({}, "clip"), ({"salt": "word"}, "word")])
+def test_a_renamed_table_keeps_its_rows_by_its_salt(salt, hashed_as):
+    declared = SCHEMA.model_dump(mode="json")
+    declared["tables"] = {"clip": {**declared["tables"].pop("hashed"), **salt}, **declared["tables"]}
+    for name in ("word", "tags"):
+        declared["features"][name]["table"] = "clip"
+    rows, _ = prepared(schema=Schema.model_validate(declared), word=["a", "b", "c", "d", "e"])
+    expected = hash_ids(pa.array(["a", "b", "c", "d", "e"]), table=hashed_as, rows=50)
+    assert [row["word"] for row in rows] == expected.tolist()
+
+
 def test_equal_ids_of_two_tables_land_on_unrelated_rows():
     ids = pa.array(range(20_000))
     left, right = (hash_ids(ids, table=table, rows=1001) for table in ("user", "video"))
