@@ -73,14 +73,17 @@ def main(arguments: list[str]) -> None:
 def run(config: RunConfig) -> None:
     """Joins the ranks, opens the data, scores it and renders the report."""
     # Imported after the config is known to be good: torch and its kin take seconds.
+    from data_pipeline.manifest import MANIFEST_NAME
     from data_pipeline.reading import open_prepared, open_split
     from data_pipeline.value_counts import value_counts
     from rankmixer_dist.parallel.topology import failing_together, process_group
     from rankmixer_dist.report import render_report
     from rankmixer_dist.train.evaluate import evaluate
+    from rankmixer_dist.train.same_start import require_same_start
     from rankmixer_dist.train.slice_columns import needs_training_rows
 
     with process_group() as topology:
+        require_same_start(config, topology, manifest=config.data.prepared / MANIFEST_NAME)
         ranks = {"rank": topology.rank, "world_size": topology.world_size}
         topology.share_of(config.eval.batch_size)
         with failing_together():

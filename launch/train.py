@@ -37,10 +37,13 @@ def run(config: RunConfig) -> None:
 
 def run_on(config: RunConfig, topology: "Topology") -> None:
     """Opens this rank's share of the data and trains."""
+    from data_pipeline.manifest import MANIFEST_NAME
     from data_pipeline.reading import open_prepared, open_split, open_training
     from rankmixer_dist.parallel.topology import failing_together
     from rankmixer_dist.train.run import train
+    from rankmixer_dist.train.same_start import require_same_start
 
+    require_same_start(config, topology, manifest=config.data.prepared / MANIFEST_NAME)
     topology.share_of(config.loader.batch_size)
     ranks = {"rank": topology.rank, "world_size": topology.world_size}
     best = config.checkpoint.best

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rankmixer_dist.checkpoint.about import About, describe_files, read_about
+from rankmixer_dist.checkpoint.about import About, File, describe_files, read_about
 from rankmixer_dist.checkpoint.folder import (
     BEST,
     LATEST,
@@ -136,6 +136,7 @@ class Saver:
         of_all = all_gather_objects(files, self._group)
         with failing_together(self._group):
             if first:
+                _require_seen(aside, of_all)
                 merged = {name: file for of_rank in of_all for name, file in of_rank.items()}
                 about.model_copy(update={"files": merged}).write(aside)
                 publish(aside, final)
@@ -154,6 +155,23 @@ class Saver:
         if self._topology.is_first:
             print(f"warning: {message}", file=sys.stderr, flush=True)
         return message
+
+
+def _require_seen(folder: Path, of_all: Sequence[Mapping[str, File]]) -> None:
+    """Makes sure that rank 0, which seals the files, has before it what every rank has written; else nothing is sealed.
+
+    Raises:
+        UserError: a file is not there, or not the one that its rank wrote.
+    """
+    for rank, files in enumerate(of_all):
+        for name, file in files.items():
+            path = folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != file.bytes:
+                told = "sees no such file" if found is None else f"sees {found:,} bytes"
+                raise UserError(
+                    f"rank {rank} wrote {file.bytes:,} bytes into {name}, but rank 0 {told}; all ranks must share `runs`"
+                )
 
 
 class _NotFiniteError(UserError):

@@ -10,6 +10,7 @@ from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import named_checkpoint
 from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.models.ranker import Ranker
+from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.build import Statistics, build_model, build_tables, expert_grid_of, spread_out
@@ -47,8 +48,12 @@ def evaluate(
     keep_freed_memory(topology.device)
     checkpoint, epoch = Path(), 0
     with failing_together():
+        if topology.is_first:
+            require_run(config)
+    require_shared(config.run_dir, topology, key="runs")
+    with failing_together():
         name = config.eval.checkpoint
-        checkpoint = named_checkpoint(require_run(config), name, key=f"eval.checkpoint {name}:")
+        checkpoint = named_checkpoint(config.run_dir, name, key=f"eval.checkpoint {name}:")
         epoch = read_about(checkpoint).position.epoch
     slices: list[SliceColumn] = []
     if config.eval.slices:

@@ -14,6 +14,7 @@ from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
 from rankmixer_dist.checkpoint.saver import finish_interrupted
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, barrier, broadcast_object, failing_together
 from rankmixer_dist.train.build import (
     Statistics,
@@ -71,6 +72,7 @@ def train(
                 check_run_dir(config)
                 _start_checkpoint(config, checkpoints(config.run_dir))
                 held.enter_context(only_job(config.run_dir))
+        require_shared(config.run_dir, topology, key="runs")
         _train(config, topology, rows, numerics, base_rates, validation_rows)
 
 
