@@ -4,10 +4,9 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.command_line import console, run_verb
 
 USAGE = """\
 python launch/compare.py runs/rankmixer_1 runs/rankmixer_2 runs/wukong_1 runs/wukong_2
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> None:
             own, size = ((line.label, line.seeds), line.size) if place == 0 else (("", ""), [""] * len(line.size))
             table.add_row(*own, task, *line.figures[2 * place : 2 * place + 2], *size)
         table.add_section()
-    Console().print(table)
+    console().print(table)
     if parsed.markdown is not None:
         parsed.markdown.write_text(markdown(comparison, differences=parsed.difference))
 

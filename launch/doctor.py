@@ -7,6 +7,7 @@ from pathlib import Path
 # The doctor has to work where the project itself is not installed, or where another copy of it is.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.environment.doctor import examine, exit_code, show, to_json
 
 
@@ -29,4 +30,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_verb(main)

@@ -10,11 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from rankmixer_dist.command_line import config_parser, run_verb
+from rankmixer_dist.command_line import config_parser, console, run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import UserError
 
@@ -149,10 +147,10 @@ def show_predictions(path: Path, result: dict[str, Any]) -> None:
         names = ("auc", "uauc", "pr_auc", "logloss", "ne", "calibration")
         auc, uauc, *rest = (_four_decimals(figures[name]) for name in names)
         users = f"{figures['users_scored']:,}"
-        table.add_row(escape(task), f"{figures['rows']:,}", auc, interval, uauc, users, *rest)
+        table.add_row(task, f"{figures['rows']:,}", auc, interval, uauc, users, *rest)
     print(f"{path}: {result['rows']:,} rows")
-    unbounded = Console(width=1 << 16)
-    Console(width=unbounded.measure(table).maximum).print(table)
+    unbounded = console(width=1 << 16)
+    console(width=unbounded.measure(table).maximum).print(table)
     for task, figures in result["tasks"].items():
         if figures["without_label"]:
             print(f"{task}: {figures['without_label']:,} rows without a label left out")
@@ -169,16 +167,16 @@ def show(result: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "task" else "right")
     for task, figures in rows.items():
         table.add_row(task, *(_four_decimals(figures[name]) for name in columns))
-    console = Console(width=120)
-    console.print(table)
+    shown = console(width=120)
+    shown.print(table)
     for column, values in result.get("slices", {}).items():
-        console.print(slice_table(column, values, tasks=list(result["tasks"])))
-        console.print(f"{column}: {result['slice_legends'][column]}\n", soft_wrap=True)
+        shown.print(slice_table(column, values, tasks=list(result["tasks"])))
+        shown.print(f"{column}: {result['slice_legends'][column]}\n", soft_wrap=True)
     routing = result.get("routing")
     if routing is not None:
         gaps = [f"{task} {path['served_gap']:+.2%}" for task, path in routing.get("trained_path", {}).items()]
         apart = f"; logloss as served against as trained: {', '.join(gaps)}" if gaps else ""
-        console.print(f"experts: {routing['active_ratio']:.1%} active, {routing['dead_experts']} never used{apart}")
+        shown.print(f"experts: {routing['active_ratio']:.1%} active, {routing['dead_experts']} never used{apart}")
 
 
 def _beside_reachable(figures: dict[str, Any]) -> dict[str, float | None]:

@@ -1,10 +1,9 @@
 #!/usr/bin/env python
 """Tells what a run would be, without starting it: the dense model's parameters and FLOPs, and the tables' memory."""
 
-from rich.console import Console
 from rich.table import Table as Grid
 
-from rankmixer_dist.command_line import config_parser, parse_config, run_verb
+from rankmixer_dist.command_line import config_parser, console, parse_config, run_verb
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.cost import DenseCost
 
@@ -25,12 +24,12 @@ def main(arguments: list[str]) -> None:
     config = parse_config(config_parser("plan.py", __doc__, USAGE), arguments)
     from rankmixer_dist.train.build import weightless_model
 
-    console = Console(highlight=False, soft_wrap=True)
+    shown = console(soft_wrap=True)
     cost = weightless_model(config).cost()
-    console.print(dense_grid(config, cost), tables_grid(config))
+    shown.print(dense_grid(config, cost), tables_grid(config))
     copies = 2 + _MOMENTS[config.dense.optimizer]
     batch = config.loader.batch_size
-    console.print(
+    shown.print(
         f"dense: {cost.parameters * _BYTES * copies / 2**30:,.2f} GiB for fp32 weights, gradients and "
         f"{config.dense.optimizer} moments before ZeRO splits them; "
         f"{cost.flops_per_row_train * batch / 1e12:,.3g} TFLOP a step of {batch:,} rows"

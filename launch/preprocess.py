@@ -4,12 +4,11 @@
 import time
 from datetime import UTC, datetime
 
-from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.manifest import Manifest
 from data_pipeline.preprocess import preprocess
-from rankmixer_dist.command_line import config_parser, run_verb
+from rankmixer_dist.command_line import config_parser, console, run_verb
 from rankmixer_dist.config import load_config
 
 USAGE = """\
@@ -39,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
 def show(manifest: Manifest) -> None:
     """Prints the rows and base rates of every split, the numerics, and what was set aside and why."""
-    console = Console(highlight=False, soft_wrap=True)
+    shown = console(soft_wrap=True)
     rows = Table("split", title=f"{manifest.source}: {manifest.raw_rows:,} raw rows")
     for column in ("rows", "shards", "first (UTC)", "last (UTC)"):
         rows.add_column(column, justify="right")
@@ -56,11 +55,11 @@ def show(manifest: Manifest) -> None:
         numerics.add_column(column, justify="right")
     for name, values in manifest.numerics.items():
         numerics.add_row(name, f"{values.count:,}", f"{values.mean:.4g}", f"{values.std:.4g}")
-    console.print(rows, rates, *([numerics] if manifest.numerics else []))
+    shown.print(rows, rates, *([numerics] if manifest.numerics else []))
     for reason, count in manifest.set_aside.items():
-        console.print(f"set aside: {count:,} {reason}", markup=False)
+        shown.print(f"set aside: {count:,} {reason}")
     for note in manifest.notes:
-        console.print(f"note: {note}", markup=False)
+        shown.print(f"note: {note}")
 
 
 def _minute(timestamp_ms: int) -> str:

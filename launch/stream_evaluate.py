@@ -10,10 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from rankmixer_dist.command_line import config_parser, parse_config, run_verb
+from rankmixer_dist.command_line import config_parser, console, parse_config, run_verb
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import Preempted, UserError
 from rankmixer_dist.metrics import mean_over_windows
@@ -178,7 +177,7 @@ def show(state: "State") -> None:
     means = mean_over_windows(line["tasks"] for line in scored)
     of_mean = [value for task in tasks for value in (means[task]["auc"], means[task]["uauc"])]
     table.add_row("mean over windows", "", "", *map(_text, of_mean))
-    Console(width=120).print(table)
+    console(width=120).print(table)
 
 
 def _text(value: float | None) -> str:

@@ -1,8 +1,12 @@
-"""How a verb starts and ends: arguments to a config, and an exit code with one clear line when something is wrong."""
+"""How a verb starts and ends: arguments to a config, and an exit code with one clear line when something is wrong.
+
+Importing it needs the standard library alone: the doctor looks at machines where nothing else is installed.
+"""
 
 import argparse
 import atexit
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -11,15 +15,23 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import EXIT_PREEMPTED, Preempted, RankError, UserError
+from rankmixer_dist.library_errors import explain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rankmixer_dist.config import RunConfig
 
 _LAST_WORD_S = 3.0
 _PR_SET_PDEATHSIG = 1
 _PYTHON_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """What torchrun and deepspeed set for the ranks they start."""
+_EXIT_INTERRUPTED = 128 + signal.SIGINT
+_TRACEBACK = "RANKMIXER_TRACEBACK"
+"""Environment variable: with 1, a line about an exception stands below its traceback."""
 
 
 def config_parser(
@@ -40,47 +52,115 @@ def config_parser(
     return parser
 
 
-def parse_config(parser: argparse.ArgumentParser, arguments: list[str]) -> RunConfig:
+def parse_config(parser: argparse.ArgumentParser, arguments: list[str]) -> "RunConfig":
     """The config that a verb's arguments name.
 
     Raises:
         UserError: as `load_config` does.
     """
+    from rankmixer_dist.config import load_config
+
     parsed = parser.parse_args(arguments)
     return load_config(parsed.config, parsed.overrides)
 
 
-def run_verb(main: Callable[[list[str]], None]) -> NoReturn:
-    """Runs a verb with the command line's arguments: exit code 0 on success, 2 after one clear line on a `UserError`,
-    `EXIT_PREEMPTED` after one on `Preempted`.
+def console(**options: Any) -> "Console":
+    """A console of rich for tables that hold names and values of a user, which it prints as they are: no markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+def run_verb(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a verb with the command line's arguments: exit code 0, or what it returns, on success, 2 after one clear
+    line on a `UserError` or on an exception that `explain` knows, `EXIT_PREEMPTED` after one on `Preempted`.
 
     Of the ranks of one job that end alike, only local rank 0 speaks, but a `RankError` is told by whoever met it; any
-    other exception keeps its traceback. A rank does not outlive its launcher.
+    other exception keeps its traceback. A rank does not outlive its launcher. A verb goes on when its output can no
+    longer be shown, and says so.
     """
     if "RANK" in os.environ:
         _die_with_launcher()
     # Deprecations inside third-party packages are for the people who pin their versions, not for those who run a verb.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
-    code = 0
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        code = 2
-        _say(f"error: {error}", alone=isinstance(error, RankError))
-    except Preempted as stop:
-        code = EXIT_PREEMPTED
-        _say(f"stopped: {stop}")
-    except SystemExit as error:  # argparse
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        code = 1
-        traceback.print_exc()
+    sys.stderr = _stream(sys.stderr, 2, "stderr")
+    sys.stdout = _stream(sys.stdout, 1, "stdout")
+    code = _code_of(main)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: gloo's threads that DeepSpeed's groups keep alive abort a process in its static destructors.
-    os._exit(code)
+    os._exit(code or _Shown.lost)
+
+
+def _code_of(main: Callable[[list[str]], int | None]) -> int:
+    """The exit code of a verb, whose last word has been said."""
+    try:
+        return main(sys.argv[1:]) or 0
+    except UserError as error:
+        if os.environ.get(_TRACEBACK) == "1":
+            traceback.print_exc()
+        _say(f"error: {error}", alone=isinstance(error, RankError))
+        return 2
+    except Preempted as stop:
+        _say(f"stopped: {stop}")
+        return EXIT_PREEMPTED
+    except SystemExit as error:  # argparse
+        return error.code if isinstance(error.code, int) else 1
+    except KeyboardInterrupt:
+        _say("stopped: interrupted by Ctrl-C")
+        return _EXIT_INTERRUPTED
+    except BaseException as error:
+        line = explain(error)
+        if line is None or os.environ.get(_TRACEBACK) == "1":
+            traceback.print_exc()
+        if line is None:
+            return 1
+        if not _is_first():
+            time.sleep(_LAST_WORD_S)  # who is still there then has met it alone, and speaks
+        _say(f"error: {line} ({_TRACEBACK}=1 shows where)", alone=True)
+        return 2
+
+
+class _Shown(io.FileIO):
+    """A standard stream: what cannot be written to it is dropped, which is told once on the other one."""
+
+    lost = 0
+    """Exit code of a verb that ended well, but for output that a full or failing disk did not take."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._title, self._told = name, False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._tell(error)
+            return len(memoryview(data).cast("B"))
+
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            self._told = True
+            if not isinstance(error, BrokenPipeError) and "RANK" not in os.environ:
+                _Shown.lost = 1  # a reader that left, as `head` does, has seen what it wanted to; a rank's is a log
+            if self._title == "stdout":
+                print(f"warning: stdout: {error.strerror}; the work goes on, but is no longer shown", file=sys.stderr)
+
+
+def _stream(stream: Any, descriptor: int, name: str) -> Any:
+    """A standard stream that cannot end a verb: not by a reader that left, a full disk or a character it lacks."""
+    if stream is None:  # closed by whoever started this process; another file may have its number by now
+        return open(os.devnull, "w")
+    if type(stream) is not io.TextIOWrapper:  # a test's
+        return stream
+    stream.flush()
+    raw = io.BufferedWriter(_Shown(descriptor, name))
+    return io.TextIOWrapper(
+        raw, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )  # fmt: skip
 
 
 def _die_with_launcher() -> None:
@@ -107,9 +187,14 @@ def _is_orphan(parent: int) -> bool:
         return True
 
 
+def _is_first() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _say(line: str, *, alone: bool = False) -> None:
     """One line from local rank 0; the others, unless they are `alone`, give it the time to speak."""
-    if alone or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(" ".join(line.split()), file=sys.stderr)
+    if alone or _is_first():
+        line = " ".join(line.split())
+        print("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), file=sys.stderr)
     else:
         time.sleep(_LAST_WORD_S)  # the first rank to end makes the launcher end the others, the speaker included

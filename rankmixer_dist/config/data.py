@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, PositiveInt, model_validator
+from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt, model_validator
 
 from rankmixer_dist.schema import Strict
 
@@ -14,7 +14,7 @@ class SyntheticSource(Strict):
 
     kind: Literal["synthetic"]
     path: Path = Field(description="folder for the raw log files; written when it does not exist yet")
-    seed: int = 1
+    seed: NonNegativeInt = 1
     rows: PositiveInt = 300_000
     users: PositiveInt = 2_000
     videos: PositiveInt = 1_000

@@ -6,12 +6,11 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from rankmixer_dist.config.run import RunConfig
+from rankmixer_dist.config.yaml_text import check_values, parse_override, read_config_file, shortened, telling
 from rankmixer_dist.errors import UserError, nearest
 
 
@@ -24,60 +23,62 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
     """
     path = Path(path)
     merged = _read_run(path)
-    try:
-        # A `features=PATH` override names the file that the other overrides then reach into.
-        for override in sorted(overrides, key=lambda text: not text.startswith("features=")):
-            key, equals, _ = override.partition("=")
-            if not equals or not key:
-                raise UserError(f"override {override!r} is not of the form section.key=value")
-            if key != "features":
-                _include_features(merged, path)
-            merged.merge_with(OmegaConf.from_dotlist([override]))
-        _include_features(merged, path)
+    # A `features=PATH` override names the file that the other overrides then reach into.
+    for override in sorted(overrides, key=lambda text: not text.startswith("features=")):
+        change = parse_override(override)
+        if not override.startswith("features="):
+            _include_features(merged, path)
+        with telling(f"override {shortened(override)}"):
+            merged.merge_with(change)
+    _include_features(merged, path)
+    with telling(str(path)):
         values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     try:
-        return RunConfig.model_validate(values)
+        check_values(values)
+        config = RunConfig.model_validate(values)
+        check_values(config.model_dump())  # the text "nan" has become a number
     except ValidationError as error:
         raise UserError(f"{path}: {_describe(error)}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
 
 
 def _read_run(path: Path, within: tuple[Path, ...] = ()) -> DictConfig:
     """A run's file over the one that its `extends` names, relative to it; lists and values replace, mappings merge."""
-    run = _read_yaml(path)
-    base_name = run.pop("extends", None)
-    if base_name is None:
+    run = read_config_file(path)
+    base_path = _extended(run, path, "extends")
+    if base_path is None:
         return run
-    base_path = path.parent / str(base_name)
-    if base_path.resolve() in within:
-        raise UserError(f"{path}: extends {base_name}, which extends it")
+    if base_path.resolve() in within or base_path.resolve() == path.resolve():
+        raise UserError(f"{path}: extends {base_path.name}, which extends it")
     base = _read_run(base_path, (*within, path.resolve()))
-    if isinstance(base.get("features"), str):
-        base.features = str(base_path.parent.resolve() / base.features)
-    return DictConfig(OmegaConf.merge(base, run))
+    with telling(str(path)):
+        if isinstance(base.get("features"), str):
+            base.features = str(base_path.parent.resolve() / base.features)
+        return DictConfig(OmegaConf.merge(base, run))
 
 
 def _include_features(config: DictConfig, path: Path) -> None:
     """Reads the file that `features` names, or lays its keys over the one that its own `extends` names."""
-    features = config.get("features")
+    with telling(str(path)):
+        features = config.get("features")
     if isinstance(features, str):
-        config.features = _read_yaml(path.parent / features)
-    elif isinstance(features, DictConfig) and "extends" in features:
-        base = _read_yaml(path.parent / features.pop("extends"))
-        config.features = OmegaConf.merge(base, features)
+        config.features = read_config_file(path.parent / features)
+    elif isinstance(features, DictConfig):
+        base = _extended(features, path, "features.extends")
+        if base is not None:
+            with telling(str(path)):
+                config.features = OmegaConf.merge(read_config_file(base), features)
 
 
-def _read_yaml(path: Path) -> DictConfig:
-    try:
-        loaded = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if isinstance(loaded, ListConfig) or not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: not a mapping of keys to values")
-    return loaded
+def _extended(keys: DictConfig, path: Path, name: str) -> Path | None:
+    """Takes `extends` out of a mapping: the file that it names, relative to `path`."""
+    with telling(str(path)):
+        named = keys.pop("extends", None)
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"{path}: {name}: {shortened(named)} names no file; write one path")
+    return None if named is None else path.parent / named
 
 
 def _describe(error: ValidationError) -> str:
@@ -92,7 +93,7 @@ def _describe(error: ValidationError) -> str:
     else:
         text = f"{where}: {problem['msg'].removeprefix('Value error, ')}".removeprefix("config: ")
         if problem["type"] not in ("value_error", "missing"):
-            text += f" (got {problem['input']!r})"
+            text += f" (got {shortened(problem['input'])})"
         if problem["type"] == "literal_error":
             text += nearest(str(problem["input"]), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")

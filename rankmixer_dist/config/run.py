@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rankmixer_dist.config.data import DataConfig, LoaderConfig, Source
 from rankmixer_dist.config.model import ModelConfig
@@ -180,9 +180,9 @@ class EvalConfig(Strict):
 class RunConfig(Strict):
     """Everything a run needs to be repeated."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="names the run directory")
     runs: Path = Path("runs")
-    seed: int = 1
+    seed: NonNegativeInt = 1
     features: Schema = Field(
         description="the schema, or the path of its YAML file, relative to this one, or `extends: PATH` with changes"
     )

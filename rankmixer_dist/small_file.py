@@ -1,0 +1,55 @@
+"""Small text files that somebody else wrote, or damaged: read whole, or one clear line about what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rankmixer_dist.errors import UserError, one_line
+
+MAX_BYTES = 256 << 20
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file in UTF-8, a byte order mark left out.
+
+    Never waits: a named pipe or a device is refused.
+
+    Raises:
+        UserError: there is no such file, it is a folder or no regular file, larger than `MAX_BYTES`, not UTF-8, or the
+            system does not let it be read.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
+        if not path.is_file():
+            raise UserError(f"{path}: {'is no regular file; name one' if path.exists() else 'no such file'}")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes; a file of its kind has less than {MAX_BYTES:,}")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        raise UserError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}); save the file as UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: as `read_text`, or the file is not JSON.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UserError: it is none; `where` begins the line.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({one_line(error)})") from error
