@@ -214,10 +214,12 @@ class Schema(Strict):
         return tuple(n for n, f in self.features.items() if getattr(f, "table", None) not in (None, *unpooled))
 
     def unpooled_features(self) -> tuple[str, ...]:
-        """Features that are looked up one row an id, in declared order."""
+        """Features that are looked up one row an id, narrow tables first, those of one width in declared order."""
         unpooled = self.unpooled_tables()
-        return tuple(n for n, f in self.features.items() if getattr(f, "table", None) in unpooled)
+        tables = {name: getattr(feature, "table", None) for name, feature in self.features.items()}
+        dims = {name: self.tables[table].dim for name, table in tables.items() if table in unpooled}
+        return tuple(sorted(dims, key=lambda name: dims[name]))
 
     def id_features(self) -> tuple[str, ...]:
-        """All features with ids, in the order of `Batch.ids`: bags first, so that either half is one slice."""
+        """All features with ids, in the order of `Batch.ids`: what one module looks up is one slice."""
         return self.bag_features() + self.unpooled_features()

@@ -1,4 +1,4 @@
-"""Places the tables on the ranks: a plan with its reasons, the sharded module, its fused optimizer and its shards."""
+"""The tables of all ranks: the sharded module, its fused optimizer and its shards, and their null twin."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,23 +14,17 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimi
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import ShardingOption
-from torchrec.distributed.types import BoundsCheckMode, ModuleSharder, ShardingEnv, ShardingType
+from torchrec.distributed.types import ModuleSharder, ShardingEnv
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.pieces import Piece
 from rankmixer_dist.sparse.init import fill_uniform_
+from rankmixer_dist.sparse.placement import SHARDING_TYPES, Room, place
 from rankmixer_dist.sparse.tables import Embeddings, EmbeddingTables
 
-# The planner warns of choices that are made on purpose here, and fx of a flag that TorchRec still reads.
-logging.getLogger("torchrec").setLevel(logging.ERROR)
+# fx warns of a flag that TorchRec still reads.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
-SHARDING_TYPES = (ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value)
 
 
 @dataclass(frozen=True)
@@ -150,8 +144,14 @@ class _Piece:
 
 
 def _pieces(value: Any) -> list[_Piece]:
+    """This rank's rows; a cut through columns, which a first row cannot describe, is refused."""
     assert isinstance(value, ShardedTensor), f"expected a sharded tensor, got {type(value).__name__}"
-    return [_Piece(shard.metadata.shard_offsets[0], shard.tensor) for shard in value.local_shards()]
+    pieces = []
+    for shard in value.local_shards():
+        offsets, sizes = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+        assert not any(offsets[1:]) and sizes[1:] == list(value.size()[1:]), f"columns are cut: {shard.metadata}"
+        pieces.append(_Piece(offsets[0], shard.tensor))
+    return pieces
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
@@ -167,101 +167,32 @@ class _RowSharder(EmbeddingCollectionSharder):
 
 
 def shard_tables(
-    module: EmbeddingTables,
-    *,
-    device: torch.device,
-    settings: RowWiseAdagradSettings,
-    fixed: Mapping[str, str],
-    rows_per_rank: int,
-    memory_bytes: int,
-    local_world_size: int,
+    module: EmbeddingTables, *, settings: RowWiseAdagradSettings, fixed: Mapping[str, str], room: Room
 ) -> tuple[ShardedTables, list[dict[str, Any]]]:
     """Plans and shards `module`, which lies on the meta device, over all ranks of the default group.
 
     Args:
-        fixed: table -> sharding type, for tables that the planner must not decide.
-        rows_per_rank: rows of a rank's batch, for the planner's estimates.
-        memory_bytes: memory a rank may plan with.
+        fixed: table -> sharding type, for tables that the planner must not decide (`placement.place`).
 
     Returns:
         The sharded tables, and the plan as `plan.json` tells it: one entry a table with its reason (rank 0; the
         others get an empty list).
+
+    Raises:
+        UserError: the ranks have no memory for the tables.
     """
-    constraints = {
-        table: ParameterConstraints(
-            sharding_types=[fixed[table]] if table in fixed else list(SHARDING_TYPES),
-            compute_kernels=["fused"],
-            bounds_check_mode=BoundsCheckMode.FATAL,
-        )
-        for table in module.schema.tables
-    }
-    on_gpu = device.type == "cuda"
-    topology = Topology(
-        world_size=dist.get_world_size(),
-        local_world_size=local_world_size,
-        compute_device=device.type,
-        hbm_cap=memory_bytes if on_gpu else 0,
-        ddr_cap=None if on_gpu else memory_bytes,
-    )
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": settings.lr, "eps": settings.eps}
     sharders: list[ModuleSharder[Any]] = [_BagSharder(fused_params=fused), _RowSharder(fused_params=fused)]
-    chosen: list[ShardingOption] = []
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=rows_per_rank,
-        constraints=constraints,
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
-        debug=False,
-        stats=[],
-        callbacks=[lambda options: chosen.extend(options) or options],  # type: ignore[func-returns-value]
-    )
-    alternatives: list[ShardingOption] = []
-    if dist.get_rank() == 0:
-        enumerator = EmbeddingEnumerator(topology=topology, batch_size=rows_per_rank, constraints=constraints)
-        alternatives = enumerator.enumerate(module, sharders)
-    plan = planner.collective_plan(module, sharders, dist.group.WORLD)
+    plan, explained = place(module, sharders, fixed=fixed, room=room)
     sharded = DistributedModelParallel(
         module,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
-        device=device,
+        device=room.device,
         plan=plan,
         sharders=sharders,
         init_data_parallel=False,
     )
-    explained = [_explain(module, option, alternatives, fixed) for option in chosen]
     return ShardedTables(sharded), explained
-
-
-def _explain(
-    module: EmbeddingTables, option: ShardingOption, alternatives: list[ShardingOption], fixed: Mapping[str, str]
-) -> dict[str, Any]:
-    others = [o for o in alternatives if o.name == option.name and o.sharding_type != option.sharding_type]
-    estimate = f"estimated {option.total_perf * 1e3:.3g} us a step"
-    if option.name in fixed:
-        reason = f"fixed by sparse.sharding; {estimate}"
-    elif dist.get_world_size() == 1:
-        reason = f"one rank; {estimate}"
-    else:
-        rest = ", ".join(f"{o.sharding_type} {o.total_perf * 1e3:.3g} us" for o in others)
-        reason = f"planner's best for the slowest rank and memory; {estimate}" + (f" (instead: {rest})" if rest else "")
-    rows, dim = option.tensor.shape
-    bytes_per_rank = [0] * dist.get_world_size()
-    for shard in option.shards:
-        shard_rows, shard_dim = shard.size
-        bytes_per_rank[shard.rank] += shard_rows * (shard_dim + 1) * 4  # fp32 weights and one accumulator a row
-    return {
-        "name": option.name,
-        "rows": rows,
-        "dim": dim,
-        "module": "sequences" if option.name in module.schema.unpooled_tables() else "bags",
-        "features": [n for n, f in module.schema.features.items() if getattr(f, "table", None) == option.name],
-        "sharding": option.sharding_type,
-        "compute_kernel": option.compute_kernel,
-        "ranks": [shard.rank for shard in option.shards],
-        "bytes": sum(bytes_per_rank),
-        "bytes_per_rank": bytes_per_rank,
-        "reason": reason,
-    }
 
 
 def table_key(table: str, kind: str = "weight") -> str:

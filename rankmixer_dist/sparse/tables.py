@@ -35,27 +35,31 @@ class EmbeddingTables(nn.Module):
 
     TorchRec keeps pooled and unpooled lookups in two modules that cannot share weights; so an id or a bag on a
     sequence's table goes the unpooled way too, which is how a candidate and its user's history share a table.
+    An unpooled module holds tables of one width only, so there is one a width.
     """
 
     bags: EmbeddingBagCollection | None
-    sequences: EmbeddingCollection | None
+    sequences: nn.ModuleList
 
     def __init__(self, schema: Schema, *, device: torch.device) -> None:
         super().__init__()
         self.schema = schema
         unpooled = schema.unpooled_tables()
-        bags, rows = [], []
+        bags: list[EmbeddingBagConfig] = []
+        rows: dict[int, list[EmbeddingConfig]] = {}
         for name, table in schema.tables.items():
             users = [n for n, f in schema.features.items() if getattr(f, "table", None) == name]
             shape = {"name": name, "num_embeddings": table.rows, "embedding_dim": table.dim}
             if name in unpooled:
-                rows.append(EmbeddingConfig(**shape, feature_names=users))
+                rows.setdefault(table.dim, []).append(EmbeddingConfig(**shape, feature_names=users))
                 continue
             # The pooling belongs to a TorchRec table; features that pool differently share it through sum and a
             # division by the bag's length, which `forward` does.
             bags.append(EmbeddingBagConfig(**shape, feature_names=users, pooling=PoolingType.SUM))
         self.bags = EmbeddingBagCollection(tables=bags, device=device) if bags else None
-        self.sequences = EmbeddingCollection(tables=rows, device=device) if rows else None
+        self.sequences = nn.ModuleList(EmbeddingCollection(tables=rows[dim], device=device) for dim in sorted(rows))
+        self._split = [len(schema.bag_features())]
+        self._split += [sum(len(table.feature_names) for table in rows[dim]) for dim in sorted(rows)]
 
     def forward(self, ids: JaggedIds) -> Embeddings:
         """Looks up a batch.
@@ -69,12 +73,12 @@ class EmbeddingTables(nn.Module):
             lengths=ids.lengths_FB.reshape(-1),
             stride=ids.lengths_FB.shape[1],
         )
-        num_bags = len(self.schema.bag_features())
-        bags, unpooled = keyed.split([num_bags, len(ids.features) - num_bags])
+        bags, *unpooled = keyed.split(self._split)
         lengths = dict(zip(ids.features, ids.lengths_FB, strict=True))
-        # Both lookups start before either is read, so that their exchanges between ranks overlap.
-        rows = self.sequences(unpooled) if self.sequences is not None else {}
+        # All lookups start before any is read, so that their exchanges between ranks overlap.
+        looked_up = [lookup(part) for lookup, part in zip(self.sequences, unpooled, strict=True)]
         pooled = self.bags(bags).to_dict() if self.bags is not None else {}
+        rows = {name: row for of_width in looked_up for name, row in of_width.items()}
 
         found = Embeddings(fields={}, sequences={}, lengths={})
         for name, feature in self.schema.features.items():

@@ -19,6 +19,7 @@ from rankmixer_dist.parallel.expert_groups import ExpertGrid, expert_grid
 from rankmixer_dist.parallel.token_parallel import check_spreadable, spread
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, Schema, SequenceFeature
+from rankmixer_dist.sparse.placement import Room
 from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, Tables, init_tables, shard_tables
 from rankmixer_dist.sparse.tables import EmbeddingTables
 from rankmixer_dist.train.schedule import LearningRate
@@ -185,7 +186,11 @@ def spread_out(config: RunConfig, model: Ranker, grid: ExpertGrid) -> None:
 
 
 def build_tables(config: RunConfig, topology: Topology, *, rows_per_rank: int) -> tuple[Tables, list[dict[str, Any]]]:
-    """The tables with their starting weights, and the plan as plan.json tells it (on rank 0)."""
+    """The tables with their starting weights, and the plan as plan.json tells it (on rank 0).
+
+    Raises:
+        UserError: the ranks have no memory for the tables.
+    """
     sparse = config.sparse
     settings = RowWiseAdagradSettings(lr=sparse.lr, eps=sparse.eps)
     plan: list[dict[str, Any]] = []
@@ -195,12 +200,14 @@ def build_tables(config: RunConfig, topology: Topology, *, rows_per_rank: int) -
     else:
         tables, plan = shard_tables(
             EmbeddingTables(config.features, device=torch.device("meta")),
-            device=topology.device,
             settings=settings,
             fixed=sparse.sharding,
-            rows_per_rank=rows_per_rank,
-            memory_bytes=int(_MEMORY_SHARE * _memory_bytes(topology)),
-            local_world_size=topology.local_world_size,
+            room=Room(
+                device=topology.device,
+                rows_per_rank=rows_per_rank,
+                memory_bytes=int(_MEMORY_SHARE * _memory_bytes(topology)),
+                local_world_size=topology.local_world_size,
+            ),
         )
     init_tables(tables, scale=sparse.init_scale, seed=config.seed)
     return tables, plan

@@ -206,3 +206,6 @@ def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, A
         f"{len(config.features.tables)} tables, {rows:,} rows",
         flush=True,
     )
+    for table in placed:
+        if table["sharding"] != config.sparse.sharding.get(table["name"], table["sharding"]):
+            print(f"table {table['name']} is placed {table['sharding']}: {table['reason']}", flush=True)

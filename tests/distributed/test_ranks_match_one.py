@@ -16,6 +16,7 @@ TOLERANCE = {"losses": 1.3e-6, "dense": 8e-7, "moments": 7e-6, "tables": 2.5e-6,
 
 MIXED = ["sparse.sharding.user=table_wise", "sparse.sharding.video=row_wise", "sparse.sharding.tag=row_wise"]
 MIXED += ["sparse.sharding.author=table_wise", "sparse.sharding.hour=table_wise"]
+MIXED += ["sparse.sharding.segment=row_wise"]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,18 @@ def test_the_reference_did_learn(small_config, alone):
     assert moved > 0.3
     assert all(total.max() > 0 for total in alone["sums"].values())
     assert alone["losses"][-5:].mean() < alone["losses"][:5].mean()
+
+
+def test_a_table_too_small_for_the_ranks_stays_whole_and_the_plan_says_so(small_config):
+    runs = load_config(small_config).run_dir.parent
+    segment = {
+        ranks: next(table for table in json.loads((runs / f"ranks{ranks}-mixed" / "plan.json").read_text())["tables"]
+                    if table["name"] == "segment")
+        for ranks in (2, 4)
+    }  # fmt: skip
+    assert segment[2]["sharding"] == "row_wise"
+    assert segment[4]["sharding"] == "table_wise"
+    assert "5 rows in blocks of 2 leave none for the last of 4 ranks" in segment[4]["reason"]
 
 
 def test_the_plan_places_tables_both_ways(small_config):

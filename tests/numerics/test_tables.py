@@ -11,9 +11,15 @@ from rankmixer_dist.sparse.tables import EmbeddingTables
 
 SCHEMA = Schema.model_validate(
     {
-        "tables": {"video": {"rows": 23, "dim": 4}, "tag": {"rows": 11, "dim": 8}},
+        # `topic` is a wider table of a sequence, declared before the narrower one.
+        "tables": {
+            "topic": {"rows": 9, "dim": 12},
+            "video": {"rows": 23, "dim": 4},
+            "tag": {"rows": 11, "dim": 8},
+        },
         "groups": {"all": 1},
         "features": {
+            "topics": {"kind": "sequence", "table": "topic", "pooling": "mean", "max_length": 5, "group": "all"},
             "video": {"kind": "id", "table": "video", "group": "all"},
             "watched": {"kind": "sequence", "table": "video", "query": "video", "max_length": 5, "group": "all"},
             "shared": {"kind": "multi_id", "table": "video", "pooling": "mean", "group": "all"},

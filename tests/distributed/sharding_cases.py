@@ -1,0 +1,181 @@
+"""Run as a script: trains small tables on 2, 3 and 4 forked ranks, and says how far they are from unsharded ones."""
+
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import start_processes
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from rankmixer_dist.batch import JaggedIds
+from rankmixer_dist.schema import Schema
+from rankmixer_dist.sparse.placement import Room
+from rankmixer_dist.sparse.shard import (
+    LocalTables,
+    RowWiseAdagradSettings,
+    ShardedTables,
+    Tables,
+    init_tables,
+    shard_tables,
+    table_pieces,
+)
+from rankmixer_dist.sparse.tables import EmbeddingTables
+
+STEPS = 4
+ROWS_PER_RANK = 8
+SETTINGS = RowWiseAdagradSettings(lr=0.2, eps=1e-8)
+# The small table stands between tables of other widths, and beside one of its own.
+NEIGHBOURS = {"before": (24, 8), "after": (25, 12), "same": (26, 4)}
+CPU = torch.device("cpu")
+
+
+def schema(tables: dict[str, tuple[int, int]], kinds: dict[str, str]) -> Schema:
+    """Two features a table, so that a table's share of a batch is that of two."""
+    features = {}
+    for name in tables:
+        kind = {"kind": "multi_id", "pooling": "sum"}
+        if kinds[name] == "sequences":
+            kind = {"kind": "sequence", "pooling": "mean", "max_length": 3}
+        for copy in ("a", "b"):
+            features[f"{name}_{copy}"] = {**kind, "table": name, "group": "all"}
+    return Schema.model_validate(
+        {
+            "tables": {name: {"rows": rows, "dim": dim} for name, (rows, dim) in tables.items()},
+            "groups": {"all": 1},
+            "features": features,
+            "tasks": {"click": {}},
+        }
+    )
+
+
+def cases() -> dict[str, tuple[Schema, dict[str, str]]]:
+    """Name -> schema and fixed sharding."""
+    found = {}
+    for rows, kind in itertools.product(range(2, 7), ("bags", "sequences")):
+        tables = {"before": NEIGHBOURS["before"], "small": (rows, 4), **NEIGHBOURS}
+        declared = schema(tables, dict.fromkeys(tables, kind))
+        for way in ("table_wise", "row_wise", "planner"):
+            fixed = {} if way == "planner" else dict.fromkeys(tables, way)
+            found[f"{rows} rows, {kind}, {way}"] = (declared, fixed)
+    for kind, way in itertools.product(("bags", "sequences"), ("table_wise", "row_wise")):
+        # Most ranks hold no table of the module, or only the small one is cut.
+        found[f"alone, {kind}, {way}"] = (schema({"small": (9, 4)}, {"small": kind}), {"small": way})
+        tables = {"small": (9, 4), "after": (25, 12)}
+        other = {"small": way, "after": "row_wise" if way == "table_wise" else "table_wise"}
+        found[f"9 rows beside the other way, {kind}, {way}"] = (schema(tables, dict.fromkeys(tables, kind)), other)
+    tables = {"bag": (3, 8), "seen": (5, 4), "bags": (30, 4), "history": (31, 16)}
+    kinds = {"bag": "bags", "seen": "sequences", "bags": "bags", "history": "sequences"}
+    for way in ("table_wise", "row_wise"):
+        found[f"both modules, {way}"] = (schema(tables, kinds), dict.fromkeys(tables, way))
+    return found
+
+
+def ids_of(declared: Schema, step: int, rank: int) -> JaggedIds:
+    """A rank's ids of a step; in the last step rank 0 has nothing to look up."""
+    random = torch.Generator().manual_seed(1000 * step + rank)
+    features = declared.id_features()
+    lengths_FB = torch.randint(0, 4, (len(features), ROWS_PER_RANK), generator=random, dtype=torch.int32)
+    if rank == 0 and step == STEPS - 1:
+        lengths_FB.zero_()
+    rows = [declared.tables[declared.features[name].table].rows for name in features]
+    values = [
+        torch.randint(0, most, (int(lengths.sum()),), generator=random)
+        for most, lengths in zip(rows, lengths_FB, strict=True)
+    ]
+    return JaggedIds(features, torch.cat(values), lengths_FB)
+
+
+def backward(tables: Tables, declared: Schema, step: int, rank: int, ranks: int) -> None:
+    """This rank's part of a loss that is a mean over the rows of all ranks, as `parallel.engine` scales it."""
+    found = tables(ids_of(declared, step, rank))
+    random = torch.Generator().manual_seed(7777 * step + rank)
+    loss = torch.zeros(())
+    for _, value in sorted({**found.fields, **found.sequences}.items()):
+        loss = loss + (value.sin() * torch.randn(value.shape, generator=random)).sum()
+    (loss / ROWS_PER_RANK).backward()
+
+
+def trained(declared: Schema, fixed: dict[str, str], rank: int, ranks: int) -> tuple[ShardedTables, list[dict]]:
+    room = Room(device=CPU, rows_per_rank=ROWS_PER_RANK, memory_bytes=2**30, local_world_size=ranks)
+    module = EmbeddingTables(declared, device=torch.device("meta"))
+    tables, plan = shard_tables(module, settings=SETTINGS, fixed=fixed, room=room)
+    init_tables(tables, scale=0.1, seed=3)
+    for step in range(STEPS):
+        tables.set_lr(0.2)
+        backward(tables, declared, step, rank, ranks)
+    return tables, plan
+
+
+def reference(declared: Schema, ranks: int) -> dict[str, torch.Tensor]:
+    """The same steps on unsharded tables, all ranks' rows in one lookup."""
+    tables = LocalTables(EmbeddingTables(declared, device=CPU), settings=SETTINGS)
+    init_tables(tables, scale=0.1, seed=3)
+    for step in range(STEPS):
+        tables.set_lr(0.2)
+        each = [ids_of(declared, step, rank) for rank in range(ranks)]
+        starts = [[0, *ids.lengths_FB.sum(1).cumsum(0).tolist()] for ids in each]
+        values = [
+            ids.values[start[feature] : start[feature + 1]]
+            for feature in range(len(each[0].features))
+            for ids, start in zip(each, starts, strict=True)
+        ]
+        lengths_FB = torch.cat([ids.lengths_FB for ids in each], dim=1)
+        found = tables(JaggedIds(each[0].features, torch.cat(values), lengths_FB))
+        generators = [torch.Generator().manual_seed(7777 * step + rank) for rank in range(ranks)]
+        loss = torch.zeros(())
+        for _, value in sorted({**found.fields, **found.sequences}.items()):
+            shape = (ROWS_PER_RANK, *value.shape[1:])
+            weights = torch.cat([torch.randn(shape, generator=random) for random in generators])
+            loss = loss + (value.sin() * weights).sum()
+        (loss / (ROWS_PER_RANK * ranks)).backward()
+    return {piece.key: piece.tensor for piece in table_pieces(tables)}
+
+
+def assembled(tables: ShardedTables, ranks: int) -> dict[str, torch.Tensor]:
+    """The whole tables and accumulators; a row that no rank holds is NaN.
+
+    Raises:
+        AssertionError: a row lies on two ranks.
+    """
+    mine = [(p.key, p.shape, p.offsets[0], p.tensor.detach().clone()) for p in table_pieces(tables)]
+    gathered: list = [None] * ranks
+    dist.all_gather_object(gathered, mine)
+    whole: dict[str, torch.Tensor] = {}
+    for key, shape, first, part in itertools.chain(*gathered):
+        tensor = whole.setdefault(key, torch.full(shape, torch.nan))
+        assert tensor[first : first + len(part)].isnan().all(), f"{key}: rows {first}.. lie on two ranks"
+        tensor[first : first + len(part)] = part
+    return whole
+
+
+def rank_main(rank: int, ranks: int, folder: str) -> None:
+    store = dist.FileStore(f"{folder}/store{ranks}", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    results = {}
+    for name, (declared, fixed) in cases().items():
+        tables, plan = trained(declared, fixed, rank, ranks)
+        found = assembled(tables, ranks)
+        if rank:
+            continue
+        expected = reference(declared, ranks)
+        assert found.keys() == expected.keys()
+        gaps = {}
+        for key, tensor in expected.items():
+            gap = float((found[key] - tensor).abs().max() / tensor.abs().max())
+            gaps[key] = gap if gap == gap else float("inf")
+        results[name] = {"gap": max(gaps.values()), "plan": {t["name"]: [t["sharding"], t["reason"]] for t in plan}}
+    if rank == 0:
+        Path(folder, f"ranks{ranks}.json").write_text(json.dumps(results))
+    dist.barrier()
+    os._exit(0)  # as the verbs end: gloo's threads may abort a process in its static destructors
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for count in (2, 3, 4):
+        start_processes(rank_main, args=(count, sys.argv[1]), nprocs=count, start_method="fork")

@@ -1,0 +1,39 @@
+"""Sharded tables beside unsharded ones, for sizes at which rows, tables or ids do not reach every rank."""
+
+import json
+
+import pytest
+
+from rankmixer_dist.sparse.placement import reaches_all_ranks
+
+TOLERANCE = 2e-6
+"""Relative to the largest value of a table or of its accumulators, after four steps; 4.8e-7 seen."""
+
+
+@pytest.fixture(scope="module")
+def trained(launch, tmp_path_factory):
+    """Ranks -> what each case of `sharding_cases` ended with."""
+    folder = tmp_path_factory.mktemp("sharding")
+    ended = launch.python("tests/distributed/sharding_cases.py", str(folder))
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return {ranks: json.loads((folder / f"ranks{ranks}.json").read_text()) for ranks in (2, 3, 4)}
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_tables_of_any_size_match_unsharded_ones(trained, ranks):
+    assert len(trained[ranks]) == 40
+    gaps = {case: result["gap"] for case, result in trained[ranks].items()}
+    assert max(gaps.values()) <= TOLERANCE, {case: gap for case, gap in gaps.items() if gap > TOLERANCE}
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("rows", range(2, 7))
+def test_row_wise_is_kept_where_each_rank_gets_rows(trained, ranks, rows):
+    """The plan asks for row-wise; what comes of it is the same for bags and sequences."""
+    blocks = -(-rows // ranks)
+    fits = len(range(0, rows, blocks)) == ranks
+    assert reaches_all_ranks(rows, ranks) == fits
+    for kind in ("bags", "sequences"):
+        sharding, reason = trained[ranks][f"{rows} rows, {kind}, row_wise"]["plan"]["small"]
+        assert sharding == ("row_wise" if fits else "table_wise")
+        assert ("cannot be kept" in reason) != fits
