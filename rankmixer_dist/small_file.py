@@ -40,16 +40,16 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: as `read_text`, or the file is not JSON.
     """
-    return parse_json(read_text(path), str(path))
+    return parse_json(read_text(path), f"{path}:")
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text; numbers that are none, as NaN, are null.
 
     Raises:
         UserError: it is none; `where` begins the line.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({one_line(error)})") from error
+        raise UserError(f"{where} not JSON ({one_line(error)})") from error

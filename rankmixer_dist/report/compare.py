@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from rankmixer_dist.config import MANNER
+from rankmixer_dist.config.yaml_text import read_resolved
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.report.inputs import DenseCost, Evaluation, RunInputs, read_run
 
@@ -185,7 +185,10 @@ def _flat(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run_dir}: no config.yaml; this is no run directory")
-    return dict(_pairs(yaml.safe_load(path.read_text()), ""))
+    keys = dict(_pairs(read_resolved(path), ""))
+    if not isinstance(keys.get("seed"), int):
+        raise UserError(f"{path}: seed is {keys.get('seed')!r}, not a number; this is not the config of a run")
+    return keys
 
 
 def _pairs(value: Any, key: str) -> Iterator[tuple[str, Any]]:

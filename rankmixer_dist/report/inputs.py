@@ -1,67 +1,71 @@
 """What a run directory holds, read into dataclasses; every file is optional, a missing one reads as None."""
 
-import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as parquet_dataset
-import yaml
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.config.yaml_text import read_resolved
+from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.report.contract import Count, from_file
 from rankmixer_dist.report.slices import SlicedColumn, read_slices
 from rankmixer_dist.report.training_log import TrainingLog, read_log
+from rankmixer_dist.small_file import read_json, read_text
 
 
-@dataclass(frozen=True)
+@from_file
 class RunConfig:
     """config.yaml: its text as it stands and the two keys the page names."""
 
     text: str
     name: str | None
-    seed: int | None
+    seed: Count | None
 
 
-@dataclass(frozen=True)
+@from_file
 class PlannedTable:
     """One embedding table of plan.json; `bytes_per_rank` has one entry for each rank of the job."""
 
     name: str
-    rows: int
-    dim: int
+    rows: Count
+    dim: Count
     module: str
     features: list[str]
     sharding: str
     compute_kernel: str
-    ranks: list[int]
-    bytes: int
-    bytes_per_rank: list[int]
+    ranks: list[Count]
+    bytes: Count
+    bytes_per_rank: list[Count]
     reason: str
 
 
-@dataclass(frozen=True)
+@from_file
 class DenseCost:
     """Size and arithmetic of the dense part, as plan.json states them."""
 
-    parameters: int
-    flops_per_row_forward: int
-    flops_per_row_train: int
+    parameters: Count
+    flops_per_row_forward: Count
+    flops_per_row_train: Count
 
 
-@dataclass(frozen=True)
+@from_file
 class Plan:
     """plan.json: where each table went and why."""
 
-    world_size: int
+    world_size: Count
     tables: list[PlannedTable]
-    bytes_per_rank: list[int]
+    bytes_per_rank: list[Count]
     dense: DenseCost
 
 
-@dataclass(frozen=True)
+@from_file
 class TaskEvaluation:
     """One task of eval.json; None where a figure is undefined, `reachable_*` also where the truth is not known, and
     `pr_auc` in files from before there was one."""
@@ -76,13 +80,13 @@ class TaskEvaluation:
     logloss: float | None
     ne: float | None
     calibration: float | None
-    positives: int
-    users_scored: int
+    positives: Count
+    users_scored: Count
     reachable_auc: float | None
     reachable_uauc: float | None
 
 
-@dataclass(frozen=True)
+@from_file
 class TrainedPath:
     """A task scored by the path that trained; `served_gap` is how much higher the served log loss is, as a share."""
 
@@ -91,21 +95,21 @@ class TrainedPath:
     served_gap: float | None
 
 
-@dataclass(frozen=True)
+@from_file
 class RoutingEvaluation:
     """What the experts did with the evaluated rows; `trained_path` by task, empty where the paths were not compared."""
 
     active_ratio: float | None
-    dead_experts: int
+    dead_experts: Count
     gate_scale: float | None
     trained_path: dict[str, TrainedPath]
 
 
-@dataclass(frozen=True)
+@from_file
 class Evaluation:
     """eval.json; `routing` is None for a model without experts, `slices` is empty without columns to slice by."""
 
-    rows: int
+    rows: Count
     split: str | None
     checkpoint: str | None
     tasks: list[TaskEvaluation]
@@ -123,11 +127,12 @@ class Predictions:
     def batches(self, task: str) -> Iterator[tuple[NDArray[np.floating], NDArray]]:
         """Scores and labels of one task, batch by batch, of the rows whose label is known."""
         score, label = f"score_{task}", f"label_{task}"
-        dataset = parquet_dataset.dataset(self.files, format="parquet")
-        for batch in dataset.to_batches(columns=[score, label], batch_size=1 << 20):
-            labels = batch.column(label).to_numpy(zero_copy_only=False)
-            known = labels == labels  # NaN is an unknown label
-            yield batch.column(score).to_numpy(zero_copy_only=False)[known], labels[known]
+        with _readable(self.files):
+            dataset = parquet_dataset.dataset(self.files, format="parquet")
+            for batch in dataset.to_batches(columns=[score, label], batch_size=1 << 20):
+                labels = batch.column(label).to_numpy(zero_copy_only=False)
+                known = labels == labels  # NaN is an unknown label
+                yield batch.column(score).to_numpy(zero_copy_only=False)[known], labels[known]
 
 
 @dataclass(frozen=True)
@@ -150,49 +155,61 @@ def read_run(run_dir: Path) -> RunInputs:
     """
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run directory")
+    config, log, plan = read_training(run_dir)
     return RunInputs(
         directory_name=run_dir.resolve().name,
-        config=_read_config(run_dir / "config.yaml"),
-        log=read_log(run_dir / "metrics.jsonl"),
-        plan=_read_plan(run_dir / "plan.json"),
+        config=config,
+        log=log,
+        plan=plan,
         evaluation=_read_evaluation(run_dir / "eval.json"),
         predictions=_find_predictions(run_dir / "predictions"),
+    )
+
+
+def read_training(run_dir: Path) -> tuple[RunConfig | None, TrainingLog | None, Plan | None]:
+    """What training has left of it: the config, the log and the plan; raises as `read_run` does."""
+    return (
+        _read_config(run_dir / "config.yaml"),
+        read_log(run_dir / "metrics.jsonl"),
+        _read_plan(run_dir / "plan.json"),
     )
 
 
 def _read_config(path: Path) -> RunConfig | None:
     if not path.is_file():
         return None
-    text = path.read_text()
-    keys = yaml.safe_load(text) or {}
-    return RunConfig(text=text, name=keys.get("name"), seed=keys.get("seed"))
+    keys = read_resolved(path)
+    with _kept(path, "put back what was there"):
+        return RunConfig(text=read_text(path), name=keys.get("name"), seed=keys.get("seed"))
 
 
 def _read_plan(path: Path) -> Plan | None:
     if not path.is_file():
         return None
-    plan = _read_json(path)
+    plan = read_json(path)
     fields = PlannedTable.__dataclass_fields__
-    return Plan(
-        world_size=plan["world_size"],
-        tables=[PlannedTable(**{name: table[name] for name in fields}) for table in plan["tables"]],
-        bytes_per_rank=plan["bytes_per_rank"],
-        dense=DenseCost(**{name: plan["dense"][name] for name in DenseCost.__dataclass_fields__}),
-    )
+    with _kept(path, "the run's next start writes it anew"):
+        return Plan(
+            world_size=plan["world_size"],
+            tables=[PlannedTable(**{name: table[name] for name in fields}) for table in plan["tables"]],
+            bytes_per_rank=plan["bytes_per_rank"],
+            dense=DenseCost(**{name: plan["dense"][name] for name in DenseCost.__dataclass_fields__}),
+        )
 
 
 def _read_evaluation(path: Path) -> Evaluation | None:
     if not path.is_file():
         return None
-    evaluation = _read_json(path)
-    return Evaluation(
-        rows=evaluation["rows"],
-        split=evaluation.get("split"),
-        checkpoint=evaluation.get("checkpoint"),
-        tasks=[_task_evaluation(name, figures) for name, figures in evaluation["tasks"].items()],
-        routing=_routing_evaluation(evaluation["routing"]) if "routing" in evaluation else None,
-        slices=read_slices(evaluation),
-    )
+    evaluation = read_json(path)
+    with _kept(path, "launch/evaluate.py writes it anew"):
+        return Evaluation(
+            rows=evaluation["rows"],
+            split=evaluation.get("split"),
+            checkpoint=evaluation.get("checkpoint"),
+            tasks=[_task_evaluation(name, figures) for name, figures in evaluation["tasks"].items()],
+            routing=_routing_evaluation(evaluation["routing"]) if "routing" in evaluation else None,
+            slices=read_slices(evaluation),
+        )
 
 
 def _routing_evaluation(routing: dict[str, Any]) -> RoutingEvaluation:
@@ -219,16 +236,37 @@ def _task_evaluation(name: str, figures: dict[str, Any]) -> TaskEvaluation:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-
-
 def _find_predictions(folder: Path) -> Predictions | None:
-    files = sorted(str(path) for path in folder.glob("*.parquet"))
+    files = sorted(str(path) for path in folder.glob("*.parquet") if path.is_file())
     if not files:
         return None
-    names = parquet_dataset.dataset(files, format="parquet").schema.names
-    return Predictions(files=files, tasks=[name.removeprefix("score_") for name in names if name.startswith("score_")])
+    with _readable(files):
+        columns = parquet_dataset.dataset(files, format="parquet").schema
+    tasks = [name.removeprefix("score_") for name in columns.names if name.startswith("score_")]
+    for name in (f"{kind}_{task}" for task in tasks for kind in ("score", "label")):
+        if name not in columns.names or not pa.types.is_floating(columns.field(name).type):
+            raise UserError(f"{folder}: no column {name} of numbers; launch/evaluate.py writes these files anew")
+    return Predictions(files=files, tasks=tasks)
+
+
+@contextmanager
+def _kept(path: Path, mend: str) -> Iterator[None]:
+    """Turns content that breaks a file's contract into a line that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else None
+        said = one_line(error) if problem is None else f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        raise UserError(
+            f"{path}: not what a run writes ({type(error).__name__}: {said}); move it away, {mend}"
+        ) from error
+
+
+@contextmanager
+def _readable(files: list[str]) -> Iterator[None]:
+    """Names the folder of predictions that cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        folder = Path(files[0]).parent
+        raise UserError(f"{folder}: cannot be read ({one_line(error)}); launch/evaluate.py writes it anew") from error

@@ -1,19 +1,19 @@
 """The figures by column of eval.json, and their picture."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from rankmixer_dist.report import formats
+from rankmixer_dist.report.contract import Count, from_file
 from rankmixer_dist.report.svg import NUM_SERIES, SERIES, SURFACE, LegendEntry, Plot, css_color, render
 
 MAX_DRAWN = 30
 """Values of a column that the picture has room for; the table holds all."""
 
 
-@dataclass(frozen=True)
+@from_file
 class SliceFigures:
     """One task over the rows of one value; None where a figure is undefined."""
 
@@ -21,19 +21,19 @@ class SliceFigures:
     auc_low: float | None
     auc_high: float | None
     uauc: float | None
-    users_scored: int
+    users_scored: Count
 
 
-@dataclass(frozen=True)
+@from_file
 class SlicedValue:
     """One value of a column: its rows, and the figures of each task that has a label there."""
 
     name: str
-    rows: int
+    rows: Count
     tasks: dict[str, SliceFigures]
 
 
-@dataclass(frozen=True)
+@from_file
 class SlicedColumn:
     """The values of a column, in their order, and what they mean."""
 

@@ -1,7 +1,7 @@
 """The training log of a run, as columns."""
 
-import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.small_file import parse_json, read_text
 
 LOG_COLUMNS = (
     "step",
@@ -85,10 +86,14 @@ def read_log(path: Path) -> TrainingLog | None:
     """Read metrics.jsonl; None where it does not exist or holds no whole line yet.
 
     Raises:
-        UserError: a line other than the last is not JSON.
+        UserError: a line other than the last is not JSON, or one is no line of a log.
     """
     # A resumed run repeats the steps since its checkpoint: the later line is the one whose weights live on.
-    entry_of_step = {entry["step"]: dict(flat(entry)) for entry in read_lines(path)}
+    entry_of_step = {}
+    for entry in read_lines(path):
+        figures = dict(flat(entry))
+        _check_figures(figures, path)
+        entry_of_step[figures["step"]] = figures
     entries = [entry_of_step[step] for step in sorted(entry_of_step)]
     if not entries:
         return None
@@ -114,19 +119,33 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics.jsonl, in file order; none where it does not exist.
 
     Raises:
-        UserError: a line other than the last is not JSON.
+        UserError: a line other than the last is not JSON, or one has no step.
     """
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = read_text(path).splitlines() if path.is_file() else []
     entries = []
     for number, line in enumerate(lines, start=1):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            entry = parse_json(line, f"{path}: line {number} is")
+        except UserError:
             # A run that is still writing, or was killed, leaves half a line at the end and nowhere else.
             if number == len(lines):
                 break
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+            raise
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            raise UserError(f"{path}: line {number} is no line of a log, it has no step; remove it")
+        entries.append(entry)
     return entries
+
+
+def _check_figures(figures: Mapping[str, Any], path: Path) -> None:
+    for name, value in figures.items():
+        shown = name in LOG_COLUMNS or name.startswith((TASK_LOSS, TOKEN_ACTIVITY))
+        number = value is None or (isinstance(value, int | float) and abs(value) < 1e300)
+        if shown and not number:
+            step, text = figures["step"], str(value)[:40]
+            raise UserError(f"{path}: {name} of step {step} is {text!r}, not a number; remove the line")
+        if name.startswith(TOKEN_ACTIVITY) and not re.fullmatch(r"\d+\.\d+", name.removeprefix(TOKEN_ACTIVITY)):
+            raise UserError(f"{path}: {name[:80]!r} names no block and token; remove its line")
 
 
 def _names_below(entries: list[dict[str, Any]], section: str) -> list[str]:
