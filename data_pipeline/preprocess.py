@@ -1,8 +1,5 @@
 """From raw logs to prepared data: read and prepare, sort by time, drop duplicates, cut into shards."""
 
-import os
-import shutil
-import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -15,6 +12,7 @@ import pyarrow as pa
 from data_pipeline.checks import check_columns, check_names, standing_manifest
 from data_pipeline.job import Handle, Job, open_job
 from data_pipeline.manifest import Manifest, prepared_columns, read_manifest, schema_hash
+from data_pipeline.own_folder import OwnFolder, sweep
 from data_pipeline.progress import Reporter
 from data_pipeline.set_aside import SET_ASIDE, SetAside
 from data_pipeline.shards import Moments, ShardPlan, ShardResult, ShardTarget, plan_shards, write_shard
@@ -23,7 +21,7 @@ from data_pipeline.sources.synthetic import write_synthetic_log
 from data_pipeline.stages import OrderReport, ReadReport, Recipe, block_range, order_rows, read_units
 from data_pipeline.transforms import BAD_ROW_REASONS, DETAIL, DUPLICATE, REASON
 from rankmixer_dist.config import RunConfig, SyntheticSource
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.schema import TIMESTAMP, NumericFeature
 
 
@@ -56,20 +54,20 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
         return standing
     units = source.units()
     _fail_on_unreadable((unit.unreadable for unit in units if unit.unreadable), config)
-    aside = folder.with_name(f"{folder.name}.partial-{socket.gethostname()}-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
+    prefix = f"{folder.name}.partial-"
+    for line in sweep(folder.parent, prefix):
+        reporter.say(line)
+    with OwnFolder(folder.parent, prefix) as aside:
         if job is None:
             with reporter.stage(f"start the {config.data.job} job", None):
                 job = open_job(config.data.job)
-        run = _Preparation(config, source, job, aside.resolve(), reporter)
-        run.run(units, prepared_from).write(aside)
+        manifest = _Preparation(config, source, job, aside.path, reporter).run(units, prepared_from)
+        with disk_errors_told(aside.path):
+            manifest.write(aside.path)
         try:
-            os.rename(aside, folder)
+            aside.publish(folder)
         except OSError as error:
             raise UserError(f"{folder}: appeared while its data was being prepared ({error})") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return read_manifest(folder, config.features)
 
 

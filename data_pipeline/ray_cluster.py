@@ -1,32 +1,148 @@
 """The Ray that this process works with."""
 
+import atexit
 import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from rankmixer_dist.errors import UserError
+from data_pipeline import ray_reaper
+from data_pipeline.own_folder import OwnFolder, sweep
+from data_pipeline.ray_address import require_cluster
+from rankmixer_dist.errors import UserError, one_line
 
 _OBJECT_STORE_BYTES = 2 << 30  # a cap, not a reservation; what does not fit is spilled to disk
+_PREFIX = "rm-ray-"
+# Below the folder that Ray is given: /session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store, and a number if
+# there are several.
+_SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.00")
+_MOST_SOCKET_BYTES = 107
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def join_ray() -> Any:
     """The `ray` module, joined to the running Ray of this process, else the cluster at RAY_ADDRESS, else one that is
-    started on this machine.
+    started on this machine: it listens on the loopback interface alone and ends with this process, however that ends.
 
     Raises:
-        UserError: RAY_ADDRESS names no running cluster.
+        UserError: RAY_ADDRESS names no running cluster that fits, or Ray cannot be started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if not ray.is_initialized():
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
-            try:
-                ray.init(**quiet)
-            except ConnectionError as error:
-                raise UserError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({error})") from error
+        address = cluster_address()
+        if address is not None:
+            require_cluster(address)
+            hint = "" if os.environ.get("RAY_AUTH_MODE") else " without RAY_AUTH_MODE=token, if it asks for one"
+            with _ray_errors_told(f"RAY_ADDRESS {address}: this cluster cannot be joined{hint}"):
+                ray.init(**_QUIET)
         else:
-            # "local": without it Ray joins whatever cluster was last started on this machine.
-            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+            _start(ray)
     return ray
+
+
+def cluster_address() -> str | None:
+    """RAY_ADDRESS where it names a cluster; None where Ray is to be started on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def _start(ray: Any) -> None:
+    wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    parent = short_enough(wanted)
+    sweep(parent, _PREFIX)
+    own = OwnFolder(parent, _PREFIX)
+    reaper = _Reaper(own.path)
+
+    def end() -> None:
+        ray.shutdown()
+        own.remove()
+        reaper.dismiss()
+
+    atexit.register(end)
+    with _ray_errors_told(f"Ray cannot be started in {own.path}"), _loopback_only():
+        # "local": without it Ray joins whatever cluster was last started on this machine.
+        ray.init(
+            "local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(own.path),
+            # The short folder may be of a small disk.
+            object_spilling_directory=None if parent == wanted else str(wanted),
+            **_QUIET,
+        )
+    reaper.take_over()
+
+
+def short_enough(wanted: Path) -> Path:
+    """`wanted`, or a folder with a path that is short enough for Ray's sockets below it.
+
+    Raises:
+        UserError: there is none.
+    """
+    for parent in (wanted, Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")):
+        longest = len(os.fsencode(parent.resolve())) + len(f"/{_PREFIX}01234567") + _SOCKET_BYTES
+        if longest <= _MOST_SOCKET_BYTES and os.access(parent, os.W_OK | os.X_OK):
+            return parent
+    raise UserError(
+        f"TMPDIR {wanted}: too long a path for the sockets of Ray, which may have {_MOST_SOCKET_BYTES} bytes, and no "
+        "shorter folder can be written; set RAY_TMPDIR to one"
+    )
+
+
+class _Reaper:
+    """A process that ends Ray's own when this one is killed (`ray_reaper.py`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", ray_reaper.__file__, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a signal to the group of this process is not for it
+            text=True,
+        )
+
+    def take_over(self) -> None:
+        """Names all processes that this one has started, and theirs, as those to end."""
+        import psutil
+
+        assert self._process.stdin is not None
+        for process in psutil.Process().children(recursive=True):
+            started = ray_reaper.start_time(process.pid)
+            if started is not None and process.pid != self._process.pid:
+                self._process.stdin.write(f"{process.pid} {started}\n")
+        self._process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """Ray has ended, and its folder is gone."""
+        self._process.communicate()
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Inside the block, a Ray that is started takes 127.0.0.1 for its address, and so listens there alone."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # whether other hosts may join
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _ray_errors_told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    # What goes wrong at the start comes as any of a dozen kinds.
+    except Exception as error:
+        raise UserError(f"{what}: {one_line(error)}") from error

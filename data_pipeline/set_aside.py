@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.transforms import REASON
+from rankmixer_dist.errors import disk_errors_told
 
 SET_ASIDE = "set_aside"
 _ROW_GROUP_ROWS = 10_000
@@ -16,7 +17,8 @@ _ROW_GROUP_ROWS = 10_000
 class SetAside:
     """Writes `set_aside/<reason>.parquet` below a folder, in the order in which tables are added.
 
-    Row groups have a fixed size whatever the sizes of the tables, so that the bytes depend on the rows alone.
+    Row groups have a fixed size whatever the sizes of the tables, so that the bytes depend on the rows alone. All
+    methods raise a `UserError` where the files cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,15 +43,17 @@ class SetAside:
         for reason in list(self._pending):
             if kind is None:
                 self._flush(reason, keep=0)
-        for writer in self._writers.values():
-            writer.close()
+        with disk_errors_told(self._folder):
+            for writer in self._writers.values():
+                writer.close()
 
     def _flush(self, reason: str, *, keep: int) -> None:
         """Writes whole row groups until at most `keep` rows are pending."""
         while self._pending[reason].num_rows > keep:
             pending = self._pending[reason]
-            if reason not in self._writers:
-                self._folder.mkdir(exist_ok=True)
-                self._writers[reason] = pq.ParquetWriter(self._folder / f"{reason}.parquet", pending.schema)
-            self._writers[reason].write_table(pending.slice(0, _ROW_GROUP_ROWS).combine_chunks())
+            with disk_errors_told(self._folder):
+                if reason not in self._writers:
+                    self._folder.mkdir(exist_ok=True)
+                    self._writers[reason] = pq.ParquetWriter(self._folder / f"{reason}.parquet", pending.schema)
+                self._writers[reason].write_table(pending.slice(0, _ROW_GROUP_ROWS).combine_chunks())
             self._pending[reason] = pending.slice(_ROW_GROUP_ROWS)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.manifest import NumericStatistics, Shard, prepared_columns
 from rankmixer_dist.checksum import file_checksum
+from rankmixer_dist.errors import disk_errors_told
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, NumericFeature, Schema
 
 # Measured on row groups of 128 to 1024 rows: lz4 reads 2 to 3 times as fast as zstd, for files 1.5 times as large, and
@@ -131,6 +132,9 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
     """Writes a shard; `partitions` are the ones that the plan's slices name, in their order.
 
     The bytes depend on the rows alone, not on how they were partitioned.
+
+    Raises:
+        UserError: it cannot be written.
     """
     columns = prepared_columns(target.schema, has_truth=target.has_truth)
     pieces = [
@@ -138,7 +142,8 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
     ]
     rows = pa.concat_tables(pieces).select(columns.names).cast(columns)
     path = target.folder / plan.name
-    pq.write_table(rows, path, row_group_size=target.row_group_rows, **WRITE_OPTIONS)
+    with disk_errors_told(path):
+        pq.write_table(rows, path, row_group_size=target.row_group_rows, **WRITE_OPTIONS)
     timestamps = rows[TIMESTAMP].to_numpy()
     labels = {task: rows[LABEL_PREFIX + task].to_numpy() for task in target.schema.tasks}
     shard = Shard(

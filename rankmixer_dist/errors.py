@@ -1,7 +1,9 @@
 """How a verb ends other than well: an error that a person can mend, a run asked to stop, a run that stalled."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 EXIT_PREEMPTED = 75
 """Exit code of a run that was asked to stop, saved and left: sysexits' EX_TEMPFAIL, "try again later", for whoever
@@ -31,3 +33,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """An error's text without line breaks, to be quoted in the line of a `UserError`."""
     return " ".join(str(error).split())
+
+
+@contextmanager
+def disk_errors_told(path: Path, mend: str = "free some space, or name another place") -> Iterator[None]:
+    """Raises an `OSError` of the block, which writes to `path` (a full disk, a missing right), as a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({one_line(error)}); {mend}") from error

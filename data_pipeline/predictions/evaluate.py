@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.job import Handle, Job, RayJob
+from data_pipeline.own_folder import OwnFolder, sweep
 from data_pipeline.predictions.files import Predictions
 from data_pipeline.predictions.hangup import signals_unwind
 from data_pipeline.predictions.stages import (
@@ -24,6 +25,7 @@ from data_pipeline.predictions.stages import (
     take_precision,
 )
 from data_pipeline.progress import Reporter
+from data_pipeline.ray_cluster import cluster_address
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import Calibration, UserAUCTotals
 from rankmixer_dist.metrics.exact_sum import ExactSums
@@ -35,6 +37,7 @@ from rankmixer_dist.metrics.tasks import task_figures
 GIB = 1 << 30
 MEMORY_GIB = 4.0
 
+_PREFIX = "predictions-"
 _KINDS: tuple[Kind, Kind] = ("AUC", "UAUC")
 Owner = tuple[str, Kind]
 
@@ -64,7 +67,7 @@ def evaluate_predictions(
         memory_gib: resident memory that no worker exceeds.
         memory_rows: rows that a worker holds at a time, instead of as many as fit `memory_gib`.
         spill: folder with room for the rows, shared by all workers; the system's folder of temporary files by default.
-            What is written there is gone at the end, however that comes but for SIGKILL.
+            What is written there is gone at the end, after SIGKILL at the next start.
         job: where it runs; Ray by default.
         progress: shows the stages on stderr.
 
@@ -79,17 +82,17 @@ def evaluate_predictions(
     weighted = predictions.columns.weight is not None
     if memory_rows is None:
         memory_rows = rows_in_memory(memory_gib, weighted=weighted)
-    if spill is None and job is None and os.environ.get("RAY_ADDRESS"):
+    if spill is None and job is None and cluster_address() is not None:
         raise UserError("RAY_ADDRESS is set: name a folder that all hosts of the cluster share by --spill")
     parent = Path(tempfile.gettempdir()) if spill is None else spill
+    for line in sweep(parent, _PREFIX):
+        reporter.say(line)
     _require_room(parent, predictions, weighted=weighted)
     if job is None:
         with reporter.stage("start Ray", None):
             job = RayJob()
-    scratch = tempfile.TemporaryDirectory(prefix="predictions-", dir=parent, ignore_cleanup_errors=True)
-    with signals_unwind(), scratch as folder:
-        run = _Evaluation(predictions, job, Room(Path(folder).resolve(), memory_rows), reporter)
-        return run.figures()
+    with signals_unwind(), OwnFolder(parent, _PREFIX) as scratch:
+        return _Evaluation(predictions, job, Room(scratch.path, memory_rows), reporter).figures()
 
 
 def rows_in_memory(memory_gib: float, *, weighted: bool) -> int:

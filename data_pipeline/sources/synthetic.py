@@ -1,8 +1,6 @@
 """The synthetic feed as raw log files, written once for a set of parameters, and as a source that reads them."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipeline.own_folder import OwnFolder, sweep
 from data_pipeline.sources import Unit
 from data_pipeline.sources.parquet_log import ParquetLog, fingerprint, list_files
 from data_pipeline.sources.synthetic_world import (
@@ -27,7 +26,7 @@ from data_pipeline.sources.synthetic_world import (
     play_day,
 )
 from rankmixer_dist.config import SyntheticSource
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.schema import ROW_ID, TIMESTAMP, USER_ID
 
 WORLD_NAME = "world.json"
@@ -77,20 +76,22 @@ def write_synthetic_log(config: SyntheticSource) -> bool:
     The rows depend on the parameters alone; the number of files only says where they are cut.
 
     Raises:
-        UserError: the folder holds a log of other parameters, or something else altogether.
+        UserError: the folder holds a log of other parameters, or something else altogether, or cannot be written.
     """
     parameters = config.model_dump(mode="json", exclude={"kind", "path"}) | {"generator_version": GENERATOR_VERSION}
     if config.path.exists() and not (config.path.is_dir() and not any(config.path.iterdir())):
         _check_existing(config.path, parameters)
         return False
-    aside = config.path.with_name(f"{config.path.name}.partial-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        _write_days(config, aside)
-        (aside / WORLD_NAME).write_text(json.dumps(parameters, indent=1) + "\n")
-        os.rename(aside, config.path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    prefix = f"{config.path.name}.partial-"
+    sweep(config.path.parent, prefix)
+    with OwnFolder(config.path.parent, prefix) as aside:
+        with disk_errors_told(aside.path):
+            _write_days(config, aside.path)
+            (aside.path / WORLD_NAME).write_text(json.dumps(parameters, indent=1) + "\n")
+        try:
+            aside.publish(config.path)
+        except OSError as error:
+            raise UserError(f"source.path {config.path}: appeared while it was being written ({error})") from error
     return True
 
 

@@ -1,0 +1,115 @@
+"""Folders that a process works in for a while, and how those that a killed process left are found and removed."""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rankmixer_dist.errors import disk_errors_told
+
+OWNER_NAME = ".owner"
+_TOKEN_BYTES = 4
+
+
+class OwnFolder:
+    """A new folder `<prefix><random>`, this process's for the length of a `with` block, and removed after it.
+
+    A file in it says who the owner is, and its lock, which goes with the process however that ends, whether the owner
+    lives: `sweep` removes what a killed process left.
+
+    Raises:
+        UserError: it cannot be made: a full disk, or a folder that may not be written.
+    """
+
+    def __init__(self, parent: Path, prefix: str) -> None:
+        with disk_errors_told(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            self.path = parent.resolve() / f"{prefix}{secrets.token_hex(_TOKEN_BYTES)}"
+            self.path.mkdir()
+            self._mark = (self.path / OWNER_NAME).open("w")
+            with suppress(OSError):  # this file system has no locks, and nobody will remove what cannot be judged
+                fcntl.flock(self._mark, fcntl.LOCK_EX)
+            # After the lock: whoever reads the file can rely on it.
+            json.dump({"boot": _boot(), "host": socket.gethostname(), "process": os.getpid()}, self._mark)
+            self._mark.flush()
+
+    def publish(self, final: Path) -> None:
+        """Gives the folder, which is complete, its name; it is nobody's from then on.
+
+        Raises:
+            OSError: something else has that name.
+        """
+        os.rename(self.path, final)
+        (final / OWNER_NAME).unlink()
+
+    def remove(self) -> None:
+        """Removes the folder, if it is still this process's."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._mark.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def sweep(parent: Path, prefix: str) -> list[str]:
+    """Removes the folders of that prefix whose owner ran on this machine since it was started, and has ended.
+
+    Those of a living process, of another machine on a shared file system and of another user stay.
+
+    Returns:
+        A line for each folder that was removed, and for each of another start or machine that may be in the way.
+    """
+    told = []
+    for folder in sorted(_named(parent, prefix)):
+        with suppress(OSError), (folder / OWNER_NAME).open() as mark:
+            owner = _owner(mark.read())
+            if owner is None or folder.stat().st_uid != os.geteuid():
+                continue
+            if owner["boot"] != _boot():
+                who = f"process {owner['process']} of {owner['host']}"
+                told.append(f"{folder}: {who} worked in it; remove it if that has ended")
+                continue
+            with suppress(BlockingIOError):
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                told.append(f"{folder}: removed; process {owner['process']} was killed while it worked in it")
+    return told
+
+
+def _named(parent: Path, prefix: str) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            return [
+                Path(entry.path)
+                for entry in entries
+                if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:
+        return []
+
+
+def _owner(text: str) -> dict[str, Any] | None:
+    """What the owner wrote; None while it has not."""
+    with suppress(ValueError):
+        owner = json.loads(text)
+        if isinstance(owner, dict) and owner.keys() >= {"boot", "host", "process"} and owner["boot"]:
+            return owner
+    return None
+
+
+def _boot() -> str:
+    """What tells this start of this machine from all others; nothing where the system does not say."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""

@@ -1,0 +1,82 @@
+"""What a killed process left is removed by the next one; what belongs to a living or unknown one stays."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.own_folder import OWNER_NAME, OwnFolder, sweep
+from rankmixer_dist.errors import UserError
+
+HOLD = """
+import sys
+from pathlib import Path
+from data_pipeline.own_folder import OwnFolder
+own = OwnFolder(Path(sys.argv[1]), "spill-")
+(own.path / "rows").write_bytes(bytes(1000))
+print(own.path, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def held(tmp_path: Path):
+    """Another process, and the folder in `tmp_path` that it works in."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert process.stdout is not None
+    yield process, Path(process.stdout.readline().strip())
+    process.kill()
+    process.communicate()
+
+
+def test_a_killed_process_is_tidied_up_after_and_a_living_one_is_not(held, tmp_path: Path) -> None:
+    process, folder = held
+    with OwnFolder(tmp_path, "spill-") as own:
+        assert sweep(tmp_path, "spill-") == []
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (line,) = sweep(tmp_path, "spill-")
+        assert line == f"{folder}: removed; process {process.pid} was killed while it worked in it"
+        assert list(tmp_path.iterdir()) == [own.path]
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_other_machines_and_of_nobody_stay(tmp_path: Path) -> None:
+    for name, owner in (("far", {"boot": "another", "host": "h7", "process": 5}), ("new", None), ("odd", [])):
+        (tmp_path / f"spill-{name}").mkdir()
+        (tmp_path / f"spill-{name}" / OWNER_NAME).write_text("" if owner is None else json.dumps(owner))
+    (tmp_path / "spill-theirs").mkdir()
+    (tmp_path / "spill-link").symlink_to(tmp_path / "spill-far")
+    before = sorted(tmp_path.rglob("*"))
+    (line,) = sweep(tmp_path, "spill-")
+    assert line.startswith(f"{tmp_path}/spill-far: process 5 of h7 worked in it")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert sweep(tmp_path / "nowhere", "spill-") == []
+
+
+def test_a_folder_that_is_published_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with OwnFolder(tmp_path / "new", "x-") as own:
+        (own.path / "rows").touch()
+        with pytest.raises(OSError, match="not empty"):
+            own.publish(tmp_path / "taken")
+        own.publish(tmp_path / "done")
+    assert [path.name for path in (tmp_path / "done").iterdir()] == ["rows"]
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: cannot be written \(.*\); free some space, or name another place$"):
+        OwnFolder(tmp_path / "file", "x-")
