@@ -22,7 +22,9 @@ _MOMENTS = {"adam": 2, "adagrad": 1, "rmsprop": 1}
 def main(arguments: list[str]) -> None:
     """Parses the command line and prints the plan."""
     config = parse_config(config_parser("plan.py", __doc__, USAGE), arguments)
+    from rankmixer_dist.sparse.placement import too_large
     from rankmixer_dist.train.build import weightless_model
+    from rankmixer_dist.train.room import machine_room
 
     shown = console(soft_wrap=True)
     cost = weightless_model(config).cost()
@@ -34,6 +36,12 @@ def main(arguments: list[str]) -> None:
         f"{config.dense.optimizer} moments before ZeRO splits them; "
         f"{cost.flops_per_row_train * batch / 1e12:,.3g} TFLOP a step of {batch:,} rows"
     )
+    tables = config.features.tables
+    needed = sum(table.bytes for table in tables.values())
+    room, machine = machine_room(config)
+    shown.print(f"tables: {needed / 2**30:,.2f} GiB; {machine} has {room / 2**30:,.2f} GiB for tables")
+    if needed > room:
+        shown.print(f"warning: {too_large(tables, room, machine)}; {-(-needed // room):,} machines like it at least")
 
 
 def dense_grid(config: RunConfig, cost: DenseCost) -> Grid:
@@ -59,7 +67,7 @@ def tables_grid(config: RunConfig) -> Grid:
         grid.add_column(column, justify="right")
     total = 0
     for name, table in config.features.tables.items():
-        size = table.rows * (table.dim + 1) * _BYTES
+        size = table.bytes
         total += size
         grid.add_row(name, f"{table.rows:,}", str(table.dim), f"{size / 2**20:,.1f}")
     grid.add_section()

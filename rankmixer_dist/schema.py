@@ -55,6 +55,11 @@ class Table(Strict):
             raise ValueError("salt goes with ids: hash; ids: identity keeps integers in order, remove the salt")
         return self
 
+    @property
+    def bytes(self) -> int:
+        """Memory in training: fp32 weights and one fp32 accumulator a row."""
+        return self.rows * (self.dim + 1) * 4
+
 
 F = TypeVar("F", bound=Strict)
 

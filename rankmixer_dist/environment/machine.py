@@ -60,17 +60,21 @@ def cores() -> Check:
 
 def memory() -> Check:
     """Memory that can still be taken, inside the container's limit."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    available = _available_memory()
-    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-    if limit.isdigit() and int(limit) < total:
-        total = int(limit)
+    total = total_memory()
+    available, used = _available_memory(), _cgroup("memory.current")
+    if _limited_memory() == total:
         available = min(available, total - int(used or 0))
     found = f"{gibibytes(available)} available of {gibibytes(total)}"
     mend = "free some memory or raise the container's limit; two ranks and Ray take about 3 GiB"
     if available < 3 * GIB:
         return Check("memory", found, "bad", mend)
     return Check("memory", found, "warn", mend) if available < 6 * GIB else Check("memory", found)
+
+
+def total_memory() -> int:
+    """Bytes that this process may take: the machine's memory, or less where its control group has a limit."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(physical, _limited_memory() or physical)
 
 
 def disk() -> Check:
@@ -111,6 +115,12 @@ def _available_memory() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _limited_memory() -> int | None:
+    """The container's limit in bytes, if it has one."""
+    limit = _cgroup("memory.max")
+    return int(limit) if limit.isdigit() else None
 
 
 def _cgroup(name: str) -> str:

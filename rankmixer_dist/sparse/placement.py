@@ -32,7 +32,7 @@ class Room:
     """The ranks that tables are to be placed on.
 
     rows_per_rank: rows of a rank's batch, for the planner's estimates.
-    memory_bytes: memory a rank may plan with.
+    memory_bytes: memory that a rank has for tables.
     local_world_size: ranks of a host.
     """
 
@@ -50,11 +50,6 @@ def reaches_all_ranks(rows: int, ranks: int) -> bool:
     next for one, and updates the next table's rows at places that the empty table's width gives.
     """
     return (ranks - 1) * math.ceil(rows / ranks) < rows
-
-
-def table_bytes(table: Table) -> int:
-    """Memory of a table in bytes: fp32 weights and one fp32 accumulator a row."""
-    return table.rows * (table.dim + 1) * 4
 
 
 def place(
@@ -142,17 +137,22 @@ def _choices(table: Table, fixed: str | None, ranks: int) -> list[str]:
 
 def _refusal(tables: Mapping[str, Table], room: Room, ranks: int, error: PlannerError) -> str:
     """The planner's failure as one line with figures and a mend."""
-    sizes = sorted(((table_bytes(table), name) for name, table in tables.items()), reverse=True)
-    largest = ", ".join(f"{name} {size / _GIB:,.2f} GiB" for size, name in sizes[:_NAMED_TABLES])
-    needed = sum(size for size, _ in sizes)
-    if needed < room.memory_bytes / 2:
+    # A rank cannot be filled to the last byte: lookups take room too, and a table that stays whole needs one rank.
+    if sum(table.bytes for table in tables.values()) < room.memory_bytes / 2:
         return f"the tables cannot be placed on {ranks} ranks: {one_line(error)}"
-    rest = f" and {len(sizes) - _NAMED_TABLES} more" if len(sizes) > _NAMED_TABLES else ""
+    return too_large(tables, room.memory_bytes * ranks, f"{ranks} rank{'s' * (ranks > 1)}")
+
+
+def too_large(tables: Mapping[str, Table], memory_bytes: int, where: str) -> str:
+    """One line that says what tables need, what there is and what to change."""
+    sizes = sorted(((table.bytes, name) for name, table in tables.items()), reverse=True)
+    named = [f"{name} {size / _GIB:,.2f} GiB" for size, name in sizes[:_NAMED_TABLES]]
+    rest = [f"{len(sizes) - _NAMED_TABLES} more"] if len(sizes) > _NAMED_TABLES else []
     return (
-        f"the tables do not fit the memory of {ranks} rank{'s' * (ranks > 1)}: they need {needed / _GIB:,.2f} GiB and "
-        f"room for their lookups ({largest}{rest}), and a rank has {room.memory_bytes / _GIB:,.2f} GiB for tables; set "
-        f"fewer rows or a smaller dim (features.tables.{sizes[0][1]}.rows), leave large tables out of sparse.sharding, "
-        "or use more ranks on more machines"
+        f"the tables do not fit the memory of {where}: they need {sum(size for size, _ in sizes) / _GIB:,.2f} GiB "
+        f"({', '.join(named + rest)}) and their lookups some more, and there are {memory_bytes / _GIB:,.2f} GiB for "
+        f"tables; set fewer rows or a smaller dim (features.tables.{sizes[0][1]}.rows, .dim), leave large tables out "
+        "of sparse.sharding, or use more machines"
     )
 
 
@@ -163,8 +163,7 @@ def _explain(
     bytes_per_rank = [0] * dist.get_world_size()
     for shard in option.shards:
         assert shard.rank is not None
-        shard_rows, shard_dim = shard.size
-        bytes_per_rank[shard.rank] += shard_rows * (shard_dim + 1) * 4
+        bytes_per_rank[shard.rank] += module.schema.tables[option.name].bytes * shard.size[0] // rows
     return {
         "name": option.name,
         "rows": rows,

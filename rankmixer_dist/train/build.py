@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import psutil
 import torch
 
 from rankmixer_dist.config import DTSIConfig, ModelConfig, RunConfig, Schedule, SoftmaxTopKConfig
@@ -19,13 +18,12 @@ from rankmixer_dist.parallel.expert_groups import ExpertGrid, expert_grid
 from rankmixer_dist.parallel.token_parallel import check_spreadable, spread
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, Schema, SequenceFeature
-from rankmixer_dist.sparse.placement import Room
+from rankmixer_dist.sparse.placement import Room, too_large
 from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, Tables, init_tables, shard_tables
 from rankmixer_dist.sparse.tables import EmbeddingTables
+from rankmixer_dist.train.room import rank_room
 from rankmixer_dist.train.schedule import LearningRate
 
-_MEMORY_SHARE = 0.6
-"""Share of a device's memory that the planner may fill with tables."""
 _RAREST = 1e-6
 
 
@@ -185,17 +183,25 @@ def spread_out(config: RunConfig, model: Ranker, grid: ExpertGrid) -> None:
         model.backbone = spread(model.backbone, grid, config.parallel.mode, config.parallel.pieces)
 
 
-def build_tables(config: RunConfig, topology: Topology, *, rows_per_rank: int) -> tuple[Tables, list[dict[str, Any]]]:
+def build_tables(
+    config: RunConfig, topology: Topology, *, rows_per_rank: int, saves: bool = False
+) -> tuple[Tables, list[dict[str, Any]]]:
     """The tables with their starting weights, and the plan as plan.json tells it (on rank 0).
+
+    Args:
+        saves: they are to be saved in checkpoints, which takes memory too.
 
     Raises:
         UserError: the ranks have no memory for the tables.
     """
-    sparse = config.sparse
+    sparse, declared = config.sparse, config.features.tables
     settings = RowWiseAdagradSettings(lr=sparse.lr, eps=sparse.eps)
+    memory_bytes = rank_room(config, topology.device, topology.local_world_size, saves=saves)
     plan: list[dict[str, Any]] = []
     tables: Tables
     if sparse.placement == "local":
+        if sum(table.bytes for table in declared.values()) > memory_bytes:
+            raise UserError(too_large(declared, memory_bytes, "one rank"))
         tables = LocalTables(EmbeddingTables(config.features, device=topology.device), settings=settings)
     else:
         tables, plan = shard_tables(
@@ -205,7 +211,7 @@ def build_tables(config: RunConfig, topology: Topology, *, rows_per_rank: int) -
             room=Room(
                 device=topology.device,
                 rows_per_rank=rows_per_rank,
-                memory_bytes=int(_MEMORY_SHARE * _memory_bytes(topology)),
+                memory_bytes=memory_bytes,
                 local_world_size=topology.local_world_size,
             ),
         )
@@ -236,10 +242,3 @@ def learning_rate(peak: float, schedule: Schedule, *, total_steps: int) -> Learn
         decay=schedule.decay,
         final_ratio=schedule.final_ratio,
     )
-
-
-def _memory_bytes(topology: Topology) -> int:
-    """Memory of a rank: its GPU's, or its share of the host's."""
-    if topology.device.type == "cuda":
-        return torch.cuda.get_device_properties(topology.device).total_memory
-    return psutil.virtual_memory().total // topology.local_world_size

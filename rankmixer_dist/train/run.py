@@ -102,7 +102,7 @@ def _train(
             trained_before = read_about(start_checkpoint or saved[-1]).trained_until
         if topology.is_first:
             claim_run_dir(config)
-    tables, placed = build_tables(config, topology, rows_per_rank=share)
+    tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True)
     if start is not None and start_checkpoint is not None:
         began = warm_start(
             start_checkpoint,

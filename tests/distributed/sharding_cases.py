@@ -13,6 +13,7 @@ from torch.multiprocessing import start_processes
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from rankmixer_dist.batch import JaggedIds
+from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema
 from rankmixer_dist.sparse.placement import Room
 from rankmixer_dist.sparse.shard import (
@@ -100,8 +101,23 @@ def backward(tables: Tables, declared: Schema, step: int, rank: int, ranks: int)
     (loss / ROWS_PER_RANK).backward()
 
 
+def room_of(ranks: int, memory_bytes: int) -> Room:
+    return Room(device=CPU, rows_per_rank=ROWS_PER_RANK, memory_bytes=memory_bytes, local_world_size=ranks)
+
+
+def refusal(ranks: int, *, memory_bytes: int) -> str:
+    """What this rank says of a table of 3,400 bytes that has so much memory on each rank."""
+    declared = schema({"large": (50, 16)}, {"large": "bags"})
+    module = EmbeddingTables(declared, device=torch.device("meta"))
+    try:
+        shard_tables(module, settings=SETTINGS, fixed={}, room=room_of(ranks, memory_bytes))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def trained(declared: Schema, fixed: dict[str, str], rank: int, ranks: int) -> tuple[ShardedTables, list[dict]]:
-    room = Room(device=CPU, rows_per_rank=ROWS_PER_RANK, memory_bytes=2**30, local_world_size=ranks)
+    room = room_of(ranks, 2**30)
     module = EmbeddingTables(declared, device=torch.device("meta"))
     tables, plan = shard_tables(module, settings=SETTINGS, fixed=fixed, room=room)
     init_tables(tables, scale=0.1, seed=3)
@@ -169,8 +185,10 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
             gap = float((found[key] - tensor).abs().max() / tensor.abs().max())
             gaps[key] = gap if gap == gap else float("inf")
         results[name] = {"gap": max(gaps.values()), "plan": {t["name"]: [t["sharding"], t["reason"]] for t in plan}}
+    refusals: list = [None] * ranks
+    dist.all_gather_object(refusals, refusal(ranks, memory_bytes=1000))
     if rank == 0:
-        Path(folder, f"ranks{ranks}.json").write_text(json.dumps(results))
+        Path(folder, f"ranks{ranks}.json").write_text(json.dumps({"cases": results, "refusals": refusals}))
     dist.barrier()
     os._exit(0)  # as the verbs end: gloo's threads may abort a process in its static destructors
 

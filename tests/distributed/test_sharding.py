@@ -20,9 +20,18 @@ def trained(launch, tmp_path_factory):
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_all_ranks_refuse_tables_beyond_their_memory(trained, ranks):
+    told = trained[ranks]["refusals"]
+    assert len(told) == ranks
+    assert set(told) == {told[0]}
+    assert told[0].startswith(f"the tables do not fit the memory of {ranks} ranks: they need 0.00 GiB (large")
+    assert "\n" not in told[0]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_tables_of_any_size_match_unsharded_ones(trained, ranks):
-    assert len(trained[ranks]) == 40
-    gaps = {case: result["gap"] for case, result in trained[ranks].items()}
+    assert len(trained[ranks]["cases"]) == 40
+    gaps = {case: result["gap"] for case, result in trained[ranks]["cases"].items()}
     assert max(gaps.values()) <= TOLERANCE, {case: gap for case, gap in gaps.items() if gap > TOLERANCE}
 
 
@@ -34,6 +43,6 @@ def test_row_wise_is_kept_where_each_rank_gets_rows(trained, ranks, rows):
     fits = len(range(0, rows, blocks)) == ranks
     assert reaches_all_ranks(rows, ranks) == fits
     for kind in ("bags", "sequences"):
-        sharding, reason = trained[ranks][f"{rows} rows, {kind}, row_wise"]["plan"]["small"]
+        sharding, reason = trained[ranks]["cases"][f"{rows} rows, {kind}, row_wise"]["plan"]["small"]
         assert sharding == ("row_wise" if fits else "table_wise")
         assert ("cannot be kept" in reason) != fits

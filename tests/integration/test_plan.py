@@ -1,7 +1,14 @@
-"""plan.py tells the sizes of a run that nothing has been prepared for."""
+"""plan.py tells the sizes of a run that nothing has been prepared for, and whether this machine has the memory."""
+
+import pytest
+import torch
 
 from rankmixer_dist.config import load_config
-from rankmixer_dist.train.build import weightless_model
+from rankmixer_dist.environment.machine import total_memory
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.topology import Topology
+from rankmixer_dist.train.build import build_tables, weightless_model
+from rankmixer_dist.train.room import machine_room, rank_room
 
 
 def test_the_sizes_are_those_of_the_model(launch, tmp_path):
@@ -16,3 +23,31 @@ def test_the_sizes_are_those_of_the_model(launch, tmp_path):
         assert name in planned.stdout
         assert f"{table.rows:,}" in planned.stdout
     assert not list(tmp_path.iterdir())
+    assert "do not fit" not in planned.stdout
+
+
+def test_tables_beyond_memory_are_told_by_plan_and_refused_by_training(launch):
+    beyond = ["features.tables.user.rows=40000000000", "sparse.placement=local"]
+    planned = launch.python("launch/plan.py", "configs/quickstart.yaml", *beyond)
+    assert planned.returncode == 0, planned.stderr
+    config = load_config("configs/quickstart.yaml", beyond)
+    needed = sum(table.rows * (table.dim + 1) * 4 for table in config.features.tables.values())
+    room, _ = machine_room(config)
+    needs = f"they need {needed / 2**30:,.2f} GiB (user 2,533.20 GiB, video 0.00 GiB, author 0.00 GiB, 4 more)"
+    for figure in (needs, f"there are {room / 2**30:,.2f} GiB", f"{-(-needed // room):,} machines", "user.rows"):
+        assert figure in planned.stdout
+    with pytest.raises(UserError, match="do not fit the memory of one rank: they need 2,533.20 GiB"):
+        build_tables(config, Topology(0, 1, 0, 1, torch.device("cpu")), rows_per_rank=8)
+
+
+def test_a_copy_for_checkpoints_takes_memory_too():
+    config = load_config("configs/quickstart.yaml")
+    rooms = {
+        saves: rank_room(config, torch.device("cpu"), 2, saves=saves) / (total_memory() / 2) for saves in (True, False)
+    }
+    assert 2 * rooms[True] < 1
+    assert rooms[True] < rooms[False] < 1
+    alone = load_config("configs/quickstart.yaml", ["checkpoint.asynchronous=false"])
+    assert rank_room(alone, torch.device("cpu"), 1, saves=True) == rank_room(
+        config, torch.device("cpu"), 1, saves=False
+    )
