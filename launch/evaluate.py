@@ -24,7 +24,7 @@ OF_REACHABLE = ("best reachable", "gap", "best UAUC")
 
 USAGE = """\
 python launch/evaluate.py configs/quickstart.yaml
-torchrun --standalone --nproc_per_node 2 launch/evaluate.py configs/quickstart.yaml eval.split=test
+python launch/torchrun.py --nproc_per_node 2 launch/evaluate.py configs/quickstart.yaml eval.split=test
 python launch/evaluate.py configs/quickstart.yaml "eval.slices=[user_activity,duration_bucket]"
 python launch/evaluate.py --predictions runs/quickstart/predictions
 python launch/evaluate.py --predictions scored.parquet --user uid --label click --score p_click --weight w

@@ -51,12 +51,8 @@ run_verb(lambda arguments: print(load_config(arguments[0], arguments[1:]).run_di
 PYTHON_CODE
 }
 
-torchrun() {
-    "$python" -m torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node "$ranks" "$@"
-}
-
 choose_ranks() {
-    local devices cores
+    local devices
     devices=$(cuda_devices)
     ranks=$((devices > 8 ? 8 : devices))
     if ((devices == 0)); then
@@ -64,10 +60,6 @@ choose_ranks() {
         export CUDA_VISIBLE_DEVICES= # so that a CPU install on a machine with GPUs stays on the CPU
     fi
     unset RAY_ADDRESS            # this is the machine that prepares the data, not a cluster
-    # Ranks of one machine need no more than the loopback, which works without a resolvable host name.
-    export MASTER_ADDR=127.0.0.1 GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
-    cores=$(nproc)
-    export OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1))
     device=$( ((devices)) && echo CUDA || echo CPU)
 }
 
@@ -77,9 +69,10 @@ main() {
     stage "install" bash launch/install.sh
     folder=$(run_folder "$@")
     choose_ranks
+    local start=("$python" launch/torchrun.py --nproc_per_node "$ranks")
     stage "prepare the data" "$python" launch/preprocess.py "$config" "${overrides[@]}"
-    stage "train on $ranks $device ranks" torchrun launch/train.py "$config" "${overrides[@]}"
-    stage "evaluate" torchrun launch/evaluate.py "$config" "${overrides[@]}"
+    stage "train on $ranks $device ranks" "${start[@]}" launch/train.py "$config" "${overrides[@]}"
+    stage "evaluate" "${start[@]}" launch/evaluate.py "$config" "${overrides[@]}"
     printf '\nquickstart: done in %d s; the report: %s\n' "$SECONDS" "$folder/report.html"
 }
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 USAGE = """\
 python launch/train.py configs/quickstart.yaml dense.lr=0.002
-torchrun --standalone --nproc_per_node 2 launch/train.py configs/quickstart.yaml
+python launch/torchrun.py --nproc_per_node 2 launch/train.py configs/quickstart.yaml
 DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.py configs/quickstart.yaml
 srun --ntasks-per-node 8 python launch/train.py configs/quickstart.yaml   (with MASTER_ADDR and MASTER_PORT set)
 

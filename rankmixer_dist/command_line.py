@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rankmixer_dist.errors import EXIT_PREEMPTED, Preempted, RankError, UserError
+from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RankError, UserError
 from rankmixer_dist.library_errors import explain
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _code_of(main: Callable[[list[str]], int | None]) -> int:
         if os.environ.get(_TRACEBACK) == "1":
             traceback.print_exc()
         _say(f"error: {error}", alone=isinstance(error, RankError))
-        return 2
+        return EXIT_USER_ERROR
     except Preempted as stop:
         _say(f"stopped: {stop}")
         return EXIT_PREEMPTED
@@ -120,7 +120,7 @@ def _code_of(main: Callable[[list[str]], int | None]) -> int:
         if not _is_first():
             time.sleep(_LAST_WORD_S)  # who is still there then has met it alone, and speaks
         _say(f"error: {line} ({_TRACEBACK}=1 shows where)", alone=True)
-        return 2
+        return EXIT_USER_ERROR
 
 
 class _Shown(io.FileIO):

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+EXIT_USER_ERROR = 2
+"""Exit code after a mistake that a person can mend: started again, the verb would end alike."""
 EXIT_PREEMPTED = 75
 """Exit code of a run that was asked to stop, saved and left: sysexits' EX_TEMPFAIL, "try again later", for whoever
-restarts jobs. torchrun turns it into 1, and its report names it."""
+restarts jobs. torchrun turns it into 1, launch/torchrun.py does not."""
 EXIT_STALLED = 70
 """Exit code of a rank that ended itself because nothing moved: sysexits' EX_SOFTWARE."""
 

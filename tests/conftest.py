@@ -91,8 +91,8 @@ class Launch:
         return self._run([sys.executable, str(ROOT / script), *arguments])
 
     def torchrun(self, script: Path | str, *arguments: str, ranks: int) -> subprocess.CompletedProcess[str]:
-        """`torchrun --nproc_per_node ranks script arguments`."""
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        """`launch/torchrun.py --nproc_per_node ranks script arguments`."""
+        launcher = [sys.executable, str(ROOT / "launch" / "torchrun.py"), f"--nproc_per_node={ranks}"]
         return self._run([*launcher, str(ROOT / script), *arguments])
 
     def deepspeed(self, script: Path | str, *arguments: str, ranks: int) -> subprocess.CompletedProcess[str]:

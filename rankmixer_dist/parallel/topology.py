@@ -2,8 +2,6 @@
 
 import os
 import sys
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.meeting import meeting_store
 
 _FIRST_STEP_OF_SLURM = 0xFFFF0000
 """Steps of SLURM's own, such as the batch script and the interactive shell, have the highest numbers of 32 bits."""
@@ -97,22 +96,18 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     for key in ("MASTER_ADDR", "MASTER_PORT"):
         if world_size > 1 and key not in env:
             raise UserError(
-                f"there are {world_size} ranks, but {key} is not set: where rank 0 listens; start with torchrun or "
-                f"deepspeed, or set MASTER_ADDR and MASTER_PORT"
+                f"there are {world_size} ranks, but {key} is not set: where rank 0 listens; start with "
+                "launch/torchrun.py or deepspeed, or set MASTER_ADDR and MASTER_PORT"
             )
-
     if torch.cuda.is_available():
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
-    kwargs: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
     env.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-    if "RANK" not in env:
-        kwargs.update(store=dist.HashStore(), rank=0, world_size=1)
-    elif env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        kwargs.update(store=_store_of_this_start(rank, world_size, timeout_s), rank=rank, world_size=world_size)
-    dist.init_process_group(backend, **kwargs)
+    store = dist.HashStore() if world_size == 1 else meeting_store(rank, world_size, local_world_size, timeout_s)
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield Topology(rank, world_size, local_rank, local_world_size, device)
         dist.barrier()
@@ -122,31 +117,6 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
-
-
-def _store_of_this_start(rank: int, world_size: int, timeout_s: float) -> dist.Store:
-    """A part of torchrun's store in which no rank of an earlier start has written.
-
-    torchrun 2.13 keeps one store for all starts of its ranks, who would find the addresses of the dead in it. Nor can
-    its environment tell the starts apart: each node counts its own restarts. So rank 0 numbers them, and the others
-    believe a number once rank 0 has answered to a word that they have just made up.
-    """
-    store = dist.PrefixStore("starts/", next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))[0])
-    if rank == 0:
-        start = store.add("count", 1)
-        store.set("newest", str(start))
-        for other in range(1, world_size):
-            word = store.get(f"{start}/{other}").decode()
-            store.set(f"{start}/{word}", "")
-        return dist.PrefixStore(f"{start}/group/", store)
-    word, give_up = uuid.uuid4().hex, time.monotonic() + timeout_s
-    while time.monotonic() < give_up:
-        start = int(store.get("newest"))
-        store.set(f"{start}/{rank}", word)
-        if store.check([f"{start}/{word}"]):
-            return dist.PrefixStore(f"{start}/group/", store)
-        time.sleep(0.02)
-    raise TimeoutError(f"rank 0 did not come within {timeout_s:g} s")
 
 
 def gather_objects(value: Any) -> list[Any] | None:

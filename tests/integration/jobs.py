@@ -65,8 +65,8 @@ def a_run(small_config: Path, name: str, *, epochs: int, batch_size: int) -> Run
 
 def torchrun(run: Run, max_restarts: int = 0) -> list[str]:
     """The command, for `launch.started`."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
-    return [*launcher, f"--max-restarts={max_restarts}", *run.arguments()]
+    launcher = ["launch/torchrun.py", f"--nproc_per_node={RANKS}", f"--max-restarts={max_restarts}"]
+    return [*launcher, *run.arguments()]
 
 
 def until(condition: Callable[[], object], what: str, process=None) -> None:

@@ -45,7 +45,7 @@ def test_an_unknown_key(launch, copied):
 
 def test_a_batch_that_the_ranks_cannot_share(launch, copied):
     process = launch.torchrun("launch/train.py", str(copied), "loader.batch_size=127", ranks=2)
-    assert process.returncode != 0
+    assert process.returncode == 2
     lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert lines == ["error: batch size 127 cannot be shared evenly by 2 ranks; use 126 or 128, say"]
     assert not load_config(copied).runs.exists()
@@ -61,7 +61,7 @@ def test_a_batch_that_the_ranks_cannot_share(launch, copied):
 )
 def test_experts_that_the_ranks_cannot_share(launch, copied, ranks, overrides, told):
     process = launch.torchrun("launch/train.py", str(copied), "loader.batch_size=126", *overrides, ranks=ranks)
-    assert process.returncode != 0
+    assert process.returncode == 2
     lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and lines[0].startswith(f"error: {told}"), process.stderr[-2000:]
     assert not load_config(copied).run_dir.joinpath("config.yaml").exists()
@@ -95,7 +95,7 @@ def test_damage_that_only_the_second_rank_meets(launch, copied):
     data[column.data_page_offset + column.total_compressed_size - 1] ^= 1
     path.write_bytes(data)
     process = launch.torchrun("launch/train.py", str(copied), "data.verify_checksums=false", ranks=2)
-    assert process.returncode != 0
+    assert process.returncode == 2
     lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and lines[0].startswith(f"error: {path}: row group {group} cannot be read"), process.stderr
 

@@ -245,7 +245,7 @@ def test_seven_days_of_the_quickstart(launch, tmp_path):
     days = ("day2", "day3", "day4", "day5", "day6", "test")
     names = followed.shards(*days)
     random.Random(1).shuffle(names)
-    train = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "launch/train.py", *followed.command]
+    train = ["launch/torchrun.py", "--nproc_per_node=2", "launch/train.py", *followed.command]
     follow_while_killing(launch, followed, train, names[1:], names[0], pause_s=1.0)
     check_windows(followed, {day: f"2026-01-0{place}T00:00:00Z" for place, day in enumerate(days, start=2)})
     two = launch.torchrun("launch/evaluate.py", *followed.command, ranks=2)

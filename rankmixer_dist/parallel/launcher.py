@@ -1,0 +1,107 @@
+"""Starts ranks as torchrun does, without what torchrun opens to the network on one host, and with the ranks' exit code.
+
+torchrun on one host listens on all of its interfaces, and unpickles what it is sent there.
+"""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from typing import Any, NoReturn
+
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher import api
+
+from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from rankmixer_dist.parallel.meeting import LOOPBACK
+
+_FINAL = (EXIT_USER_ERROR, EXIT_PREEMPTED)
+"""Exit codes of ranks after which a new start would end alike, or was asked not to be."""
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What is passed on to the ranks: torchrun's own, and SIGUSR1, which stops a run as SIGTERM does."""
+
+
+def launch(arguments: list[str]) -> NoReturn:
+    """Starts ranks with torchrun's arguments and ends with their exit code: that of the first rank to fail, where one
+    ended by a mistake of the user or because it was asked to stop that code, and 128 + the signal that ended this.
+
+    On one host (`--nnodes 1`, the default) the launcher meets its ranks in a file without a name, and the ranks each
+    other on the loopback. Several hosts meet at `--rdzv_endpoint`. A rank's mistake is not started again, whatever
+    `--max_restarts` says.
+
+    Raises:
+        UserError: several hosts and no place to meet, or that place is gone.
+    """
+    args = torchrun.parse_args(arguments)
+    one_host = args.standalone or torchrun.parse_min_max_nnodes(args.nnodes) == (1, 1)
+    _settle(args, one_host=one_host)
+    # It tells of a rank what the ranks, or the report below, tell anyway.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    config, command, command_args = torchrun.config_from_args(args)
+    try:
+        api.LocalElasticAgent = _Agent  # type: ignore[misc]  # launch_agent takes no agent from outside
+        api.elastic_launch(config, command)(*command_args)
+    except ChildFailedError as error:
+        code = _code_of(error)
+        if code not in _FINAL:
+            print(error, file=sys.stderr)
+        sys.exit(code)
+    except SignalException as stop:
+        codes = set(_Agent.ended)
+        sys.exit(EXIT_PREEMPTED if codes == {EXIT_PREEMPTED} else 128 + stop.sigval)
+    except RendezvousError as error:
+        raise UserError(f"the hosts do not meet at {args.rdzv_endpoint} any more: {error}") from error
+    sys.exit(0)
+
+
+def _settle(args: Any, *, one_host: bool) -> None:
+    """Completes torchrun's arguments, and the environment that its ranks inherit."""
+    # Else a new start finds the addresses of the dead, and a host that comes back takes all others down.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    ranks = torchrun.determine_local_world_size(args.nproc_per_node)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    if "SIGUSR1" not in args.signals_to_handle:
+        args.signals_to_handle = _SIGNALS
+    if args.log_dir is None:
+        args.log_dir = os.devnull  # else each start leaves an empty folder in the temporary one
+    if one_host:
+        # A file of this process alone, which is gone when the process is; reached through the kernel's name for it.
+        args.rdzv_endpoint = f"/proc/self/fd/{os.memfd_create('rendezvous')}"
+        args.rdzv_backend, args.rdzv_conf, args.rdzv_id = "c10d", "store_type=file", uuid.uuid4().hex
+        args.standalone, args.local_addr = False, LOOPBACK
+    elif not args.rdzv_endpoint:
+        raise UserError("several hosts need a place to meet; give --rdzv_endpoint HOST:PORT, the same on each")
+    elif args.rdzv_backend == "static":
+        args.rdzv_backend = "c10d"
+
+
+class _Agent(LocalElasticAgent):
+    """torchrun's, which does not start again what ended for good, and remembers how its ranks ended."""
+
+    ended: tuple[int | None, ...] = ()
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if any(failure.exitcode in _FINAL for failure in result.failures.values()):
+            self._remaining_restarts = 0
+        return result
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        super()._shutdown(death_sig, timeout)
+        if self._pcontext is not None:
+            handlers = self._pcontext.subprocess_handlers.values()  # type: ignore[attr-defined]
+            _Agent.ended = tuple(handler.proc.returncode for handler in handlers)
+
+
+def _code_of(error: ChildFailedError) -> int:
+    codes = {failure.exitcode for failure in error.failures.values()}
+    for code in _FINAL:
+        if code in codes:
+            return code
+    return max(error.get_first_failure()[1].exitcode, 1)  # that of a signal is negative

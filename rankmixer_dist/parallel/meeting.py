@@ -1,0 +1,151 @@
+"""Where ranks meet before they form a group: on one host on the loopback only, and who is missing is told."""
+
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Event, Thread
+
+import torch.distributed as dist
+
+from rankmixer_dist.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+_TOLD_AFTER_S, _TOLD_EVERY_S = 10.0, 60.0
+_MOST_NAMED = 8
+
+
+def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: float) -> dist.Store:
+    """A store of this start of the ranks, in which all of them have been; MASTER_ADDR and MASTER_PORT say where.
+
+    Who waits for more than 10 s says for whom, on standard error.
+
+    Raises:
+        UserError: the port is taken on rank 0's host, or a rank did not come within `timeout_s`.
+    """
+    host, port = _meeting_place()
+    one_host = local_world_size == world_size and (
+        "LOCAL_WORLD_SIZE" in os.environ or "LOCAL_SIZE" in os.environ or _is_loopback(host)
+    )
+    if one_host:
+        host = LOOPBACK
+        # Else gloo and NCCL listen where the host's name leads, which others reach.
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ[name] = os.environ.get(name) or "lo"
+    timeout = timedelta(seconds=timeout_s)
+    has_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    fd = _listener(host, port) if has_store and one_host else None
+    with _told_when_late(lambda: f"rank {rank} waits for rank 0 at {host}:{port}"):
+        try:
+            store = dist.TCPStore(host, port, None, has_store, timeout, wait_for_workers=False, master_listen_fd=fd)
+        except dist.DistNetworkError as error:
+            if has_store:
+                raise _taken(port, error) from error
+            raise UserError(f"rank 0 did not come to {host}:{port} within {timeout_s:g} s; is it started?") from error
+    return _of_this_start(store, rank, world_size, timeout_s)
+
+
+def _meeting_place() -> tuple[str, int]:
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"MASTER_PORT is {port!r}; make it a free port of rank 0's host, 1024 to 65535")
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _listener(host: str, port: int) -> int:
+    """A socket that listens on one address, as TCPStore itself cannot: it takes all interfaces."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise _taken(port, error) from error
+        listener.listen(4096)
+        return listener.detach()
+
+
+def _taken(port: int, error: Exception) -> UserError:
+    return UserError(
+        f"port {port} cannot be listened on ({error}); choose another MASTER_PORT (deepspeed: --master_port)"
+    )
+
+
+def _of_this_start(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> dist.Store:
+    """A part of the store in which no rank of an earlier start has written.
+
+    torchrun 2.13 keeps one store for all starts of its ranks, who would find the addresses of the dead in it. Nor can
+    its environment tell the starts apart: each node counts its own restarts. So rank 0 numbers them, and the others
+    believe a number once rank 0 has answered to a word that they have just made up.
+    """
+    store, give_up = dist.PrefixStore("starts/", store), time.monotonic() + timeout_s
+    if rank == 0:
+        start = store.add("count", 1)
+        store.set("newest", str(start))
+        _wait_for_all(store, start, world_size, give_up)
+        for other in range(1, world_size):
+            word = store.get(f"{start}/{other}").decode()
+            store.set(f"{start}/{word}", "")
+        return dist.PrefixStore(f"{start}/group/", store)
+    word = uuid.uuid4().hex
+    with _told_when_late(lambda: f"rank {rank} waits for rank 0, or for others that rank 0 waits for"):
+        while time.monotonic() < give_up:
+            if store.check(["newest"]):
+                start = int(store.get("newest"))
+                store.set(f"{start}/{rank}", word)
+                if store.check([f"{start}/{word}"]):
+                    return dist.PrefixStore(f"{start}/group/", store)
+            time.sleep(0.02)
+    raise UserError(f"rank 0 did not answer within {timeout_s:g} s; are all ranks started?")
+
+
+def _wait_for_all(store: dist.Store, start: int, world_size: int, give_up: float) -> None:
+    def missing() -> list[int]:
+        return [other for other in range(1, world_size) if not store.check([f"{start}/{other}"])]
+
+    told = time.monotonic() + _TOLD_AFTER_S
+    for other in range(1, world_size):
+        while not store.check([f"{start}/{other}"]):
+            now = time.monotonic()
+            if now > give_up:
+                raise UserError(
+                    f"{_named(missing())} of {world_size} did not come; start all of them at about the same time"
+                )
+            if now > told:
+                _tell(f"rank 0 waits for {_named(missing())} of {world_size}")
+                told = now + _TOLD_EVERY_S
+            time.sleep(0.02)
+
+
+def _named(ranks: list[int]) -> str:
+    more = f" and {len(ranks) - _MOST_NAMED} more" if len(ranks) > _MOST_NAMED else ""
+    return f"rank {', '.join(map(str, ranks[:_MOST_NAMED]))}{more}"
+
+
+@contextmanager
+def _told_when_late(line: Callable[[], str]) -> Iterator[None]:
+    """Says `line` when the block lasts more than 10 s, and again each minute."""
+    over = Event()
+
+    def tell() -> None:
+        wait_s = _TOLD_AFTER_S
+        while not over.wait(wait_s):
+            _tell(line())
+            wait_s = _TOLD_EVERY_S
+
+    Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _tell(line: str) -> None:
+    print(f"{socket.gethostname()}: {line}", file=sys.stderr, flush=True)
