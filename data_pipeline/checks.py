@@ -1,13 +1,18 @@
 """What can be said to be wrong before any work starts."""
 
 import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline import kinds
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest, verify_checksums
 from data_pipeline.sources import ROW_HASH, Source
+from data_pipeline.sources.parquet_log import other_type
+from data_pipeline.transforms import has_truth
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import (
@@ -27,31 +32,30 @@ def check_columns(schema: Schema, source: Source) -> None:
 
     Raises:
         UserError: a column is missing (the nearest one is named) or of a type that does not fit, or a feature is made
-            from an outcome or a column that leaks the future.
+            from a label, an outcome or a column that leaks the future.
     """
-    raw = source.schema()
+    names = source.names()
     for name in (ROW_ID, USER_ID, TIMESTAMP):
-        if name not in raw.names:
-            raise UserError(f"source {source.name}: its rows have no {name!r} column{nearest(name, raw.names)}")
-        kind = raw.field(name).type
-        if not pa.types.is_integer(kind) and not (name == USER_ID and _is_text(kind)):
-            raise UserError(f"source {source.name}: column {name!r} is {kind}, which cannot be a {name}")
-    for task, column in schema.label_columns().items():
-        _require(raw, column, f"task {task}", source)
-        if not _is_number(raw.field(column).type):
-            raise UserError(f"task {task}: column {column!r} is {raw.field(column).type}; a label is a number, 0 or 1")
-    for name, feature in schema.features.items():
-        column = feature.column or name
+        _require(names, name, "every row", source)
+    _fits(USER_ID, source, "user_id", lambda kind: None if kinds.is_id(kind) else "integers or strings are needed")
+    _fits(TIMESTAMP, source, "timestamp", lambda kind: None if kinds.is_moment(kind) else "a time is needed")
+    labels = schema.label_columns()
+    truth = source.truth_columns if has_truth(schema, source.truth_columns) else {}
+    for task, column in labels.items():
+        for needed in (column, truth.get(column, column)):
+            _require(names, needed, f"task {task}", source)
+            _fits(needed, source, f"task {task}", lambda kind: _not_number(kind, "a label is a number, 0 or 1"))
+    for name, column in schema.raw_columns().items():
+        if column in labels.values():
+            raise UserError(f"feature {name}: column {column!r} is the label of a task, so it can never be a feature")
         if column in source.outcome_columns:
             raise UserError(f"feature {name}: column {column!r} is an outcome, known only after the row was shown")
-        if column in source.leaking_columns:
+        if column in source.leaking_columns or column in source.truth_columns.values():
             raise UserError(f"feature {name}: column {column!r} holds the future, so it can never be a feature")
         if column in source.flags or column in (ROW_ID, ROW_HASH):
             raise UserError(f"feature {name}: column {column!r} is the pipeline's own mark, not a feature")
-        _require(raw, column, f"feature {name}", source)
-        problem = _misfit(raw.field(column).type, feature, schema)
-        if problem:
-            raise UserError(f"feature {name}: column {column!r} is {raw.field(column).type}; {problem}")
+        _require(names, column, f"feature {name}", source)
+        _fits(column, source, f"feature {name}", partial(_misfit, schema.features[name]))
 
 
 def check_names(config: RunConfig) -> None:
@@ -85,39 +89,36 @@ def standing_manifest(folder: Path, prepared_from: dict[str, Any], *, verify: bo
     return manifest
 
 
-def _require(raw: pa.Schema, column: str, owner: str, source: Source) -> None:
-    if column not in raw.names:
-        raise UserError(f"{owner}: source {source.name} has no column {column!r}{nearest(column, raw.names)}")
+def _require(names: Sequence[str], column: str, owner: str, source: Source) -> None:
+    if column not in names:
+        raise UserError(f"{owner}: source {source.name} has no column {column!r}{nearest(column, names)}")
 
 
-def _misfit(kind: pa.DataType, feature: Feature, schema: Schema) -> str | None:
+def _fits(column: str, source: Source, owner: str, problem_of: Callable[[pa.DataType], str | None]) -> None:
+    """Refuses a column that is of a type that does not fit, in any file; names the file, and one of another type."""
+    found = source.types().get(column)
+    for kind in found or [source.schema().field(column).type]:
+        problem = None if kinds.is_null(kind) else problem_of(kind)
+        if problem is None:
+            continue
+        where = f" in {found[kind]}{other_type(found, kind)}" if found and len(found) > 1 else ""
+        raise UserError(f"{owner}: column {column!r} is {kind}{where}; {problem}")
+
+
+def _misfit(feature: Feature, kind: pa.DataType) -> str | None:
     """Why a column of type `kind` cannot become `feature`, or None."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     if isinstance(feature, NumericFeature):
-        return None if _is_number(kind) else "a numeric feature needs numbers"
-    identity = schema.tables[feature.table].ids == "identity"
+        return _not_number(kind, "a numeric feature needs numbers")
     if isinstance(feature, IdFeature):
         if feature.boundaries is not None:
-            return None if _is_number(kind) else "boundaries need numbers"
-        if identity and not _is_number(kind):
-            return f"table {feature.table!r} maps ids by identity, which needs integers"
-        return None if _is_number(kind) or _is_text(kind) else "an id feature needs integers or strings"
+            return _not_number(kind, "boundaries need numbers")
+        return None if kinds.is_id(kind) else "an id feature needs integers or strings"
     if isinstance(feature, MultiIdFeature) and feature.separator is not None:
-        if identity:
-            return f"joined strings do not go with table {feature.table!r}, which maps ids by identity"
-        return None if _is_text(kind) else "`separator` needs strings"
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        return "a list of ids is needed" + (" (or set `separator`)" if _is_text(kind) else "")
-    item = kind.value_type
-    if identity and not pa.types.is_integer(item):
-        return f"table {feature.table!r} maps ids by identity, which needs a list of integers"
-    return None if pa.types.is_integer(item) or _is_text(item) else "a list of integers or strings is needed"
+        return None if kinds.is_string(kind) else "`separator` needs strings"
+    if not kinds.is_list(kind):
+        return "a list of ids is needed" + (" (or set `separator`)" if kinds.is_string(kind) else "")
+    return None if kinds.is_id(kind.value_type) else "a list of integers or strings is needed"
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+def _not_number(kind: pa.DataType, problem: str) -> str | None:
+    return None if kinds.is_number(kind) else problem

@@ -1,40 +1,86 @@
-"""Stable 64-bit hashes of ids and rows: the same on every machine, Python and run, pinned by a test.
+"""One id, one number: 64-bit hashes of ids and rows, the same on every machine, Python and run, pinned by a test.
 
-An integer hashes by its value (two's complement, 64 bits), a string by FNV-1a 64 over its UTF-8 bytes; both are mixed
-with a salt by the SplitMix64 finaliser, so equal ids of two tables land on unrelated rows.
+What counts as the same id, whatever column, file and type it comes from:
+
+- An integer is its value, of any width, signed or not. 2^63 and more is the negative number of the same 64 bits, as
+  writers without unsigned types store it. False and True are 0 and 1.
+- A whole float or decimal is that integer; a float from 2^53 on (2^24 in 32 bits, 2^11 in 16) is none, because it no
+  longer tells neighbouring integers apart. NaN is a missing id.
+- A string that is an integer of 64 bits as Python prints it ("0", "-5", "12") is that integer. With a leading zero, a
+  plus, a space or a point ("007", "+5", " 5", "5.0") it is another id, as is every other string.
+- Bytes are the string that they spell. The empty string is a missing id.
+
+An integer goes by its 64 bits (two's complement), any other string by FNV-1a 64 over its bytes; both are mixed with a
+salt by the SplitMix64 finaliser, so equal ids of two tables land on unrelated rows.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import kinds
+
 _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _NULL_HASH = np.uint64(0x6E756C6C)
+_DIGITS = r"\A(?:0|-?[1-9][0-9]{0,19})\z"
+_LOWEST, _HIGHEST = -(1 << 63), (1 << 64) - 1
+_WHOLE_BELOW = {pa.float16(): 2.0**11, pa.float32(): 2.0**24, pa.float64(): 2.0**53}
+
+
+@dataclass(frozen=True)
+class Ids:
+    """N values read as ids.
+
+    Attributes:
+        bits: uint64 [N], an integer's 64 bits or a string's hash; arbitrary where there is no id.
+        integer: bool [N], the id is an integer.
+        present: bool [N], neither null nor NaN nor empty.
+        faulty: bool [N], present, but a number that is no integer or not exact.
+    """
+
+    bits: np.ndarray
+    integer: np.ndarray
+    present: np.ndarray
+    faulty: np.ndarray
+
+
+def read_ids(values: pa.Array) -> Ids:
+    """Values of any type of number or text as ids, by the rule above.
+
+    Raises `TypeError` for any other type.
+    """
+    values = kinds.decoded(values)
+    kind, rows = values.type, len(values)
+    valid = values.is_valid().to_numpy(zero_copy_only=False)
+    nothing, everything = np.zeros(rows, dtype=bool), np.ones(rows, dtype=bool)
+    if kinds.is_null(kind):
+        return Ids(np.zeros(rows, np.uint64), everything, nothing, nothing)
+    if kinds.is_text(kind):
+        bits, integer, length = _texts(values)
+        return Ids(bits, integer, valid & (length > 0), nothing)
+    if pa.types.is_floating(kind):
+        floats = pc.fill_null(values.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+        present = ~np.isnan(floats)
+        whole = (np.abs(floats) < _WHOLE_BELOW[kind]) & (np.floor(floats) == floats)
+        return Ids(np.where(whole, floats, 0).astype(np.int64).view(np.uint64), everything, present, present & ~whole)
+    if pa.types.is_decimal(kind):
+        exact = values.cast(pa.decimal256(76, max(0, kind.scale)))
+        bits, whole = _decimals(exact)
+        return Ids(bits, everything, valid, valid & ~whole)
+    if kinds.is_integer(kind) or pa.types.is_boolean(kind):
+        wide = values if kind == pa.uint64() else values.cast(pa.int64())
+        bits = pc.fill_null(wide, 0).to_numpy(zero_copy_only=False).view(np.uint64)
+        return Ids(bits, everything, valid, nothing)
+    raise TypeError(f"cannot hash values of type {kind}")
 
 
 def hash_strings(strings: pa.Array) -> np.ndarray:
     """FNV-1a 64 of each string's UTF-8 bytes, or of bytes, uint64 [N]; a null hashes as the empty string."""
-    # Equal strings are hashed once; the loop is over byte positions of the distinct ones, longest first.
-    encoded = strings if pa.types.is_dictionary(strings.type) else strings.dictionary_encode()
-    distinct = encoded.dictionary.cast(pa.large_binary())
-    if not len(distinct):
-        return np.full(len(strings), _FNV_OFFSET)
-    offsets = np.frombuffer(distinct.buffers()[1], dtype=np.int64)[distinct.offset :][: len(distinct) + 1]
-    data = distinct.buffers()[2]
-    bytes_ = np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, np.uint8)
-    lengths = np.diff(offsets)
-    order = np.argsort(-lengths, kind="stable")
-    starts, sizes = offsets[:-1][order], lengths[order]
-    hashes = np.full(len(distinct), _FNV_OFFSET)
-    alive = len(hashes)
-    for position in range(int(sizes[0])):
-        alive = int(np.searchsorted(-sizes[:alive], -position, side="left"))
-        hashes[:alive] = (hashes[:alive] ^ bytes_[starts[:alive] + position]) * _FNV_PRIME
-    by_distinct = np.empty_like(hashes)
-    by_distinct[order] = hashes
-    codes = pc.fill_null(encoded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
-    return np.where(codes >= 0, by_distinct[codes], _FNV_OFFSET)
+    codes, distinct = _distinct(strings)
+    return np.append(_fnv(distinct), _FNV_OFFSET)[codes]
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -46,39 +92,35 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def hash_values(values: pa.Array) -> np.ndarray:
-    """A 64-bit hash of each integer, bool, float or string, uint64 [N]; nulls share one of their own.
+    """A 64-bit hash of each number, string or moment, uint64 [N]; equal ids hash alike, nulls and NaN share one hash.
 
-    Floats hash by their 64-bit pattern. Raises `TypeError` for any other type.
+    A number that is no id hashes by the bits of its 64-bit float, a moment by its number in its own unit.
+    Raises `TypeError` for any other type.
     """
-    kind = values.type
-    if pa.types.is_null(kind):
-        return np.full(len(values), _NULL_HASH)
-    if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        hashes = hash_strings(values)
-    elif pa.types.is_floating(kind):
+    values = kinds.decoded(values)
+    if kinds.is_time(values.type) or pa.types.is_duration(values.type) or pa.types.is_time(values.type):
+        values = values.view(pa.int32() if values.type.bit_width == 32 else pa.int64())
+    ids = read_ids(values)
+    bits = ids.bits
+    if ids.faulty.any():
         floats = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
-        hashes = floats.view(np.uint64)
-    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        wide = values if kind == pa.uint64() else values.cast(pa.int64())
-        hashes = pc.fill_null(wide, 0).to_numpy(zero_copy_only=False).view(np.uint64)
-    else:
-        raise TypeError(f"cannot hash values of type {kind}")
-    hashes = mix(hashes)
-    if values.null_count:
-        hashes = np.where(values.is_valid().to_numpy(zero_copy_only=False), hashes, _NULL_HASH)
-    return hashes
+        bits = np.where(ids.faulty, floats.view(np.uint64), bits)
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_floating(values.type):
+        known = ids.present
+    return np.where(known, mix(bits), _NULL_HASH)
 
 
-def hash_ids(ids: pa.Array, *, table: str, rows: int) -> np.ndarray:
-    """Row in [1, rows) of embedding table `table` for each id, int64 [N]; nulls get an arbitrary row."""
-    salt = hash_strings(pa.array([table]))
-    return (mix(hash_values(ids) ^ salt) % np.uint64(rows - 1)).astype(np.int64) + 1
+def hash_ids(ids: Ids, *, salt: str, rows: int) -> np.ndarray:
+    """Row in [1, rows) of the embedding table salted with `salt` for each id, int64 [N]; a missing one gets any."""
+    salted = mix(ids.bits) ^ hash_strings(pa.array([salt]))
+    return (mix(salted) % np.uint64(rows - 1)).astype(np.int64) + 1
 
 
 def hash_rows(table: pa.Table) -> pa.Array:
     """A 64-bit hash of each row's content over all columns, names included, int64 [N].
 
-    Raises `TypeError` for a column that is not integer, bool, float or string.
+    Raises `TypeError` for a column that is neither number, string nor moment.
     """
     total = np.zeros(table.num_rows, dtype=np.uint64)
     for name in table.column_names:
@@ -86,3 +128,63 @@ def hash_rows(table: pa.Table) -> pa.Array:
         column = table.column(name).combine_chunks()
         total += mix(hash_values(column) ^ salt)
     return pa.array(mix(total).view(np.int64))
+
+
+def _texts(values: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bits, whether they are an integer's, and length in bytes of each string; a null is the empty string."""
+    codes, distinct = _distinct(values)
+    bits, integer = _fnv(distinct), np.zeros(len(distinct), dtype=bool)
+    digits = pc.match_substring_regex(distinct, _DIGITS)
+    if pc.any(digits).as_py():
+        numbers = distinct.filter(digits).cast(pa.large_string()).cast(pa.decimal128(21, 0))
+        places = np.flatnonzero(digits.to_numpy(zero_copy_only=False))
+        values_, fits = _decimals(numbers)
+        bits[places[fits]], integer[places[fits]] = values_[fits], True
+    lengths = pc.binary_length(distinct).to_numpy(zero_copy_only=False)
+    return np.append(bits, _FNV_OFFSET)[codes], np.append(integer, False)[codes], np.append(lengths, 0)[codes]
+
+
+def _decimals(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The 64 bits of decimals, uint64 [N], and which of them are integers that fit into these; nulls are not."""
+    whole = values.cast(pa.decimal256(76, 0), safe=False)  # cut off behind the point
+    exact = pc.equal(whole.cast(values.type, safe=False), values)
+    in_range = pc.and_(pc.less_equal(whole, _decimal(_HIGHEST)), pc.greater_equal(whole, _decimal(_LOWEST)))
+    fits = pc.fill_null(pc.and_(exact, in_range), False)
+    negative = pc.less(whole, _decimal(0))
+    bits = np.zeros(len(values), dtype=np.uint64)
+    for sign, kind in ((pc.invert(negative), pa.uint64()), (negative, pa.int64())):
+        chosen = pc.and_(fits, pc.fill_null(sign, False))
+        numbers = whole.filter(chosen).cast(kind).to_numpy(zero_copy_only=False)
+        bits[chosen.to_numpy(zero_copy_only=False)] = numbers.view(np.uint64)
+    return bits, fits.to_numpy(zero_copy_only=False)
+
+
+def _decimal(value: int) -> pa.Scalar:
+    return pa.scalar(value, pa.int64() if value < 1 << 63 else pa.uint64()).cast(pa.decimal256(76, 0))
+
+
+def _distinct(strings: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """For each string its place among the distinct ones (large_binary), -1 for a null."""
+    encoded = kinds.decoded(strings).dictionary_encode()
+    codes = pc.fill_null(encoded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+    return codes, encoded.dictionary.cast(pa.large_binary())
+
+
+def _fnv(distinct: pa.Array) -> np.ndarray:
+    """FNV-1a 64 of each of some bytes without nulls; the loop is over byte positions, longest first."""
+    hashes = np.full(len(distinct), _FNV_OFFSET)
+    if not len(distinct):
+        return hashes
+    offsets = np.frombuffer(distinct.buffers()[1], dtype=np.int64)[distinct.offset :][: len(distinct) + 1]
+    data = distinct.buffers()[2]
+    bytes_ = np.frombuffer(data, dtype=np.uint8) if data is not None else np.empty(0, np.uint8)
+    lengths = np.diff(offsets)
+    order = np.argsort(-lengths, kind="stable")
+    starts, sizes = offsets[:-1][order], lengths[order]
+    alive = len(hashes)
+    for position in range(int(sizes[0])):
+        alive = int(np.searchsorted(-sizes[:alive], -position, side="left"))
+        hashes[:alive] = (hashes[:alive] ^ bytes_[starts[:alive] + position]) * _FNV_PRIME
+    by_distinct = np.empty_like(hashes)
+    by_distinct[order] = hashes
+    return by_distinct

@@ -25,8 +25,9 @@ from rankmixer_dist.schema import (
 )
 
 MANIFEST_NAME = "manifest.json"
-# Of the shards' bytes too: 3 = the manifest carries a checksum of itself, and the shards one of every page.
-FORMAT_VERSION = 3
+# Of the shards' bytes too: 3 = the manifest carries a checksum of itself, and the shards one of every page; 4 = an id
+# has the same row whether a string or an integer holds it.
+FORMAT_VERSION = 4
 
 
 class Shard(Strict):
@@ -60,7 +61,8 @@ class Manifest(Strict):
     """Everything a reader needs to know before it opens a shard.
 
     `raw_rows` = rows of all splits + rows set aside by reason. `prepared_from` is the part of the config, and the
-    fingerprint of the raw files, that decide the shards' bytes.
+    fingerprint of the raw files, that decide the shards' bytes. `raw_types` are the types that files hold each raw
+    column in.
     """
 
     format_version: int = FORMAT_VERSION
@@ -74,6 +76,7 @@ class Manifest(Strict):
     set_aside: dict[str, int]
     notes: list[str] = []
     has_truth: bool = False
+    raw_types: dict[str, list[str]] = {}
     prepared_from: dict[str, Any] = {}
 
     def rows(self, split: str) -> int:

@@ -1,14 +1,14 @@
 """From raw logs to prepared data: read and prepare, sort by time, drop duplicates, cut into shards."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline import advice
 from data_pipeline.checks import check_columns, check_names, standing_manifest
 from data_pipeline.job import Handle, Job, open_job
 from data_pipeline.manifest import Manifest, prepared_columns, read_manifest, schema_hash
@@ -19,6 +19,7 @@ from data_pipeline.shards import Moments, ShardPlan, ShardResult, ShardTarget, p
 from data_pipeline.sources import Source, Unit, open_source
 from data_pipeline.sources.synthetic import write_synthetic_log
 from data_pipeline.stages import OrderReport, ReadReport, Recipe, block_range, order_rows, read_units
+from data_pipeline.time_found import TimeFound
 from data_pipeline.transforms import BAD_ROW_REASONS, DETAIL, DUPLICATE, REASON
 from rankmixer_dist.config import RunConfig, SyntheticSource
 from rankmixer_dist.errors import UserError, disk_errors_told
@@ -44,8 +45,9 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
     check_names(config)
     if isinstance(config.source, SyntheticSource) and write_synthetic_log(config.source):
         reporter.say(f"synthetic log: {config.source.rows:,} rows written to {config.source.path}")
-    source = open_source(config.source)
-    check_columns(config.features, source)
+    schema = config.features
+    source = open_source(config.source, [*schema.raw_columns().values(), *schema.label_columns().values()])
+    check_columns(schema, source)
     prepared_from = _prepared_from(config, source)
     folder = config.data.prepared
     standing = standing_manifest(folder, prepared_from, verify=config.data.verify_checksums)
@@ -53,7 +55,10 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
         reporter.say(f"{folder}: up to date")
         return standing
     units = source.units()
-    _fail_on_unreadable((unit.unreadable for unit in units if unit.unreadable), config)
+    broken = [unit.unreadable for unit in units if unit.unreadable]
+    if broken and config.data.on_unreadable_file == "fail":
+        files = len({unit.file_index for unit in units})
+        raise UserError(advice.unreadable(broken, lost=len(broken), of=files, what="files"))
     prefix = f"{folder.name}.partial-"
     for line in sweep(folder.parent, prefix):
         reporter.say(line)
@@ -107,6 +112,7 @@ class _Preparation:
             set_aside={reason: counts[reason] for reason in sorted(counts) if counts[reason]},
             notes=_notes(reports, self._source),
             has_truth=has_truth,
+            raw_types=_raw_types(self._source),
             prepared_from=prepared_from,
         )
 
@@ -130,20 +136,23 @@ class _Preparation:
     def _judge(self, reports: Sequence[ReadReport]) -> None:
         """Fails where the config says so; otherwise warns."""
         unreadable = [text for report in reports for text in report.unreadable]
-        _fail_on_unreadable(unreadable, self._config)
+        if unreadable and self._config.data.on_unreadable_file == "fail":
+            lost = sum(report.unreadable_rows for report in reports)
+            rows = lost + sum(report.raw_rows for report in reports)
+            raise UserError(advice.unreadable(unreadable, lost=lost, of=rows, what="rows"))
         for text in unreadable:
             self._reporter.warn(f"skipped: {text}")
-        bad = sum(report.set_aside[reason] for report in reports for reason in BAD_ROW_REASONS)
-        first = next((report.first_bad for report in reports if report.first_bad), None)
-        if first is not None and self._config.data.on_bad_row == "fail":
-            raise UserError(
-                f"{first.file}: row {first.row} (from 0): {first.reason}: column {first.column!r} is {first.value}; "
-                f"{bad:,} bad rows in all; mend them or set data.on_bad_row=set_aside"
-            )
-        if first is not None:
-            self._reporter.warn(f"{bad:,} bad rows set aside; see {SET_ASIDE}/")
+        bad = advice.bad_rows(reports, self._config.features)
+        if bad is not None and self._config.data.on_bad_row == "fail":
+            raise UserError(bad)
+        if bad is not None:
+            count = sum(report.set_aside[reason] for report in reports for reason in BAD_ROW_REASONS)
+            self._reporter.warn(f"{count:,} bad rows set aside; see {SET_ASIDE}/")
+        far = _time_found(reports).far()
         if not any(report.good_rows for report in reports):
-            raise UserError(f"no row is left for any split; {_time_range(reports)}")
+            raise UserError(f"no row is left for any split; {far or _time_found(reports).span()}")
+        if far is not None:
+            self._reporter.warn(far)
 
     def _order(self, tables: list[Handle], set_aside: SetAside) -> tuple[list[Handle], list[OrderReport]]:
         """Ordered partitions: each row's (timestamp, row_id) is above those of the partitions before."""
@@ -211,34 +220,39 @@ def _prepared_from(config: RunConfig, source: Source) -> dict[str, Any]:
     }
 
 
-def _fail_on_unreadable(unreadable: Iterable[str], config: RunConfig) -> None:
-    problems = list(unreadable)
-    if problems and config.data.on_unreadable_file == "fail":
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}; mend it or set data.on_unreadable_file=skip")
+def _raw_types(source: Source) -> dict[str, list[str]]:
+    types = source.types()
+    return {field.name: sorted(str(kind) for kind in types.get(field.name, [field.type])) for field in source.schema()}
 
 
 def _require_rows(orders: Sequence[OrderReport], reports: Sequence[ReadReport]) -> None:
-    for split in orders[0].split_rows:
-        if not any(stop > start for start, stop in (order.split_rows[split] for order in orders)):
-            raise UserError(f"data.splits.{split} holds no row; {_time_range(reports)}")
+    rows = {
+        split: sum(order.split_rows[split][1] - order.split_rows[split][0] for order in orders)
+        for split in orders[0].split_rows
+    }
+    for split in rows:
+        if not rows[split]:
+            found = _time_found(reports)
+            others = ", ".join(f"{other} holds {count:,}" for other, count in rows.items() if count) or "nor any other"
+            why = found.far() or found.span()
+            raise UserError(f"data.splits.{split} holds no row; {others}; {why}")
 
 
 def _notes(reports: Sequence[ReadReport], source: Source) -> list[str]:
     flags = sum((report.flags for report in reports), Counter())
     notes = [f"{flags[name]} {meaning}" for name, meaning in source.flags.items() if flags[name]]
-    return notes + [f"skipped: {text}" for report in reports for text in report.unreadable]
+    far = _time_found(reports).far()
+    return notes + ([far] if far else []) + [f"skipped: {text}" for report in reports for text in report.unreadable]
+
+
+def _time_found(reports: Sequence[ReadReport]) -> TimeFound:
+    found = TimeFound()
+    for report in reports:
+        found.merge(report.time)
+    return found
 
 
 def _explained(rows: pa.Table, reason: str) -> pa.Table:
     for name, text in ((REASON, reason), (DETAIL, "")):
         rows = rows.append_column(name, pa.array([text] * rows.num_rows, type=pa.string()))
     return rows
-
-
-def _time_range(reports: Sequence[ReadReport]) -> str:
-    times = [time for report in reports for time in (report.first_timestamp, report.last_timestamp) if time is not None]
-    if not times:
-        return "the raw log holds none"
-    first, last = (datetime.fromtimestamp(time / 1000, UTC).isoformat() for time in (min(times), max(times)))
-    return f"the raw log runs from {first} to {last}"

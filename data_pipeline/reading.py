@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from data_pipeline.loader import Loader, SplitsInTurn
 from data_pipeline.manifest import Manifest, Shard, read_manifest, verify_checksums
+from data_pipeline.time_found import moment
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
 
@@ -19,7 +20,7 @@ def open_prepared(config: RunConfig, splits: Sequence[str], *, rank: int, world_
     shards: list[Shard] = []
     for split in splits:
         if not manifest.splits.get(split):
-            raise UserError(f"{folder}: holds no rows of split {split!r}; look at data.splits and prepare it again")
+            raise UserError(f"{folder}: holds no rows of split {split!r}, but {_held(manifest)}; name one of these")
         shards += manifest.splits[split]
     if config.data.verify_checksums:
         verify_checksums(folder, shards[rank::world_size])
@@ -59,3 +60,13 @@ def open_training(
         for split in config.train.splits
     ]  # fmt: skip
     return SplitsInTurn(loaders) if config.train.in_turn else loaders[0]
+
+
+def _held(manifest: Manifest) -> str:
+    """Splits that have rows: how many, from when to when."""
+    return ", ".join(
+        f"{manifest.rows(split):,} of {split!r} ({moment(shards[0].first_timestamp)} to "
+        f"{moment(shards[-1].last_timestamp)})"
+        for split, shards in manifest.splits.items()
+        if shards
+    )

@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline import kinds
 from data_pipeline.manifest import prepared_columns
 from data_pipeline.sources import FILE_INDEX_SHIFT, ROW_HASH, Source, Unit, UnreadableError
+from data_pipeline.time_found import TimeFound
 from data_pipeline.transforms import BAD_ROW_REASONS, DETAIL, REASON, has_truth, prepare
 from rankmixer_dist.schema import ROW_ID, TIMESTAMP, Schema
 
@@ -55,15 +57,9 @@ class ReadReport:
     flags: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
     first_bad: BadRow | None = None
-    first_timestamp: int | None = None
-    last_timestamp: int | None = None
-
-    def saw(self, timestamps: pa.ChunkedArray) -> None:
-        """Widens the time range that was seen, splits or not."""
-        ends = pc.min_max(timestamps).as_py()
-        if ends["min"] is not None:
-            self.first_timestamp = min(ends["min"], self.first_timestamp or ends["min"])
-            self.last_timestamp = max(ends["max"], self.last_timestamp or ends["max"])
+    unreadable_rows: int = 0
+    unknown_labels: Counter[str] = field(default_factory=Counter)
+    time: TimeFound = field(default_factory=TimeFound)
 
 
 @dataclass(frozen=True)
@@ -81,25 +77,28 @@ def read_units(
     report = ReadReport()
     good = [recipe.columns().empty_table()]
     aside = []
+    ranges = list(recipe.time_ranges.values())
     for unit in units:
         try:
             raw = recipe.source.read(unit, side_tables)
         except UnreadableError as error:
             report.unreadable.append(str(error))
+            report.unreadable_rows += unit.rows
             continue
         prepared = prepare(
             raw,
             recipe.schema,
             truth_columns=recipe.source.truth_columns,
-            time_ranges=list(recipe.time_ranges.values()),
+            time_ranges=ranges,
         )
         good.append(prepared.rows)
         report.raw_rows += raw.num_rows
         report.good_rows += prepared.rows.num_rows
-        report.saw(raw[TIMESTAMP])
+        report.time.add(prepared.time_ms, ranges, str(unit.path))
+        report.unknown_labels.update(prepared.unknown_labels)
         report.flags.update({name: pc.sum(raw[name]).as_py() or 0 for name in recipe.source.flags})
         if prepared.set_aside.num_rows:
-            aside.append(prepared.set_aside)
+            aside.append(_as_in(recipe.source.schema(), prepared.set_aside))
             _count_set_aside(report, unit, prepared.set_aside)
     return pa.concat_tables(good), aside, report
 
@@ -140,6 +139,14 @@ def repeats(timestamps: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     return repeat
 
 
+def _as_in(schema: pa.Schema, aside: pa.Table) -> pa.Table:
+    """Set-aside rows of any file in the types that all files share, so that they can stand in one file."""
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        place = aside.schema.get_field_index(name)
+        aside = aside.set_column(place, name, kinds.converted(aside.column(place), kind))
+    return aside.select([*schema.names, REASON, DETAIL])
+
+
 def _count_set_aside(report: ReadReport, unit: Unit, aside: pa.Table) -> None:
     for count in pc.value_counts(aside[REASON]).to_pylist():
         report.set_aside[count["values"]] += count["counts"]
@@ -152,5 +159,12 @@ def _count_set_aside(report: ReadReport, unit: Unit, aside: pa.Table) -> None:
             row=row[ROW_ID][0].as_py() & ((1 << FILE_INDEX_SHIFT) - 1),
             reason=row[REASON][0].as_py(),
             column=column,
-            value=str(row[column][0].as_py())[:80],
+            value=_shown(row[column][0])[:80],
         )
+
+
+def _shown(value: pa.Scalar) -> str:
+    try:
+        return str(value.as_py())
+    except (ValueError, OverflowError):  # a moment that Python has no date for
+        return str(value.value)

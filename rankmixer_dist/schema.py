@@ -36,7 +36,8 @@ class Table(Strict):
     dim: PositiveInt = Field(description="embedding width")
     ids: Literal["hash", "identity"] = Field(
         default="hash",
-        description="hash: any integer or string, hashed into [1, rows); identity: integers 0..rows-2, kept in order",
+        description="hash: any integer or string, hashed into [1, rows); identity: integers 0..rows-2, kept in order. "
+        "An integer, a whole float and a string of its digits (no leading zero, plus or space) are one id",
     )
     salt: str | None = Field(
         default=None,
@@ -142,7 +143,11 @@ class Schema(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
+        labels = {column: task for task, column in self.label_columns().items()}
         for name, feature in self.features.items():
+            column = feature.column or name
+            if column in labels:
+                raise ValueError(f"feature {name}: column {column!r} is the label of task {labels[column]}")
             if name in (ROW_ID, USER_ID, TIMESTAMP) or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)):
                 raise ValueError(f"feature {name}: the name is taken by prepared data; choose another and set `column`")
             if feature.group not in self.groups:

@@ -1,6 +1,6 @@
 """Raw logs, one module a dataset, each giving the same kind of table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,9 @@ from rankmixer_dist.config import KuaiRandSource, SyntheticSource
 
 ROW_HASH = "row_hash"
 """Raw int64 column: content hash of all log columns, where a source says that exact duplicates are dropped."""
+
+RawTypes = Mapping[str, Mapping[pa.DataType, Path]]
+"""Raw column -> the types that files hold it in, each with the first such file in the order of names."""
 
 FILE_INDEX_SHIFT = 40
 """`row_id` is file index << 40 | row in file: a million million rows a file, eight million files."""
@@ -56,7 +59,15 @@ class Source(Protocol):
     flags: Mapping[str, str]
 
     def schema(self) -> pa.Schema:
-        """Raw joined columns that `read` gives."""
+        """Raw joined columns that `read` gives, each with a type that can hold what any file has in it."""
+        ...
+
+    def names(self) -> list[str]:
+        """All raw joined columns that features and labels could be made from."""
+        ...
+
+    def types(self) -> RawTypes:
+        """Of the columns of `schema` that come from files of a log; the others have the type that stands there."""
         ...
 
     def units(self) -> list[Unit]:
@@ -72,7 +83,7 @@ class Source(Protocol):
         ...
 
     def read(self, unit: Unit, side_tables: Mapping[str, pa.Table]) -> pa.Table:
-        """Raw joined columns of a unit, `row_id`, `user_id` and `timestamp` (Unix ms) among them.
+        """Raw joined columns of a unit in the types of its file, `row_id`, `user_id` and `timestamp` among them.
 
         Raises:
             UnreadableError: the unit's bytes are damaged.
@@ -80,8 +91,8 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: SyntheticSource | KuaiRandSource) -> Source:
-    """The source that a config's `source` section describes.
+def open_source(config: SyntheticSource | KuaiRandSource, columns: Iterable[str]) -> Source:
+    """The source that a config's `source` section describes, to read the raw `columns` and what it needs itself.
 
     Raises:
         UserError: its folder or one of its files is missing, or a file lacks a column that the source needs.
@@ -90,5 +101,5 @@ def open_source(config: SyntheticSource | KuaiRandSource) -> Source:
     from data_pipeline.sources.synthetic import SyntheticLog
 
     if isinstance(config, SyntheticSource):
-        return SyntheticLog(config)
-    return KuaiRandLog(config)
+        return SyntheticLog(config, columns)
+    return KuaiRandLog(config, columns)

@@ -3,7 +3,8 @@
 What is done about the traps of these files:
 
 - Time is `time_ms` alone. `date` and `hourmin` run up to an hour ahead of it, so `hour` is computed from it (UTC+8).
-- Exact duplicates of a row are dropped: `row_hash` covers every log column.
+- Exact duplicates of a row are dropped: `row_hash` covers every log column, used or not, by the value and not by the
+  type that a file holds it in; a column that a file lacks is null there.
 - The sequences reach up to one moment per user, `last_time_ms`. A row at or before it would see its own future, so it
   gets no history.
 - Past statistics come from the sequences alone: how often each video was watched, watched long and liked in them, and
@@ -14,7 +15,7 @@ What is done about the traps of these files:
 - `unknown` tags and `UNKNOWN` user and video values are missing values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from data_pipeline.hashing import hash_rows
-from data_pipeline.sources import ROW_HASH, Unit
+from data_pipeline import kinds
+from data_pipeline.hashing import hash_rows, hash_values, read_ids
+from data_pipeline.raw_values import floats, milliseconds
+from data_pipeline.sources import ROW_HASH, RawTypes, Unit
 from data_pipeline.sources.kuairand_past import LISTS, past_events, past_units
-from data_pipeline.sources.parquet_log import ParquetLog, fingerprint, list_files, require_columns
+from data_pipeline.sources.parquet_log import ParquetLog, fingerprint, list_files, require_columns, require_types
 from rankmixer_dist.config import KuaiRandSource
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import ROW_ID, TIMESTAMP, USER_ID
@@ -49,6 +52,12 @@ STATISTIC_COLUMNS = (
 _UNTIL = b"until_ms"
 _SKIP_MS, _CHINA_MS, _HOUR_MS = 3000, 8 * 3_600_000, 3_600_000
 _HISTORY = ("history_len", "last_time_ms", "watch_seq", "like_seq", "long_watch_seq")
+_NEEDED = {
+    USER_ID: (kinds.is_id, "integers or strings"),
+    "video_id": (kinds.is_id, "integers or strings"),
+    "time_ms": (kinds.is_moment, "Unix milliseconds or timestamps"),
+    "play_time_ms": (kinds.is_number, "numbers"),
+}
 _PRIOR_WATCHES = 20
 """Watches at the average rate that each video's rates are smoothed with."""
 
@@ -70,10 +79,13 @@ class KuaiRandLog:
     drops_duplicates = True
     flags: Mapping[str, str] = {"history_cut": "rows not later than their user's sequence: their history is left out"}
 
-    def __init__(self, config: KuaiRandSource) -> None:
-        self._log = ParquetLog(config.path)
+    def __init__(self, config: KuaiRandSource, columns: Iterable[str]) -> None:
+        self._log = ParquetLog(config.path, [*_NEEDED, *columns], others=True)
         self._past_events = config.past_events
-        require_columns(self._log.paths[0], self._log.schema.names, (USER_ID, "video_id", "time_ms", "play_time_ms"))
+        require_columns(self._log.paths[0], self._log.names, _NEEDED)
+        for name, types in self._log.types.items():
+            fits, wanted = _NEEDED.get(name, (_comparable, "numbers, strings or moments, to find duplicates by"))
+            require_types(name, types, fits, wanted)
         self._sequences = list_files(config.path, "user_sequences*.parquet")
         if len(self._sequences) > 1:
             raise UserError(f"source.path {config.path}: holds more than one user_sequences*.parquet")
@@ -83,8 +95,27 @@ class KuaiRandLog:
     def schema(self) -> pa.Schema:
         """Raw joined columns."""
         if self._schema is None:
-            self._schema = self._join(_no_rows(self._log.schema), self.side_tables()).schema
+            side_tables = self.side_tables()
+            self._schema = self._join(_no_rows(self._log.schema), side_tables).schema
+            if self._past_events:
+                past = self._past(
+                    past_events(
+                        Unit(self._sequences[0], 0, row_group=0, first_row=0, rows=0),
+                        side_tables["sequences"].slice(0, 0),
+                    ),
+                    side_tables,
+                )
+                kinds_of = ((field.name, [field.type, past.schema.field(field.name).type]) for field in self._schema)
+                self._schema = pa.schema([(name, kinds.common(both)) for name, both in kinds_of])
         return self._schema
+
+    def names(self) -> list[str]:
+        """Raw joined columns."""
+        return self.schema().names
+
+    def types(self) -> RawTypes:
+        """The types of the log's files."""
+        return self._log.types
 
     def units(self) -> list[Unit]:
         """One unit a row group of the logs, then the events of the sequences where the config asks for them."""
@@ -119,7 +150,7 @@ class KuaiRandLog:
         }
 
     def read(self, unit: Unit, side_tables: Mapping[str, pa.Table]) -> pa.Table:
-        """Raw joined columns of a unit."""
+        """Raw joined columns of a unit in the types of its file."""
         if unit.path == self._sequences[0]:
             return self._past(past_events(unit, side_tables["sequences"]), side_tables)
         return self._join(self._log.read(unit), side_tables)
@@ -132,25 +163,27 @@ class KuaiRandLog:
         """Past events as rows of the log: what is not known of them is null."""
         rows = events.num_rows
         known = _lookup(events, side_tables["catalogue"], "video_id")
-        log = self._log.schema.append(pa.field(ROW_ID, pa.int64()))
-        columns = [known[f.name].cast(f.type) if f.name in known.column_names else pa.nulls(rows, f.type) for f in log]
-        raw = self._describe(pa.table(columns, schema=log), side_tables)
+        names = [*self._log.columns, ROW_ID]
+        log = {name: known[name] if name in known.column_names else pa.nulls(rows) for name in names}
+        raw = self._describe(pa.table(log), side_tables)
         raw = raw.set_column(raw.schema.get_field_index("hour"), "hour", pa.nulls(rows, raw["hour"].type))
         raw = raw.append_column("history_cut", pa.repeat(False, rows))
         for name in ("history_len", *(f"user_{kind}_count" for kind in LISTS)):
             raw = raw.append_column(name, events[name])
         for name in _HISTORY[1:]:
             raw = raw.append_column(name, events[name] if name in events.column_names else pa.nulls(rows, pa.int64()))
-        return _add_past(raw, side_tables["past"]).select(self.schema().names).cast(self.schema())
+        return _add_past(raw, side_tables["past"])
 
     def _describe(self, log: pa.Table, side_tables: Mapping[str, pa.Table]) -> pa.Table:
         """The log's columns with what follows from them, the user's and the video's."""
-        row_hash = hash_rows(log.drop_columns([ROW_ID]))
-        time_ms = log["time_ms"]
-        raw = log.append_column(ROW_HASH, row_hash).append_column(TIMESTAMP, time_ms)
+        time, timed, faulty = milliseconds(log["time_ms"].combine_chunks())
+        time_ms = pa.array(time, mask=~timed | faulty)
+        compared = log.drop_columns([ROW_ID, "time_ms"]).append_column("time_ms", time_ms)
+        raw = log.append_column(ROW_HASH, hash_rows(compared)).append_column(TIMESTAMP, time_ms)
         china_hour = pc.divide(pc.add(time_ms, _CHINA_MS), _HOUR_MS)
         raw = raw.append_column("hour", pc.subtract(china_hour, pc.multiply(pc.divide(china_hour, 24), 24)))
-        raw = raw.append_column("skip", pc.less(raw["play_time_ms"], _SKIP_MS).cast(pa.int8()))
+        played = floats(log["play_time_ms"].combine_chunks())
+        raw = raw.append_column("skip", pa.array((played < _SKIP_MS).astype(np.int8), mask=np.isnan(played)))
         raw = _unknown_to_null(_lookup(raw, side_tables["users"], USER_ID))
         return _unknown_to_null(_lookup(raw, side_tables["videos"], "video_id"))
 
@@ -205,20 +238,30 @@ def _past_statistics(sequences: pa.Table) -> pa.Table:
 
 
 def _lookup(rows: pa.Table, side: pa.Table, key: str) -> pa.Table:
-    """`rows` with the columns of the side row that has the same key, null where there is none."""
-    found = side.take(pc.index_in(rows[key].combine_chunks(), value_set=side[key].combine_chunks()))
+    """`rows` with the columns of the side row that has the same id in `key`, null where there is none."""
+    found = side.take(pc.index_in(_join_key(rows[key]), value_set=_join_key(side[key]), skip_nulls=True))
     for name in side.column_names:
         if name != key:
             rows = rows.append_column(name, found[name])
     return rows
 
 
+def _join_key(ids: pa.ChunkedArray) -> pa.Array:
+    """Equal for the same id, whatever type holds it; null for a missing one."""
+    column = ids.combine_chunks()
+    return pa.array(hash_values(column), mask=~read_ids(column).present)
+
+
+def _comparable(kind: pa.DataType) -> bool:
+    return kinds.is_number(kind) or kinds.is_text(kind) or kinds.is_time(kind)
+
+
 def _unknown_to_null(rows: pa.Table) -> pa.Table:
     for index, field in enumerate(rows.schema):
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            column = rows.column(index)
+        if kinds.is_string(field.type):
+            column = kinds.decoded(rows.column(index).combine_chunks())
             unknown = pc.equal(pc.ascii_lower(column), "unknown")
-            rows = rows.set_column(index, field, pc.if_else(unknown, pa.scalar(None, field.type), column))
+            rows = rows.set_column(index, field.name, pc.if_else(unknown, pa.scalar(None, column.type), column))
     return rows
 
 

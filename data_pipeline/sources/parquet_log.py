@@ -1,14 +1,17 @@
 """Raw logs that are Parquet files of one folder: listing, footers, row groups, fingerprints."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline import kinds
 from data_pipeline.sources import FILE_INDEX_SHIFT, Unit, UnreadableError
 from rankmixer_dist.errors import UserError, nearest, one_line
 from rankmixer_dist.schema import ROW_ID
@@ -17,21 +20,44 @@ _MAX_FOOTER_BYTES = 1 << 26  # a damaged length must not make the fingerprint re
 
 
 class ParquetLog:
-    """The `log_*.parquet` files of a folder, footers read once.
+    """The `log_*.parquet` files of a folder, footers read once; each file is read in its own types.
+
+    Args:
+        columns: The columns to read; one that no file has is left out.
+        others: Read all other columns too, null where a file lacks one.
+
+    Attributes:
+        names: Columns that any file has, those to read or not.
+        types: Column to read -> the types that files hold it in, each with the first such file. A file without rows
+            has no say, unless no file has any.
 
     Raises:
-        UserError: the folder is missing, holds no such file, or a file lacks a column that the others have.
+        UserError: the folder is missing, holds no such file, or a file lacks one of `columns` that others have, or has
+            a column to read twice.
     """
 
-    def __init__(self, folder: Path, pattern: str = "log_*.parquet") -> None:
-        self.paths = list_files(folder, pattern)
+    def __init__(self, folder: Path, columns: Iterable[str], *, others: bool = False) -> None:
+        self.paths = list_files(folder, "log_*.parquet")
         self._footers = read_footers(self.paths)
-        readable = [(path, f) for path, f in zip(self.paths, self._footers, strict=True) if not isinstance(f, str)]
+        readable = [(path, f) for path, f in zip(self.paths, self._footers, strict=True) if isinstance(f, Footer)]
         if not readable:
             raise UserError(f"{folder}: none of its {len(self.paths)} log files can be read; {self._footers[0]}")
-        self.schema: pa.Schema = readable[0][1].schema.to_arrow_schema().remove_metadata()
-        for path, footer in readable[1:]:
-            require_columns(path, footer.schema.to_arrow_schema().names, self.schema.names)
+        telling = [(path, f) for path, f in readable if f.rows] or readable
+        first_of = {id(footer.schema): (path, footer.schema) for path, footer in reversed(telling)}
+        schemas = sorted(first_of.values(), key=lambda one: one[0].name)
+        self.names = list(dict.fromkeys(name for _, schema in schemas for name in schema.names))
+        needed = [name for name in self.names if name in set(columns)]
+        self.columns = self.names if others else needed
+        self.types = _types_of(schemas, self.columns, needed)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns to read, each with a type that can hold what any file has in it."""
+        return pa.schema([(name, kinds.common(found)) for name, found in self.types.items()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what only the driver needs: a task gets its units, whose number grows with the files."""
+        return self.__dict__ | {"paths": [], "_footers": []}
 
     def units(self) -> list[Unit]:
         """One unit a row group, in the order of the files' names; an unreadable file is one unit that says so."""
@@ -41,14 +67,14 @@ class ParquetLog:
                 units.append(Unit(path, index, row_group=0, first_row=0, rows=0, unreadable=footer))
                 continue
             first_row = 0
-            for group in range(footer.num_row_groups):
-                rows = footer.row_group(group).num_rows
-                units.append(Unit(path, index, group, first_row, rows))
+            for group, rows in enumerate(footer.rows):
+                if rows:
+                    units.append(Unit(path, index, group, first_row, rows))
                 first_row += rows
         return units
 
     def read(self, unit: Unit) -> pa.Table:
-        """All log columns of a unit and its `row_id`.
+        """The columns of a unit in the types of its file, and its `row_id`.
 
         Raises:
             UnreadableError: its bytes are damaged.
@@ -56,15 +82,34 @@ class ParquetLog:
         if unit.unreadable is not None:
             raise UnreadableError(unit.unreadable)
         try:
-            with pq.ParquetFile(unit.path) as file:
-                table = file.read_row_group(unit.row_group, columns=self.schema.names, use_threads=False)
-            table = table.select(self.schema.names).cast(self.schema)
+            # Dates beyond the year 2262 do not fit into the nanoseconds that the old int96 is read as by default.
+            with pq.ParquetFile(unit.path, coerce_int96_timestamp_unit="ms") as file:
+                table = file.read_row_group(unit.row_group, columns=self.columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise UnreadableError(
                 f"{unit.path}: row group {unit.row_group} cannot be read: {one_line(error)}"
             ) from error
+        if table.num_rows != unit.rows:
+            raise UnreadableError(f"{unit.path}: row group {unit.row_group} has {table.num_rows} of {unit.rows} rows")
+        present = set(table.column_names)
+        columns = {name: table[name] if name in present else pa.nulls(unit.rows) for name in self.columns}
         first = (unit.file_index << FILE_INDEX_SHIFT) + unit.first_row
-        return table.append_column(ROW_ID, pa.array(np.arange(first, first + unit.rows)))
+        return pa.table(columns | {ROW_ID: pa.array(np.arange(first, first + unit.rows))})
+
+
+def _types_of(
+    schemas: Iterable[tuple[Path, pa.Schema]], columns: Sequence[str], needed: Sequence[str]
+) -> dict[str, dict[pa.DataType, Path]]:
+    types: dict[str, dict[pa.DataType, Path]] = {name: {} for name in columns}
+    for path, schema in schemas:
+        require_columns(path, schema.names, needed)
+        for name in columns:
+            places = schema.get_all_field_indices(name)
+            if len(places) > 1:
+                raise UserError(f"{path}: has {len(places)} columns named {name!r}; rename all but one")
+            for place in places:
+                types[name].setdefault(schema.field(place).type, path)
+    return types
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
@@ -88,6 +133,20 @@ def require_columns(path: Path, present: Sequence[str], needed: Iterable[str]) -
             raise UserError(f"{path}: column {name!r} is missing{nearest(name, present)}")
 
 
+def require_types(
+    name: str, found: Mapping[pa.DataType, Path], fits: Callable[[pa.DataType], bool], wanted: str
+) -> None:
+    """Raises a `UserError` that names a file whose column is of a type that does not fit, and one where it does."""
+    for kind, path in found.items():
+        if not fits(kind) and not kinds.is_null(kind):
+            raise UserError(f"{path}: column {name!r} is {kind}; {wanted} are needed{other_type(found, kind)}")
+
+
+def other_type(found: Mapping[pa.DataType, Path], kind: pa.DataType) -> str:
+    """Where a column is of another type than `kind`, to be added to a message; nothing where it never is."""
+    return next((f" (in {path} it is {other})" for other, path in found.items() if other != kind), "")
+
+
 def fingerprint(logs: Iterable[Path], side_files: Iterable[Path]) -> str:
     """Hash over names, sizes and Parquet footers of the logs, and over names and bytes of the (small) side files."""
     digest = hashlib.blake2b(digest_size=16)
@@ -104,14 +163,26 @@ def fingerprint(logs: Iterable[Path], side_files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_footers(paths: Sequence[Path]) -> list[pq.FileMetaData | str]:
-    """Each file's footer, or what is wrong with the file."""
+@dataclass(frozen=True)
+class Footer:
+    """What a file's footer says: rows of its row groups, and its columns."""
+
+    rows: tuple[int, ...]
+    schema: pa.Schema
+
+
+def read_footers(paths: Sequence[Path]) -> list[Footer | str]:
+    """Each file's footer, or what is wrong with the file; equal schemas are one object."""
+    schemas: dict[bytes, pa.Schema] = {}
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return list(pool.map(_read_footer, paths))
+        return list(pool.map(lambda path: _read_footer(path, schemas), paths))
 
 
-def _read_footer(path: Path) -> pq.FileMetaData | str:
+def _read_footer(path: Path, schemas: dict[bytes, pa.Schema]) -> Footer | str:
     try:
-        return pq.read_metadata(path)
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema().remove_metadata()
     except (OSError, pa.ArrowException) as error:
         return f"{path}: not a readable Parquet file: {one_line(error)}"
+    rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    return Footer(rows, schemas.setdefault(schema.serialize().to_pybytes(), schema))

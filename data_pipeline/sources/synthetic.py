@@ -1,7 +1,7 @@
 """The synthetic feed as raw log files, written once for a set of parameters, and as a source that reads them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.own_folder import OwnFolder, sweep
-from data_pipeline.sources import Unit
+from data_pipeline.sources import RawTypes, Unit
 from data_pipeline.sources.parquet_log import ParquetLog, fingerprint, list_files
 from data_pipeline.sources.synthetic_world import (
     FIRST_DAY_MS,
@@ -46,12 +46,20 @@ class SyntheticLog:
     drops_duplicates = False
     flags: Mapping[str, str] = {}
 
-    def __init__(self, config: SyntheticSource) -> None:
-        self._log = ParquetLog(config.path)
+    def __init__(self, config: SyntheticSource, columns: Iterable[str]) -> None:
+        self._log = ParquetLog(config.path, {USER_ID, TIMESTAMP, *columns, *self.truth_columns.values()})
 
     def schema(self) -> pa.Schema:
-        """Raw columns, `row_id` included."""
+        """Raw columns that are read, `row_id` included."""
         return self._log.schema.append(pa.field(ROW_ID, pa.int64()))
+
+    def names(self) -> list[str]:
+        """All columns of the log."""
+        return [*self._log.names, ROW_ID]
+
+    def types(self) -> RawTypes:
+        """The types of the log's files."""
+        return self._log.types
 
     def units(self) -> list[Unit]:
         """One unit a row group."""

@@ -55,8 +55,10 @@ def test_the_first_bad_row_is_named_and_all_are_counted(log, job):
         prepare(job())
     where, _, why = str(refused.value).partition(" (from 0): ")
     assert where == f"{logs(folder)[1]}: row 7"
-    assert why.startswith("label_not_0_or_1: column 'like' is 2; 3 bad rows in all")
-    assert why.endswith("data.on_bad_row=set_aside")
+    assert why == (
+        "label_not_0_or_1: column 'like' is 2; 3 of 3,000 rows are bad; mend them or set features.tasks.like.unknown="
+        "mask, which keeps the 1 rows without 'like' or set data.on_bad_row=set_aside, which leaves them out"
+    )
     assert nothing_was_left(folder)
 
 
@@ -128,11 +130,14 @@ def test_a_file_that_lacks_a_column_is_named(log):
     [
         ("features.features.activity.column=age_segment", "activity.*string.*needs numbers"),
         ("features.features.activity.column=row_id", "activity.*own mark"),
-        ("features.features.hour.column=age_segment", "hour.*needs integers"),
+        (
+            "features.features.hour.column=age_segment",
+            "id_not_whole: column 'age_segment' is 18-23; .* are bad; mend them$",
+        ),
         ("features.features.watched.column=video_id", "watched.*list of ids"),
         ("features.features.duration_bucket.column=age_segment", "boundaries need numbers"),
         ("features.features.age_segment.column=tags", "age_segment.*integers or strings"),
-        ("features.tasks.finish.column=age_segment", "a label is a number"),
+        ("features.tasks.finish.column=age_segment", "feature age_segment.*is the label of task finish"),
         ("features.tasks.finish.column=finnish", "no column 'finnish'; did you mean 'finish'"),
         ("source.users=61", "users is 60, the config's is 61"),
         ("data.splits.test.end=2026-01-07T00:00:00.001Z", r"data\.splits\.test holds no row; .* 2026-01-01T00"),

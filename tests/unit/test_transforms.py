@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline.hashing import hash_ids, hash_strings
+from data_pipeline.hashing import hash_ids, hash_strings, read_ids
 from data_pipeline.transforms import prepare
 from rankmixer_dist.schema import Schema
 
@@ -50,8 +50,8 @@ def prepared(schema=SCHEMA, **columns):
 def test_hashes_are_pinned():
     # FNV-1a 64 of "" and "a", from its authors' test vectors; the ids are what prepared data already holds.
     assert hash_strings(pa.array(["", "a"])).tolist() == [0xCBF29CE484222325, 0xAF63DC4C8601EC8C]
-    assert hash_ids(pa.array([0, 1, 27284]), table="user", rows=1000).tolist() == [695, 690, 694]
-    assert hash_ids(pa.array(["food", "Ünïcode"]), table="tag", rows=1000).tolist() == [749, 383]
+    assert hash_ids(read_ids(pa.array([0, 1, 27284])), salt="user", rows=1000).tolist() == [695, 690, 694]
+    assert hash_ids(read_ids(pa.array(["food", "Ünïcode"])), salt="tag", rows=1000).tolist() == [749, 383]
 
 
 def test_values():
@@ -110,13 +110,13 @@ def test_a_renamed_table_keeps_its_rows_by_its_salt(salt, hashed_as):
     for name in ("word", "tags"):
         declared["features"][name]["table"] = "clip"
     rows, _ = prepared(schema=Schema.model_validate(declared), word=["a", "b", "c", "d", "e"])
-    expected = hash_ids(pa.array(["a", "b", "c", "d", "e"]), table=hashed_as, rows=50)
+    expected = hash_ids(read_ids(pa.array(["a", "b", "c", "d", "e"])), salt=hashed_as, rows=50)
     assert [row["word"] for row in rows] == expected.tolist()
 
 
 def test_equal_ids_of_two_tables_land_on_unrelated_rows():
-    ids = pa.array(range(20_000))
-    left, right = (hash_ids(ids, table=table, rows=1001) for table in ("user", "video"))
+    ids = read_ids(pa.array(range(20_000)))
+    left, right = (hash_ids(ids, salt=table, rows=1001) for table in ("user", "video"))
     assert left.min() == 1
     assert left.max() == 1000
     # Under independence 20 of 20,000 agree; 4 standard deviations around it.
