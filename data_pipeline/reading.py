@@ -1,37 +1,57 @@
 """Opens prepared data for a run: manifest checked, bytes verified, a loader a split."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from data_pipeline.loader import Loader, SplitsInTurn
 from data_pipeline.manifest import Manifest, Shard, read_manifest, verify_checksums
 from data_pipeline.time_found import moment
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
 
+if TYPE_CHECKING:
+    from data_pipeline.loader import Loader, SplitsInTurn
 
-def open_prepared(config: RunConfig, splits: Sequence[str], *, rank: int, world_size: int) -> Manifest:
-    """The manifest of a run's data, after this rank has verified its share of the shards of `splits`.
+
+def find_prepared(config: RunConfig, splits: Sequence[str]) -> Manifest:
+    """The manifest of a run's data, whose shards nobody has looked at yet; needs no torch.
 
     Raises:
-        UserError: the data is missing, was prepared for another schema, lacks a split or rows in it, or has changed.
+        UserError: the data is missing, was prepared for another schema, or lacks a split or rows in it.
     """
-    folder = config.data.prepared
-    manifest = read_manifest(folder, config.features)
-    shards: list[Shard] = []
+    manifest = read_manifest(config.data.prepared, config.features)
     for split in splits:
         if not manifest.splits.get(split):
-            raise UserError(f"{folder}: holds no rows of split {split!r}, but {_held(manifest)}; name one of these")
-        shards += manifest.splits[split]
+            raise UserError(
+                f"{config.data.prepared}: holds no rows of split {split!r}, but {_held(manifest)}; name one of these"
+            )
+    return manifest
+
+
+def open_prepared(
+    config: RunConfig, splits: Sequence[str], *, rank: int, world_size: int, manifest: Manifest | None = None
+) -> Manifest:
+    """The manifest of a run's data, after this rank has verified its share of the shards of `splits`.
+
+    Args:
+        manifest: what `find_prepared` gave, where it has been called for these splits.
+
+    Raises:
+        UserError: as `find_prepared`, or the data has changed.
+    """
+    manifest = manifest or find_prepared(config, splits)
+    shards: list[Shard] = [shard for split in splits for shard in manifest.splits[split]]
     if config.data.verify_checksums:
-        verify_checksums(folder, shards[rank::world_size])
+        verify_checksums(config.data.prepared, shards[rank::world_size])
     return manifest
 
 
 def open_split(
     config: RunConfig, manifest: Manifest, split: str, *, rank: int, world_size: int, batch_size: int, training: bool,
     pin_memory: bool,
-) -> Loader:  # fmt: skip
+) -> "Loader":  # fmt: skip
     """A rank's loader of a split: shuffled as the config says for training, in the order of time for evaluation."""
+    from data_pipeline.loader import Loader
+
     return Loader(
         config.data.prepared,
         manifest,
@@ -50,8 +70,10 @@ def open_split(
 
 def open_training(
     config: RunConfig, manifest: Manifest, *, rank: int, world_size: int, pin_memory: bool
-) -> Loader | SplitsInTurn:
+) -> "Loader | SplitsInTurn":
     """A rank's batches of `train.split`: of one split, or of several in turn."""
+    from data_pipeline.loader import SplitsInTurn
+
     loaders = [
         open_split(
             config, manifest, split, rank=rank, world_size=world_size, batch_size=config.loader.batch_size,

@@ -2,21 +2,25 @@
 """Fits scikit-learn's logistic regression on a run's prepared rows and scores the same split: the floor to beat."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import sparse
-from sklearn.linear_model import LogisticRegression
 
-from data_pipeline.reading import open_prepared
+from data_pipeline.reading import find_prepared, open_prepared
 from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.command_line import config_parser, run_verb
 from rankmixer_dist.config import RunConfig, load_config
+from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.metrics import TaskMetrics
 from rankmixer_dist.schema import LABEL_PREFIX, USER_ID, IdFeature, NumericFeature
+from rankmixer_dist.small_file import require_place
 from rankmixer_dist.train.run_dir import write_json
+
+if TYPE_CHECKING:
+    from scipy import sparse
+    from sklearn.linear_model import LogisticRegression
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 HELD_OUT = 0.25
@@ -38,7 +42,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--ids-only", action="store_true", help="leave the numeric features out")
     parsed = parser.parse_args(arguments)
     config = load_config(parsed.config, parsed.overrides)
-    manifest = open_prepared(config, [*config.train.splits, config.eval.split], rank=0, world_size=1)
+    require_place(config.run_dir, "runs")
+    crosses = [_crossed(config, cross) for cross in parsed.cross]
+    splits = [*config.train.splits, config.eval.split]
+    # scikit-learn is loaded after this, when all that the command line and the manifest tell is known to be good.
+    manifest = open_prepared(config, splits, rank=0, world_size=1, manifest=find_prepared(config, splits))
     train, test = (
         pa.concat_tables(
             pq.read_table(config.data.prepared / shard.path, **READ_OPTIONS)
@@ -47,8 +55,9 @@ def main(arguments: list[str]) -> None:
         )
         for splits in (config.train.splits, (config.eval.split,))
     )
-    crosses = [tuple(cross.split(":")) for cross in parsed.cross]
     numerics = {} if parsed.ids_only else manifest.numerics
+    from scipy import sparse
+
     columns = list(_columns(config, train, test, numerics, crosses))
     x_train, x_test = (sparse.hstack(side, format="csr") for side in zip(*columns, strict=True))
     print(f"{x_train.shape[0]:,} rows to fit, {x_test.shape[0]:,} to score, {x_train.shape[1]:,} columns")
@@ -56,19 +65,35 @@ def main(arguments: list[str]) -> None:
     for task in config.features.tasks:
         label = LABEL_PREFIX + task
         known, scored = (~np.isnan(table[label].to_numpy()) for table in (train, test))
-        penalty, scores = _fit(x_train[known], train[label].to_numpy()[known], x_test[scored])
+        labels = train[label].to_numpy()[known]
+        if len(np.unique(labels)) < 2 or not scored.any():
+            ones, zeros = labels.sum(), (labels == 0).sum()
+            print(f"{task:12} no baseline: {ones:,.0f} labels to fit are 1, {zeros:,} are 0; {scored.sum():,} to score")
+            continue
+        penalty, scores = _fit(x_train[known], labels, x_test[scored])
         metrics = TaskMetrics()
         metrics.update(scores, test[label].to_numpy()[scored], test[USER_ID].to_numpy()[scored])
-        result["tasks"][task] = {**metrics.compute(), "C": penalty}
-        figures = result["tasks"][task]
-        print(f"{task:12} C {penalty:<5g} AUC {figures['auc']:.4f}  UAUC {figures['uauc']:.4f}  NE {figures['ne']:.4f}")
+        figures = {**metrics.compute(), "C": penalty}
+        result["tasks"][task] = figures
+        auc, uauc, ne = ("–" if figures[name] is None else f"{figures[name]:.4f}" for name in ("auc", "uauc", "ne"))
+        print(f"{task:12} C {penalty:<5g} AUC {auc}  UAUC {uauc}  NE {ne}")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     write_json(config.run_dir / ("baseline_ids.json" if parsed.ids_only else "baseline.json"), result)
 
 
+def _crossed(config: RunConfig, text: str) -> tuple[str, str]:
+    """The two id features of `--cross A:B`."""
+    known = config.features.of_kind(IdFeature)
+    left, colon, right = text.partition(":")
+    for name in (left, right):
+        if not colon or name not in known:
+            raise UserError(f"--cross {text}: names no two id features, as A:B; {name!r} is none{nearest(name, known)}")
+    return left, right
+
+
 def _columns(
-    config: RunConfig, train: pa.Table, test: pa.Table, numerics: Any, crosses: list[tuple[str, ...]]
-) -> Iterator[tuple[sparse.csr_matrix, sparse.csr_matrix]]:
+    config: RunConfig, train: pa.Table, test: pa.Table, numerics: Any, crosses: list[tuple[str, str]]
+) -> "Iterator[tuple[sparse.csr_matrix, sparse.csr_matrix]]":
     schema = config.features
     for name, feature in schema.features.items():
         if isinstance(feature, NumericFeature):
@@ -90,20 +115,26 @@ def _columns(
         yield _one_hot(places, len(known)), _one_hot(np.where(unseen, -1, found), len(known))
 
 
-def _numeric(values: np.ndarray, mean: float, std: float) -> sparse.csr_matrix:
+def _numeric(values: np.ndarray, mean: float, std: float) -> "sparse.csr_matrix":
+    from scipy import sparse
+
     missing = np.isnan(values)
     scaled = np.where(missing, 0.0, (values - mean) / (std or 1.0))
     return sparse.csr_matrix(np.stack([scaled, missing], axis=1))
 
 
-def _one_hot(ids: np.ndarray, count: int) -> sparse.csr_matrix:
+def _one_hot(ids: np.ndarray, count: int) -> "sparse.csr_matrix":
     """One column an id; a negative id has none."""
+    from scipy import sparse
+
     rows = np.flatnonzero(ids >= 0)
     return sparse.csr_matrix((np.ones(len(rows)), (rows, ids[rows])), shape=(len(ids), count))
 
 
-def _multi_hot(lists: pa.ListArray, count: int) -> sparse.csr_matrix:
+def _multi_hot(lists: pa.ListArray, count: int) -> "sparse.csr_matrix":
     """Counts of each id, each row scaled to length one."""
+    from scipy import sparse
+
     offsets = lists.offsets.to_numpy()
     values = lists.values.to_numpy()[offsets[0] : offsets[-1]]
     matrix = sparse.csr_matrix((np.ones(len(values)), values, offsets - offsets[0]), shape=(len(lists), count))
@@ -116,11 +147,13 @@ def _cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return left.astype(np.int64) << 32 | right.astype(np.int64)
 
 
-def _fit(x_train: sparse.csr_matrix, labels: np.ndarray, x_test: sparse.csr_matrix) -> tuple[float, np.ndarray]:
+def _fit(x_train: "sparse.csr_matrix", labels: np.ndarray, x_test: "sparse.csr_matrix") -> tuple[float, np.ndarray]:
     """The penalty that is best on the last rows in time, and the test scores of a fit on all rows with it."""
+    from sklearn.linear_model import LogisticRegression
+
     cut = int(len(labels) * (1 - HELD_OUT))
 
-    def fit(penalty: float, rows: slice) -> LogisticRegression:
+    def fit(penalty: float, rows: slice) -> "LogisticRegression":
         return LogisticRegression(C=penalty, solver="lbfgs", max_iter=300).fit(x_train[rows], labels[rows])
 
     def held_out(penalty: float) -> float:
@@ -129,7 +162,8 @@ def _fit(x_train: sparse.csr_matrix, labels: np.ndarray, x_test: sparse.csr_matr
         metrics.update(scores, labels[cut:], np.zeros(len(scores), dtype=np.int64))
         return metrics.compute()["auc"] or 0.0
 
-    best = max(PENALTIES, key=held_out)
+    # Of a rare class all examples may be among the rows held out; then there is nothing to choose by.
+    best = max(PENALTIES, key=held_out) if len(np.unique(labels[:cut])) == 2 else 1.0
     return best, fit(best, slice(None)).predict_proba(x_test)[:, 1]
 
 

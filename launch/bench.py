@@ -11,9 +11,11 @@ import platform
 import subprocess
 from pathlib import Path
 
+from data_pipeline.reading import find_prepared
 from rankmixer_dist.command_line import run_verb
-from rankmixer_dist.config import load_config
+from rankmixer_dist.config import DTSIConfig, RunConfig, load_config
 from rankmixer_dist.errors import UserError, nearest
+from rankmixer_dist.small_file import require_place
 
 WHAT = {
     "checkpoint": "rankmixer_100m",
@@ -24,6 +26,20 @@ WHAT = {
     "predictions": "quickstart",
 }
 """What can be measured, and the config that it is measured with by default."""
+
+SIZES = {
+    "metrics": {
+        "rows": 10_000_000,
+        "users": 1_000_000,
+        "loop_users": 2000,
+        "largest": 30_000_000,
+        "memory_rows": 1 << 20,
+    },
+    "predictions": {"rows": 5_000_000, "users": 500_000, "check_rows": 1_000_000, "memory_mib": 4096},
+}
+"""Of metrics: rows and users that all are compared on; users of the loops' sample; rows of the last line of the growth
+table, which has ten rows a user; rows that the states on disk hold in memory. Of predictions: rows and users in the
+files; rows of the small run whose figures have to be those of the state in memory; memory that a worker may use."""
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "torchrec", "deepspeed", "ray", "pyarrow", "numpy", "scikit-learn")
@@ -41,8 +57,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
     parsed = parser.parse_args(arguments)
     config = load_config(parsed.config or ROOT / f"configs/{WHAT[parsed.what]}.yaml", parsed.overrides)
-    module = importlib.import_module(f"benchmarks.{parsed.what}")
-    figures = module.measure(config, **sizes(parsed.size, getattr(module, "SIZES", {})))
+    chosen = sizes(parsed.size, SIZES.get(parsed.what, {}))
+    check(parsed.what, config, parsed.json)
+    # Imported after all else is known to be good: torch and its kin take seconds.
+    figures = importlib.import_module(f"benchmarks.{parsed.what}").measure(config, **chosen)
     for figure in figures:
         mine, other = (f"{value:,.3g} {figure.unit}" for value in (figure.value, figure.reference))
         # What is measured in small may be too small for the clock.
@@ -57,6 +75,22 @@ def main(arguments: list[str]) -> None:
             "commit": _commit(),
         }
         parsed.json.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def check(what: str, config: RunConfig, out: Path | None) -> None:
+    """Finds the mistakes that the command line, the config and the manifest alone can tell.
+
+    Raises:
+        UserError: the data is missing, the model has no DTSI experts, or the figures cannot be written.
+    """
+    if what == "loader":
+        find_prepared(config, config.train.splits[:1])
+    if what == "moe" and not isinstance(config.model.mixture, DTSIConfig):
+        raise UserError("--what moe measures DTSI experts; give a config with model.rankmixer.moe.kind dtsi")
+    if out is not None:
+        require_place(out.parent, "--json")
+        if out.is_dir():
+            raise UserError(f"--json {out}: is a folder; name a file")
 
 
 def sizes(given: list[str], defaults: dict[str, int]) -> dict[str, int]:

@@ -8,13 +8,16 @@ import argparse
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from rankmixer_dist.command_line import config_parser, console, run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from data_pipeline.manifest import Manifest
 
 MAX_SHOWN = 25
 """Values of a column to slice by that are printed."""
@@ -70,7 +73,8 @@ def main(arguments: list[str]) -> None:
 
 def run(config: RunConfig) -> None:
     """Joins the ranks, opens the data, scores it and renders the report."""
-    # Imported after the config is known to be good: torch and its kin take seconds.
+    manifest, splits = check(config)
+    # Imported after all else is known to be good: torch and its kin take seconds.
     from data_pipeline.manifest import MANIFEST_NAME
     from data_pipeline.reading import open_prepared, open_split
     from data_pipeline.value_counts import value_counts
@@ -78,15 +82,13 @@ def run(config: RunConfig) -> None:
     from rankmixer_dist.report import render_report
     from rankmixer_dist.train.evaluate import evaluate
     from rankmixer_dist.train.same_start import require_same_start
-    from rankmixer_dist.train.slice_columns import needs_training_rows
 
     with process_group() as topology:
         require_same_start(config, topology, manifest=config.data.prepared / MANIFEST_NAME)
         ranks = {"rank": topology.rank, "world_size": topology.world_size}
         topology.share_of(config.eval.batch_size)
         with failing_together():
-            known = config.train.splits if needs_training_rows(config) else ()
-            manifest = open_prepared(config, list(dict.fromkeys([config.eval.split, *known])), **ranks)
+            open_prepared(config, splits, **ranks, manifest=manifest)
         rows = open_split(
             config,
             manifest,
@@ -108,6 +110,31 @@ def run(config: RunConfig) -> None:
         if result is not None:
             show(result)
             print(f"report: {render_report(config.run_dir)}")
+
+
+def check(config: RunConfig) -> tuple["Manifest", list[str]]:
+    """Finds the mistakes that the config, the folders and the manifest alone can tell, without torch.
+
+    Returns:
+        The manifest of the data, and the splits that are read.
+    """
+    from data_pipeline.reading import find_prepared
+    from rankmixer_dist.checkpoint.folder import named_checkpoint
+    from rankmixer_dist.schema import USER_SLICES
+    from rankmixer_dist.small_file import require_place
+    from rankmixer_dist.train.run_dir import require_run
+
+    require_run(config)
+    require_place(config.run_dir, "runs")
+    named_checkpoint(config.run_dir, config.eval.checkpoint, key=f"eval.checkpoint {config.eval.checkpoint}:")
+    asks_training = any(name in USER_SLICES and name not in config.features.features for name in config.eval.slices)
+    splits = list(dict.fromkeys([config.eval.split, *(config.train.splits if asks_training else ())]))
+    manifest = find_prepared(config, splits)
+    if os.environ.get("RANK", "0") == "0":  # who renders the report
+        from rankmixer_dist.report.inputs import read_training
+
+        read_training(config.run_dir)
+    return manifest, splits
 
 
 def run_predictions(parsed: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.preprocess import preprocess
 from rankmixer_dist.command_line import config_parser, console, run_verb
 from rankmixer_dist.config import load_config
+from rankmixer_dist.small_file import require_place
 
 USAGE = """\
 python launch/preprocess.py configs/quickstart.yaml
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--quiet", action="store_true", help="warnings and the summary only")
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)
+    require_place(config.data.prepared.parent, "data.prepared")
     started = time.monotonic()
     manifest = preprocess(config, progress=not options.quiet)
     show(manifest)

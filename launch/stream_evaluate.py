@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from data_pipeline.reading import find_prepared
 from rankmixer_dist.command_line import config_parser, console, parse_config, run_verb
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import Preempted, UserError
 from rankmixer_dist.metrics import mean_over_windows
+from rankmixer_dist.small_file import require_place
 
 if TYPE_CHECKING:
     from data_pipeline.streaming.actors import ActorPool
@@ -54,10 +56,12 @@ def run(config: RunConfig) -> None:
             )
     if not config.stream.gpus_per_actor:  # before anything looks for them
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    run_dir = _followed_run(config, stop)
     follow = config.stream.shards or config.data.prepared
     if not follow.is_dir():
         raise UserError(f"stream.shards {follow}: no such folder; make it, or name the one where shards arrive")
+    require_place(config.run_dir, "runs")
+    find_prepared(config, config.train.splits)  # before the wait for a run that needs them too
+    run_dir = _followed_run(config, stop)
     with ExitStack() as held:
         _follow(config, run_dir, follow, stop, held)
 
@@ -155,6 +159,10 @@ def _followed_run(config: RunConfig, stop: _Stop) -> Path:
     from rankmixer_dist.train.run_dir import require_run
 
     give_up = time.monotonic() + config.stream.run_wait_s
+    if not (config.run_dir / "config.yaml").exists():
+        print(
+            f"waits up to {config.stream.run_wait_s:g} s (stream.run_wait_s) for {config.run_dir} to begin", flush=True
+        )
     while not (config.run_dir / "config.yaml").exists() and time.monotonic() < give_up:
         stop.check()
         time.sleep(min(0.5, config.stream.poll_s))

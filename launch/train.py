@@ -7,6 +7,7 @@ from rankmixer_dist.command_line import config_parser, parse_config, run_verb
 from rankmixer_dist.config import RunConfig
 
 if TYPE_CHECKING:
+    from data_pipeline.manifest import Manifest
     from rankmixer_dist.parallel.topology import Topology
 
 USAGE = """\
@@ -28,15 +29,40 @@ def main(arguments: list[str]) -> None:
 
 def run(config: RunConfig) -> None:
     """Joins the ranks and trains."""
-    # Imported after the config is known to be good: torch and its kin take seconds.
+    manifest = check(config)
+    # Imported after all else is known to be good: torch and its kin take seconds.
     from rankmixer_dist.parallel.topology import process_group
 
     with process_group() as topology:
-        run_on(config, topology)
+        run_on(config, topology, manifest)
 
 
-def run_on(config: RunConfig, topology: "Topology") -> None:
-    """Opens this rank's share of the data and trains."""
+def check(config: RunConfig) -> "Manifest":
+    """Finds the mistakes that the config, the folders and the manifest alone can tell, without torch."""
+    from data_pipeline.reading import find_prepared
+    from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
+    from rankmixer_dist.small_file import require_place
+    from rankmixer_dist.train.run_dir import check_run_dir
+
+    require_place(config.run_dir, "runs")
+    check_run_dir(config)
+    start = config.train.start_from
+    if start is not None and not checkpoints(config.run_dir):
+        find_checkpoint(start.run, key="train.start_from.run")
+    return find_prepared(config, _splits(config))
+
+
+def _splits(config: RunConfig) -> list[str]:
+    best = config.checkpoint.best
+    return [*config.train.splits, *([best.split] if best else [])]
+
+
+def run_on(config: RunConfig, topology: "Topology", manifest: "Manifest | None" = None) -> None:
+    """Opens this rank's share of the data and trains.
+
+    Args:
+        manifest: of the data, where it has been read.
+    """
     from data_pipeline.manifest import MANIFEST_NAME
     from data_pipeline.reading import open_prepared, open_split, open_training
     from rankmixer_dist.parallel.topology import failing_together
@@ -48,7 +74,8 @@ def run_on(config: RunConfig, topology: "Topology") -> None:
     ranks = {"rank": topology.rank, "world_size": topology.world_size}
     best = config.checkpoint.best
     with failing_together():
-        manifest = open_prepared(config, [*config.train.splits, *([best.split] if best else [])], **ranks)
+        manifest = open_prepared(config, _splits(config), **ranks, manifest=manifest)
+    assert manifest is not None
     pinned = {"pin_memory": topology.device.type == "cuda"}
     rows = open_training(config, manifest, **ranks, **pinned)
     validation_rows = None

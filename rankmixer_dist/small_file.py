@@ -1,6 +1,7 @@
-"""Small text files that somebody else wrote, or damaged: read whole, or one clear line about what is wrong."""
+"""Small text files that somebody else wrote, or damaged, and places to write to: one clear line about what is wrong."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,19 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} not JSON ({one_line(error)})") from error
+
+
+def require_place(folder: Path, key: str) -> None:
+    """Makes sure that a folder can be made, or written into, without touching anything.
+
+    Raises:
+        UserError: a part of its path is a file, or this user may not write there; `key` begins the line.
+    """
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise UserError(f"{key} {folder}: {there} is no folder; move it away, or name another place")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"{key} {folder}: this user may not write into {there}; name another place")
+    except OSError as error:
+        raise UserError(f"{key} {folder}: {error.strerror or one_line(error)}; name another place") from error

@@ -1,1 +1,1 @@
-"""What bench.py can measure: one module each, with `measure(config) -> list[Figure]`."""
+"""What bench.py can measure: one module each, with `measure(config, **sizes) -> list[Figure]`."""

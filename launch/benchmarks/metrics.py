@@ -17,10 +17,6 @@ from rankmixer_dist.config import RunConfig
 from rankmixer_dist.metrics import AUC, HistogramAUC, SpilledAUC, SpilledUserAUC, UserAUC
 from rankmixer_dist.train.memory import keep_freed_memory
 
-SIZES = {"rows": 10_000_000, "users": 1_000_000, "loop_users": 2000, "largest": 30_000_000, "memory_rows": 1 << 20}
-"""Rows and users that all are compared on; users of the loops' sample; rows of the last line of the growth table, which
-has ten rows a user; rows that the states on disk hold in memory."""
-
 BATCH_ROWS = 1 << 18
 SKLEARN, PANDAS = "sklearn.metrics.roc_auc_score", "pandas, ranks grouped by user"
 

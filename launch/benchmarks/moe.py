@@ -8,7 +8,6 @@ from torch import Tensor
 from benchmarks import bf16
 from benchmarks.figure import Figure, interleaved
 from rankmixer_dist.config import DTSIConfig, RunConfig
-from rankmixer_dist.errors import UserError
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE
 from rankmixer_dist.train.memory import keep_freed_memory
 
@@ -20,8 +19,7 @@ EMULATED_ROWS = (32,)
 def measure(config: RunConfig) -> list[Figure]:
     """One layer at the config's T, D, E, F and active ratio, in fp32 and bf16; the router counts on both sides."""
     moe = config.model.mixture
-    if not isinstance(moe, DTSIConfig):
-        raise UserError("--what moe measures DTSI experts; give a config with model.rankmixer.moe.kind dtsi")
+    assert isinstance(moe, DTSIConfig), "bench.py sees to it"
     keep_freed_memory(torch.device("cpu"))  # as evaluation does
     figures = [figure for rows in ROWS for figure in _measure(config, moe, torch.float32, rows, repeats=5)]
     emulated = bf16.is_emulated()

@@ -19,10 +19,6 @@ from rankmixer_dist.config import RunConfig
 from rankmixer_dist.metrics import Calibration, SpilledAUC, SpilledUserAUC, TaskMetrics
 from rankmixer_dist.metrics.tasks import task_figures
 
-SIZES = {"rows": 5_000_000, "users": 500_000, "check_rows": 1_000_000, "memory_mib": 4096}
-"""Rows and users in the files; rows of the small run whose figures have to be those of the state in memory; memory that
-a worker may use."""
-
 FILE_ROWS, ROW_GROUP_ROWS = 1 << 22, 1 << 18
 COLUMNS = ["user_id", "label", "score"]
 
