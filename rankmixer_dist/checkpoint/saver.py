@@ -168,9 +168,9 @@ def _require_seen(folder: Path, of_all: Sequence[Mapping[str, File]]) -> None:
             path = folder / name
             found = path.stat().st_size if path.is_file() else None
             if found != file.bytes:
-                told = "sees no such file" if found is None else f"sees {found:,} bytes"
+                told = "but rank 0 sees " + ("no such file" if found is None else f"{found:,} bytes")
                 raise UserError(
-                    f"rank {rank} wrote {file.bytes:,} bytes into {name}, but rank 0 {told}; all ranks must share `runs`"
+                    f"rank {rank} wrote {file.bytes:,} bytes into {name}, {told}; all ranks must share `runs`"
                 )
 
 
