@@ -24,9 +24,9 @@ TIME_SLICES = ("hour", "day")
 
 
 class Strict(BaseModel):
-    """Base of all declarations: immutable, and an unknown key is an error."""
+    """Base of all declarations: immutable, and an unknown key, or a number that is not finite, is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Table(Strict):

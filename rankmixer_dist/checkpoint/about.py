@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
-from rankmixer_dist.checksum import file_checksum, json_checksum
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.checksum import file_checksum, file_inside, json_checksum, open_regular
+from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.schema import Strict
 
 ABOUT_NAME = "checkpoint.json"
@@ -70,12 +70,13 @@ def read_about(folder: Path) -> About:
     """
     path = folder / ABOUT_NAME
     try:
-        content = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = json.load(file)
         seal = content.pop("checksum", None)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged: {error}") from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: {one_line(error)}") from error
     if seal != json_checksum(content):
         raise UserError(f"{path}: damaged: its content is not what its checksum says")
     if content.get("format_version") != FORMAT_VERSION:
@@ -100,10 +101,11 @@ def verify_files(folder: Path, files: Mapping[str, File]) -> None:
     for name, expected in files.items():
         path = folder / name
         try:
-            found = describe_files(folder, [path])[name]
+            size = file_inside(folder, name).stat().st_size
+            if size != expected.bytes:
+                raise UserError(f"{path}: damaged: {size} bytes, {expected.bytes} were written")
+            checksum = file_checksum(path)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}") from error
-        if found.bytes != expected.bytes:
-            raise UserError(f"{path}: damaged: {found.bytes} bytes, {expected.bytes} were written")
-        if found.checksum != expected.checksum:
+        if checksum != expected.checksum:
             raise UserError(f"{path}: damaged: its checksum is not the one it was written with")

@@ -24,7 +24,8 @@ from rankmixer_dist.checkpoint.folder import (
     publish,
     sweep,
 )
-from rankmixer_dist.checkpoint.storage import INDEX_NAME, write_pieces
+from rankmixer_dist.checkpoint.index import INDEX_NAME
+from rankmixer_dist.checkpoint.storage import write_pieces
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together, new_gloo_group
 from rankmixer_dist.pieces import Piece

@@ -4,12 +4,10 @@ DCP keeps its index as a pickle, which runs what it is told to when it is read. 
 read with `weights_only`, so a checkpoint can hold nothing but numbers.
 """
 
-import dataclasses
 import json
-import math
 import os
-import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
-    STORAGE_TYPES,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
+    LoadPlanner,
     ReadItem,
     SavePlan,
     TensorWriteData,
@@ -36,11 +36,12 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
+from rankmixer_dist.checkpoint.archive import open_pieces, read_archive
+from rankmixer_dist.checkpoint.index import INDEX_NAME, Held, ends_of_files, metadata_of, read_index
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.pieces import Piece, by_key, whole
-
-INDEX_NAME = "index.json"
 
 
 def write_pieces(pieces: Sequence[Piece], folder: Path, *, group: dist.ProcessGroup | None = None) -> None:
@@ -65,48 +66,37 @@ def read_pieces(pieces: Sequence[Piece], folder: Path, *, group: dist.ProcessGro
     """
     index = read_index(folder)
     for piece in pieces:
-        if piece.key not in index:
+        held = index.get(piece.key)
+        if held is None:
             raise UserError(f"{folder}: does not hold {piece.key}")
-        if index[piece.key].shape != piece.shape:
-            raise UserError(f"{folder}: {piece.key} has shape {index[piece.key].shape}, the model's has {piece.shape}")
-    _load(pieces, folder, process_group=group)
+        if held.shape != piece.shape:
+            raise UserError(f"{folder}: {piece.key} has shape {held.shape}, the model's has {piece.shape}")
+        if held.type != piece.tensor.dtype:
+            raise UserError(f"{folder}: {piece.key} has type {held.type}, the model's has {piece.tensor.dtype}")
+    _load(pieces, folder, index, process_group=group)
 
 
-def _load(pieces: Iterable[Piece], folder: Path, **how: Any) -> None:
+def _load(pieces: Iterable[Piece], folder: Path, index: Mapping[str, Held], **how: Any) -> None:
     try:
-        dcp.load(by_key(pieces), storage_reader=_Reader(folder), planner=_LoadPlanner(), **how)
+        dcp.load(by_key(pieces), storage_reader=_Reader(folder, index), planner=_LoadPlanner(), **how)
     except dcp.api.CheckpointException as error:
         rank, (first, _) = min(error.failures.items())
-        # torch's own words for what is not a tensor advise to read it unsafely.
-        refused = isinstance(first, pickle.UnpicklingError)
-        reason = "it is no tensor" if refused else one_line(first) or type(first).__name__
+        reason = one_line(first) or type(first).__name__
         raise UserError(f"{folder}: rank {rank} cannot read it: {reason}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """A tensor in a checkpoint."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def read_index(folder: Path) -> dict[str, Held]:
-    """What a checkpoint holds, by key.
-
-    Raises:
-        UserError: there is no index, or it is not one.
-    """
-    tensors = _tensors(_read_metadata(folder))
-    return {key: Held(tuple(each.size), each.properties.dtype) for key, each in tensors.items()}
 
 
 def read_whole(folder: Path, keys: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Tensors as a whole, all or those of `keys`, by one process without a group; raises as `read_pieces` does."""
     index = read_index(folder)
-    wanted = {key: torch.empty(index[key].shape, dtype=index[key].dtype) for key in (index if keys is None else keys)}
-    _load([whole(key, each) for key, each in wanted.items()], folder, no_dist=True)
-    return wanted
+    wanted = {key: index[key] for key in (index if keys is None else keys)}
+    for name, end in ends_of_files(wanted.values()).items():
+        try:
+            open_pieces(folder, name, end).close()  # before memory is taken for what the index says
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: cannot read it: {one_line(error)}") from error
+    tensors = {key: torch.empty(held.shape, dtype=held.type) for key, held in wanted.items()}
+    _load([whole(key, each) for key, each in tensors.items()], folder, index, no_dist=True)
+    return tensors
 
 
 def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
@@ -136,7 +126,7 @@ class _SavePlanner(dcp.DefaultSavePlanner):
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return _at(self.state_dict, index)
+        return _at(self.state_dict, index).contiguous()
 
 
 def _write_item(piece: Piece) -> WriteItem:
@@ -192,31 +182,41 @@ class _Writer(dcp.FileSystemWriter):
 
 
 class _Reader(dcp.FileSystemReader):
-    """DCP's reader of what `_Writer` wrote."""
+    """DCP's reader of what `_Writer` wrote, which takes nothing but tensors of the type and shape that are said."""
+
+    def __init__(self, folder: Path, index: Mapping[str, Held]) -> None:
+        super().__init__(folder)
+        self._folder, self._index = folder, index
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return _read_metadata(Path(self.path))
+        return metadata_of(self._index)
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        per_file: dict[str, list[ReadItem]] = {}
+        for item in plan.items:
+            per_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
+        for name, items in per_file.items():
+            places = [self.storage_data[item.storage_index] for item in items]
+            with open_pieces(self._folder, name, max(place.offset + place.length for place in places)) as file:
+                for item, place in zip(items, places, strict=True):
+                    held = self._index[item.storage_index.fqn]
+                    tensor = _read(file, place, item.storage_index, held)
+                    target = planner.resolve_tensor(item).detach()
+                    target.copy_(narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths))
+                    planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
-def _read_metadata(folder: Path) -> Metadata:
-    path = folder / INDEX_NAME
-    try:
-        tensors = json.loads(path.read_text())["tensors"]
-        shapes: dict[str, STORAGE_TYPES] = {}
-        places = {}
-        for key, each in tensors.items():
-            dtype = getattr(torch, each["dtype"])
-            if not isinstance(dtype, torch.dtype):
-                raise ValueError(f"{each['dtype']!r} is not a type of numbers")
-            chunks = [ChunkStorageMetadata(torch.Size(c["offsets"]), torch.Size(c["sizes"])) for c in each["chunks"]]
-            if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(each["shape"]):
-                raise ValueError(f"{key} is not complete")
-            shapes[key] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(each["shape"]), chunks)
-            for chunk in each["chunks"]:
-                if Path(chunk["file"]).name != chunk["file"]:
-                    raise ValueError(f"{chunk['file']!r} is not the name of a file beside it")
-                place = dcp.filesystem._StorageInfo(chunk["file"], chunk["start"], chunk["bytes"])
-                places[MetadataIndex(key, chunk["offsets"])] = place
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable index of a checkpoint: {error}") from error
-    return Metadata(state_dict_metadata=shapes, storage_data=places, storage_meta=StorageMeta())
+def _read(file: BufferedReader, place: _StorageInfo, at: MetadataIndex, held: Held) -> Tensor:
+    """A piece as it was written.
+
+    Raises:
+        ValueError: it is not what the index says.
+    """
+    tensor = read_archive(file, place.offset, place.length, held.type)
+    sizes = next(chunk.sizes for chunk in held.chunks if torch.Size(chunk.offsets) == at.offset)
+    if tensor.shape != torch.Size(sizes):
+        raise ValueError(f"{at.fqn}: a piece has shape {tuple(tensor.shape)}, the index says {sizes}")
+    return tensor

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from rankmixer_dist.checkpoint.folder import TENSORS
+from rankmixer_dist.checkpoint.index import read_index
 from rankmixer_dist.checkpoint.opening import open_checkpoint
-from rankmixer_dist.checkpoint.storage import read_index, read_pieces
+from rankmixer_dist.checkpoint.storage import read_pieces
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.pieces import Piece, dense_key, whole

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankmixer_dist.checkpoint.about import About, describe_files, read_about
+from rankmixer_dist.checkpoint.about import About, describe_files, read_about, verify_files
 from rankmixer_dist.checkpoint.opening import open_checkpoint
 from rankmixer_dist.checkpoint.storage import read_pieces, read_whole
 from rankmixer_dist.errors import UserError
@@ -114,7 +114,7 @@ def test_a_malicious_pickle_does_not_run(saved, tmp_path):
             if path.name != "checkpoint.json":
                 tensors = [each for each in files(saved) if each.parent != saved]
                 read_about(saved).model_copy(update={"files": describe_files(saved, tensors)}).write(saved)
-                open_checkpoint(saved)
+                verify_files(saved, read_about(saved).files)
             with pytest.raises(UserError):  # noqa: PT012
                 open_checkpoint(saved)
                 read_pieces([Piece("tables/video.weight", (20, 3), (0, 0), torch.empty(20, 3))], saved / "tensors")
@@ -131,7 +131,7 @@ def test_a_malicious_pickle_does_not_run(saved, tmp_path):
     [
         (lambda index: index.replace("float32", "load"), "not a type of numbers"),
         (lambda index: index.replace('"__0_0.distcp"', '"../../secret"'), "not the name of a file beside it"),
-        (lambda index: index.replace('"sizes": [7, 3]', '"sizes": [6, 3]'), "not complete"),
+        (lambda index: index.replace('"sizes": [7, 3]', '"sizes": [6, 3]'), "do not cover each of its numbers exactly"),
         (lambda index: index[:-5], "not a readable index"),
         (lambda index: "[]", "not a readable index"),
     ],
