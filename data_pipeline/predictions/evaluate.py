@@ -79,6 +79,8 @@ def evaluate_predictions(
         UserError: a row that makes no sense, bytes that cannot be read, a folder without room.
     """
     reporter = Reporter(shown=progress)
+    for note in predictions.notes:
+        reporter.warn(note)
     weighted = predictions.columns.weight is not None
     if memory_rows is None:
         memory_rows = rows_in_memory(memory_gib, weighted=weighted)

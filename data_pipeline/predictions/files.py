@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.predictions.listing import list_files
 from data_pipeline.sources import Unit
 from data_pipeline.sources.parquet_log import read_footers
-from rankmixer_dist.errors import UserError, nearest, one_line
+from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import LABEL_PREFIX, SCORE_PREFIX, USER_ID
 
 LABEL, SCORE = "label", "score"
@@ -45,11 +46,12 @@ class Columns:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scored rows on disk: one unit a row group."""
+    """Scored rows on disk: one unit a row group; `notes` is what has to be told of the files."""
 
     path: Path
     columns: Columns
     units: tuple[Unit, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -58,12 +60,13 @@ class Predictions:
 
 
 def find_predictions(path: Path, names: ColumnNames) -> Predictions:
-    """The Parquet file, or all those of the folder and those below it, hidden ones aside; opens their footers only.
+    """The Parquet file, or all those of the folder and those below it (`list_files`); opens their footers only.
 
     Raises:
-        UserError: no file, one that is not readable or lacks a column, a column of a type that does not fit, no rows.
+        UserError: as `list_files`; a file that is not readable or lacks a column, a column of a type that does not fit,
+            no rows.
     """
-    paths = _list(path)
+    paths, notes = list_files(path)
     footers = read_footers(paths)
     schemas: dict[Path, pa.Schema] = {}
     units: list[Unit] = []
@@ -78,25 +81,7 @@ def find_predictions(path: Path, names: ColumnNames) -> Predictions:
     _check_same_users(schemas, columns.user)
     if not any(unit.rows for unit in units):
         raise UserError(f"{path}: holds no rows")
-    return Predictions(path, columns, tuple(unit for unit in units if unit.rows))
-
-
-def _list(path: Path) -> list[Path]:
-    try:
-        if path.is_file():
-            return [path]
-        if not path.exists():
-            raise UserError(f"--predictions {path}: no such file or folder")
-        # Spark and Dask give whole folders such names. A link that leads nowhere stays: its rows would be missing.
-        found = [file.relative_to(path) for file in path.rglob("*.parquet") if not file.is_dir()]
-    except OSError as error:
-        mend = "name the folder of the files alone"
-        raise UserError(f"--predictions {path}: cannot be listed, {mend}: {one_line(error)}") from error
-    # As Spark and pyarrow do: names that begin so belong to whoever is writing.
-    paths = [path / file for file in sorted(found) if not any(part.startswith((".", "_")) for part in file.parts)]
-    if not paths:
-        raise UserError(f"--predictions {path}: holds no *.parquet")
-    return paths
+    return Predictions(path, columns, tuple(unit for unit in units if unit.rows), tuple(notes))
 
 
 def _units(path: Path, index: int, footer: pq.FileMetaData) -> Iterator[Unit]:
@@ -127,6 +112,10 @@ def _check(path: Path, schema: pa.Schema, columns: Columns) -> None:
     if columns.weight is not None:
         needed.append(("weight", columns.weight, _is_number, "a weight is a number"))
     for what, name, fits, expected in needed:
+        if name not in schema.names and any(part.startswith(f"{name}=") for part in path.parent.parts):
+            raise UserError(
+                f"{path}: only its folder's name has the {what} {name!r}; write a column of it into the file"
+            )
         if name not in schema.names:
             raise UserError(f"{path}: has no column {name!r}{nearest(name, schema.names)}; name the {what} by --{what}")
         if schema.names.count(name) > 1:
