@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipeline.predictions.listing import list_files
 from data_pipeline.sources import Unit
-from data_pipeline.sources.parquet_log import read_footers
+from data_pipeline.sources.parquet_log import Footer, read_footers
 from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import LABEL_PREFIX, SCORE_PREFIX, USER_ID
 
@@ -73,7 +72,7 @@ def find_predictions(path: Path, names: ColumnNames) -> Predictions:
     for index, (file, footer) in enumerate(zip(paths, footers, strict=True)):
         if isinstance(footer, str):
             raise UserError(f"{footer}; write it again or remove it")
-        schemas[file] = footer.schema.to_arrow_schema()
+        schemas[file] = footer.schema
         units += _units(file, index, footer)
     columns = _choose(names, list(dict.fromkeys(name for schema in schemas.values() for name in schema.names)))
     for file, schema in schemas.items():
@@ -84,10 +83,9 @@ def find_predictions(path: Path, names: ColumnNames) -> Predictions:
     return Predictions(path, columns, tuple(unit for unit in units if unit.rows), tuple(notes))
 
 
-def _units(path: Path, index: int, footer: pq.FileMetaData) -> Iterator[Unit]:
+def _units(path: Path, index: int, footer: Footer) -> Iterator[Unit]:
     first_row = 0
-    for group in range(footer.num_row_groups):
-        rows = footer.row_group(group).num_rows
+    for group, rows in enumerate(footer.rows):
         # In full: a worker may have started elsewhere.
         yield Unit(path.resolve(), index, group, first_row, rows)
         first_row += rows

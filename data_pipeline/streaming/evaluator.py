@@ -236,7 +236,7 @@ class Evaluator:
     def _take_facts(self, facts: Facts) -> None:
         known = self._state.shards.get(facts.name)
         if facts.checksum == UNREAD:
-            del self._seen[facts.name]
+            self._seen.pop(facts.name, None)  # it may have gone while it waited to be read
             self._problem(facts.name, str(facts.problem))
             return
         if known is not None and known.problem is None:

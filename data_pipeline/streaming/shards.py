@@ -74,7 +74,10 @@ def scan(path: Path, schema: Schema, columns: Sequence[str], plan: WindowPlan) -
     """
     stamp, checksum = Stamp(-1, -1), UNREAD
     try:
-        stamp, checksum = Stamp.of(path), file_checksum(path)
+        stamp = Stamp.of(path)
+        if not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+            return Facts(path.name, stamp, "none", {}, 0, None, f"{path}: is no regular file; publish one")
+        checksum = file_checksum(path)
         times = [
             _checked_times(path, group, table, schema, plan)
             for group, table in enumerate(read_groups(path, columns, schema))

@@ -1,5 +1,6 @@
 """What goes wrong around a streaming evaluation: checkpoints that are gone, shards that mislead, files that are not."""
 
+import os
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -134,9 +135,13 @@ def test_a_shard_that_could_not_be_read_for_a_moment_is_read_again(stream):
     names = stream.shards("day2")
     path = stream.incoming / names[0]
 
+    os.mkfifo(stream.incoming / "pipe.parquet")  # reading it would wait for ever
     # A folder cannot be read as a file.
     moments = [path.mkdir, *[lambda: None] * 4, path.rmdir]
     stream.evaluate(*publish(stream, 1), *bring(stream, names[1:]), *moments, *bring(stream, names[:1]))
     (line,) = stream.lines()
     assert (line["rows"], line["revision"]) == (360, 1)
-    assert [line["problem"] is None for line in stream.lines("shard")] == [False, True]
+    told = {name: [line["problem"] for line in stream.lines("shard") if line["shard"] == name] for name in names}
+    assert [problem is None for problem in told[names[0]]] == [False, True]
+    (pipe,) = (line["problem"] for line in stream.lines("shard") if line["shard"] == "pipe.parquet")
+    assert pipe.endswith("pipe.parquet: is no regular file; publish one")
