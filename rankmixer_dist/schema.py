@@ -1,6 +1,6 @@
 """What a row holds: tables, features, semantic groups and tasks, declared once in `configs/features/<dataset>.yaml`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -17,6 +17,20 @@ LABEL_PREFIX, TRUTH_PREFIX = "label_", "truth_"
 SCORE_PREFIX = "score_"
 """Columns of predictions `score_<task>`, beside `label_<task>`."""
 
+
+TORCH_NAMES = frozenset(
+    """
+    T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches
+    eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys
+    load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty
+    train training type update values xpu zero_grad
+    """.split()
+)
+"""Names that a table cannot have: torch holds tables as attributes of a module that has these already."""
 
 USER_SLICES = ("user_known", "user_activity")
 TIME_SLICES = ("hour", "day")
@@ -143,6 +157,7 @@ class Schema(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
+        self._check_names()
         labels = {column: task for task, column in self.label_columns().items()}
         for name, feature in self.features.items():
             column = feature.column or name
@@ -177,6 +192,27 @@ class Schema(Strict):
         if not self.tasks:
             raise ValueError("declare at least one task")
         return self
+
+    def _check_names(self) -> None:
+        kinds: dict[str, Iterable[str]] = {
+            "table": self.tables,
+            "group": self.groups,
+            "feature": self.features,
+            "task": self.tasks,
+        }
+        for kind, named in kinds.items():
+            for name in named:
+                if name != name.strip() or not name.isprintable() or not name:
+                    raise ValueError(f"{kind} {name!r}: a name has a character at least, and no blanks around it")
+        for name, table in self.tables.items():
+            if "." in name or name.startswith("_") or name in TORCH_NAMES:
+                free = name.replace(".", "_").strip("_") or "ids"
+                free += "_table" if free in TORCH_NAMES else ""
+                salt = f" (data that is prepared already goes on with `salt: {table.salt or name}` there)"
+                raise ValueError(
+                    f"table {name!r}: torch cannot hold a table whose name has a dot, begins with an underscore or is "
+                    f"one of its modules' own; call it {free!r}, say{salt if table.ids == 'hash' else ''}"
+                )
 
     @property
     def num_tokens(self) -> int:
