@@ -1,12 +1,15 @@
 """Opens prepared data for a run: manifest checked, bytes verified, a loader a split."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data_pipeline.manifest import Manifest, Shard, read_manifest, verify_checksums
 from data_pipeline.time_found import moment
+from rankmixer_dist.checksum import json_checksum
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.identity import DataSeen, NumericScale, SplitRows, Stream
 
 if TYPE_CHECKING:
     from data_pipeline.loader import Loader, SplitsInTurn
@@ -82,6 +85,31 @@ def open_training(
         for split in config.train.splits
     ]  # fmt: skip
     return SplitsInTurn(loaders) if config.train.in_turn else loaders[0]
+
+
+def data_seen(config: RunConfig, manifest: Manifest) -> DataSeen:
+    """What a run that trains on this data takes from it, and what its checkpoints will know it by."""
+    splits = {}
+    for split in config.train.splits:
+        shards = manifest.splits[split]
+        splits[split] = SplitRows(
+            rows=manifest.rows(split),
+            cut=json_checksum([shard.rows for shard in shards]),
+            content=json_checksum([shard.checksum for shard in shards]),
+        )
+    made_from = {"format_version": manifest.format_version, **manifest.prepared_from}
+    rates = {task: manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks}
+    return DataSeen(
+        numerics={n: NumericScale(mean=found.mean, std=found.std) for n, found in manifest.numerics.items()},
+        base_rates={task: None if math.isnan(rate) else rate for task, rate in rates.items()},
+        stream=Stream(
+            made_from=json_checksum(made_from) if manifest.prepared_from else "",
+            splits=splits,
+            row_group_rows=manifest.row_group_rows,
+            shuffle=config.loader.shuffle,
+            seed=config.seed,
+        ),
+    )
 
 
 def _held(manifest: Manifest) -> str:

@@ -81,8 +81,10 @@ def run(config: RunConfig) -> None:
     from rankmixer_dist.parallel.topology import failing_together, process_group
     from rankmixer_dist.report import render_report
     from rankmixer_dist.train.evaluate import evaluate
+    from rankmixer_dist.train.run_dir import in_runs_order
     from rankmixer_dist.train.same_start import require_same_start
 
+    config = in_runs_order(config)
     with process_group() as topology:
         require_same_start(config, topology, manifest=config.data.prepared / MANIFEST_NAME)
         ranks = {"rank": topology.rank, "world_size": topology.world_size}
@@ -98,13 +100,10 @@ def run(config: RunConfig) -> None:
             training=False,
             pin_memory=topology.device.type == "cuda",
         )
-        base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
         result = evaluate(
             config,
             topology,
             rows,
-            numerics=manifest.numerics,
-            base_rates=base_rates,
             count_values=partial(value_counts, config.data.prepared, manifest, **ranks),
         )
         if result is not None:

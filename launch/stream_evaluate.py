@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> None:
 
 def run(config: RunConfig) -> None:
     """Opens the data and the run, starts the actors and follows until the stream ends or a signal comes."""
+    from rankmixer_dist.train.run_dir import in_runs_order
+
     stop = _Stop()
     for name in _PROCESSES:
         if int(os.environ.get(name, 1)) > 1:
@@ -62,6 +64,7 @@ def run(config: RunConfig) -> None:
     require_place(config.run_dir, "runs")
     find_prepared(config, config.train.splits)  # before the wait for a run that needs them too
     run_dir = _followed_run(config, stop)
+    config = in_runs_order(config)
     with ExitStack() as held:
         _follow(config, run_dir, follow, stop, held)
 
@@ -88,8 +91,7 @@ def _follow(config: RunConfig, run_dir: Path, follow: Path, stop: "_Stop", held:
         stop.check()
         state = State(run_dir, folder, plan)
         held.callback(state.close)
-        base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
-        make_scorer = OpenScorer(config, manifest.numerics, base_rates, stream.batch_size)
+        make_scorer = OpenScorer(config, stream.batch_size)
         with stop.while_ray_starts():
             pool = held.enter_context(_pool(config, (make_scorer, config.features, stream.batch_size, plan)))
         shown = held.enter_context(Shown(run_dir, config.name, plan, state, refresh_s=stream.refresh_s))

@@ -64,11 +64,13 @@ def run_on(config: RunConfig, topology: "Topology", manifest: "Manifest | None" 
         manifest: of the data, where it has been read.
     """
     from data_pipeline.manifest import MANIFEST_NAME
-    from data_pipeline.reading import open_prepared, open_split, open_training
+    from data_pipeline.reading import data_seen, open_prepared, open_split, open_training
     from rankmixer_dist.parallel.topology import failing_together
     from rankmixer_dist.train.run import train
+    from rankmixer_dist.train.run_dir import in_runs_order
     from rankmixer_dist.train.same_start import require_same_start
 
+    config = in_runs_order(config)
     require_same_start(config, topology, manifest=config.data.prepared / MANIFEST_NAME)
     topology.share_of(config.loader.batch_size)
     ranks = {"rank": topology.rank, "world_size": topology.world_size}
@@ -85,8 +87,7 @@ def run_on(config: RunConfig, topology: "Topology", manifest: "Manifest | None" 
         validation_rows = open_split(
             config, manifest, best.split, **ranks, batch_size=batch_size, training=False, **pinned
         )
-    base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
-    train(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates, validation_rows=validation_rows)
+    train(config, topology, rows, data=data_seen(config, manifest), validation_rows=validation_rows)
 
 
 if __name__ == "__main__":

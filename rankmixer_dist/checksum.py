@@ -52,6 +52,6 @@ def text_checksum(text: bytes) -> str:
     return hashlib.blake2b(text, digest_size=_BYTES).hexdigest()
 
 
-def json_checksum(content: dict[str, Any]) -> str:
+def json_checksum(content: dict[str, Any] | list[Any]) -> str:
     """Of what a JSON text says: neither the order of its keys nor its white space counts."""
     return text_checksum(json.dumps(content, sort_keys=True).encode())

@@ -10,7 +10,7 @@ from rankmixer_dist.batch import Position
 from rankmixer_dist.checkpoint.saver import Saver
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.parallel.topology import Topology, process_group
-from rankmixer_dist.train.build import Statistics, build_engine, build_model, build_tables
+from rankmixer_dist.train.build import build_engine, build_model, build_tables, unknown_data
 from rankmixer_dist.train.checkpoint import describe, state_pieces
 from rankmixer_dist.train.loop import Progress
 from rankmixer_dist.train.memory import keep_freed_memory
@@ -28,8 +28,7 @@ def measure(config: RunConfig) -> list[Figure]:
 
 def _measure(config: RunConfig, topology: Topology, folder: Path) -> list[Figure]:
     rows = config.loader.batch_size
-    numerics: dict[str, Statistics] = {name: _Unknown() for name in config.features.features}
-    model = build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks))
+    model = build_model(config, unknown_data(config.features))
     tables, _ = build_tables(config, topology, rows_per_rank=rows)
     engine = build_engine(config, model, topology, rows_per_rank=rows)
     engine.make_room(_MOMENTS, 1)
@@ -53,7 +52,3 @@ def _measure(config: RunConfig, topology: Topology, folder: Path) -> list[Figure
         Figure(f"wait for a checkpoint {what}, median", statistics.median(stalls[True][1:]), "s", usual, against),
         Figure(f"wait for a run's first checkpoint {what}", stalls[True][0], "s", usual, against),
     ]
-
-
-class _Unknown:
-    mean, std = 0.0, 1.0

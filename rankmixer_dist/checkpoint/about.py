@@ -10,10 +10,12 @@ from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
 from rankmixer_dist.checksum import file_checksum, file_inside, json_checksum, open_regular
 from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.identity import DataSeen
 from rankmixer_dist.schema import Strict
 
 ABOUT_NAME = "checkpoint.json"
-FORMAT_VERSION = 1
+# 2 = it says what its weights mean, and what the run took from its data.
+FORMAT_VERSION = 2
 
 
 class DataPosition(Strict):
@@ -36,7 +38,9 @@ class About(Strict):
     updates: steps of the dense optimizer. moments: kinds of its state, e.g. `exp_avg`. shapes: of the dense parameters,
     whose tensors are stored flat. config: the run's, resolved. metrics: of the evaluation beside it, if there was one.
     files: path below the checkpoint -> size and checksum of every other file. trained_until: Unix ms; no row at or
-    after it has been trained on; None where that is not known.
+    after it has been trained on; None where that is not known. identity: checksum of every part of what the weights
+    mean (`identity.parts` of `config`). planned_steps: how long the run was to be when it began, which its learning
+    rates keep to.
     """
 
     format_version: int = FORMAT_VERSION
@@ -51,6 +55,9 @@ class About(Strict):
     versions: dict[str, str]
     metrics: dict[str, float] = {}
     trained_until: int | None = None
+    identity: dict[str, str] = {}
+    data: DataSeen = DataSeen()
+    planned_steps: PositiveInt | None = None
     files: dict[str, File] = {}
 
     def write(self, folder: Path) -> None:
@@ -79,8 +86,12 @@ def read_about(folder: Path) -> About:
         raise UserError(f"{path}: damaged: {one_line(error)}") from error
     if seal != json_checksum(content):
         raise UserError(f"{path}: damaged: its content is not what its checksum says")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {content.get('format_version')}, this program reads {FORMAT_VERSION}")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        older = "; it does not say what its weights mean, so go on with the program that wrote it, or train again"
+        raise UserError(
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}{older if version == 1 else ''}"
+        )
     try:
         return About.model_validate_json(json.dumps(content))
     except ValidationError as error:

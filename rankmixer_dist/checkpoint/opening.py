@@ -27,6 +27,14 @@ def open_checkpoint(path: Path, *, rank: int = 0, world_size: int = 1) -> About:
     return about
 
 
+def describe_checkpoint(path: Path) -> About:
+    """What a checkpoint says of itself, before its files are looked at; raises as `open_checkpoint` does."""
+    try:
+        return read_about(path)
+    except UserError as error:
+        raise UserError(f"{error}; {_offer(path)}") from error
+
+
 def _require_sealed(path: Path, about: About) -> None:
     """Every byte that the index names must be one that the seal is for.
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -74,12 +74,15 @@ class ParallelConfig(Strict):
 
 
 class StartFrom(Strict):
-    """Another run whose weights, matched by name and shape, a run begins with; the rest starts afresh."""
+    """Another run whose weights a run begins with where they mean the same; the rest starts afresh, and is named."""
 
     run: Path = Field(description="a run directory, for its newest checkpoint, or one of its checkpoints")
     accumulators: bool = Field(default=True, description="take up the tables' optimizer state too")
     rename: dict[str, str] = Field(
-        default={}, description="table, or beginning of dense parameters' names, here -> what it is called there"
+        default={},
+        description="table, feature, group, task, raw column, or beginning of dense parameters' names, here -> what it "
+        "is called there; a table takes the old name along as its salt, unless it has one, which its data is to be "
+        "prepared with",
     )
 
 
@@ -92,7 +95,11 @@ class TrainConfig(Strict):
         "checkpoint at the end of each: each can be scored before it is trained on",
     )
     start_from: StartFrom | None = None
-    epochs: PositiveInt = 1
+    epochs: PositiveInt = Field(
+        default=1,
+        description="may be changed later, as max_steps: the learning rates keep to the length that the run had when "
+        "it began, and what comes after is trained at their last value",
+    )
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many steps, epochs or not")
     log_every: PositiveInt = 10
     on_non_finite: Literal["stop", "skip"] = Field(
@@ -197,6 +204,20 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     stream: StreamConfig = StreamConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_salts_along(cls, values: Any) -> Any:
+        """A table under another name keeps its rows, for its ids fall into them by the old one."""
+        match values:
+            case {"train": {"start_from": {"rename": dict(rename)}}, "features": {"tables": dict(tables)}}:
+                salted = {
+                    name: {"salt": rename[name], **table}
+                    for name, table in tables.items()
+                    if name in rename and isinstance(table, dict) and table.get("ids") != "identity"
+                }
+                return {**values, "features": {**values["features"], "tables": {**tables, **salted}}}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

@@ -1,14 +1,12 @@
 """From a config to the parts of a run: tables, dense model, engine."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from rankmixer_dist.config import DTSIConfig, ModelConfig, RunConfig, Schedule, SoftmaxTopKConfig
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.identity import DataSeen, NumericScale
 from rankmixer_dist.models.features import FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 from rankmixer_dist.models.mixture import DTSI, Mixture, SoftmaxTopK
 from rankmixer_dist.models.ranker import Ranker, build_ranker
@@ -27,33 +25,18 @@ from rankmixer_dist.train.schedule import LearningRate
 _RAREST = 1e-6
 
 
-class Statistics(Protocol):
-    """Mean and standard deviation of a numeric feature."""
-
-    @property
-    def mean(self) -> float: ...
-    @property
-    def std(self) -> float: ...
-
-
-def build_model(
-    config: RunConfig,
-    *,
-    numerics: Mapping[str, Statistics],
-    base_rates: Sequence[float],
-    grid: ExpertGrid | None = None,
-) -> Ranker:
+def build_model(config: RunConfig, data: DataSeen, *, grid: ExpertGrid | None = None) -> Ranker:
     """The dense model, the same weights from the same seed on every rank.
 
     Args:
-        numerics: statistics by feature, for standardisation.
-        base_rates: share of positives of each task, where its logit starts.
+        data: by which numerics are standardised, and where each task's logit starts.
         grid: over which `spread_out` is to spread it: what other ranks own has no values here, and costs no memory.
 
     Raises:
         UserError: sizes that do not go together, or a model that cannot be spread.
     """
     schema, model, tokenizer = config.features, config.model, config.model.tokenizer
+    rates = [data.base_rates.get(task) for task in schema.tasks]
     torch.manual_seed(config.seed)
     try:
         ranker = build_ranker(
@@ -75,7 +58,7 @@ def build_model(
                 for name, feature in schema.of_kind(SequenceFeature).items()
             ],
             numerics=[
-                NumericSpec(name=name, mean=numerics[name].mean, std=numerics[name].std)
+                NumericSpec(name=name, mean=data.numerics[name].mean, std=data.numerics[name].std)
                 for name in schema.of_kind(NumericFeature)
             ],
             groups=_groups(schema),
@@ -89,7 +72,7 @@ def build_model(
             head_hidden=model.head_hidden,
             auxiliary=auxiliary_weight(model) > 0,
             # A task without a single positive, negative or labelled row still has to start somewhere.
-            base_rates=[0.5 if math.isnan(rate) else min(max(rate, _RAREST), 1 - _RAREST) for rate in base_rates],
+            base_rates=[0.5 if rate is None else min(max(rate, _RAREST), 1 - _RAREST) for rate in rates],
             part=(0, 1) if grid is None else (grid.position, grid.size),
         )
     except ValueError as error:
@@ -108,15 +91,13 @@ def weightless_model(config: RunConfig) -> Ranker:
     Raises:
         UserError: sizes that do not go together.
     """
-    numerics = {name: _Unknown() for name in config.features.of_kind(NumericFeature)}
     with torch.device("meta"):
-        return build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks))
+        return build_model(config, unknown_data(config.features))
 
 
-@dataclass(frozen=True)
-class _Unknown:
-    mean: float = 0.0
-    std: float = 1.0
+def unknown_data(schema: Schema) -> DataSeen:
+    """Stands for data that nobody has looked at, where its figures do not matter."""
+    return DataSeen(numerics={name: NumericScale(mean=0.0, std=1.0) for name in schema.of_kind(NumericFeature)})
 
 
 def backbone_options(model: ModelConfig, *, num_tasks: int) -> dict[str, Any]:

@@ -1,20 +1,19 @@
 """Evaluates a run's newest or best checkpoint on a split: predictions, eval.json and the figures themselves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import named_checkpoint
 from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.sparse.shard import Tables
-from rankmixer_dist.train.build import Statistics, build_model, build_tables, expert_grid_of, spread_out
-from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring
+from rankmixer_dist.train.build import build_model, build_tables, expert_grid_of, spread_out
+from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring, require_same_meaning
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.paths import Way
 from rankmixer_dist.train.progress import EvaluateProgress
@@ -28,21 +27,22 @@ def evaluate(
     topology: Topology,
     rows: ScoredRows,
     *,
-    numerics: Mapping[str, Statistics],
-    base_rates: Sequence[float],
     count_values: CountValues | None = None,
 ) -> dict[str, Any] | None:
     """Scores `config.eval.split` with all ranks and writes `predictions/` and `eval.json`.
 
+    Numerics are standardised as they were in training, whatever the statistics of the data that is scored.
+
     Args:
+        config: with its keys in the run's order (`run_dir.in_runs_order`).
         count_values: of the prepared data; `eval.slices` asks it before scoring begins.
 
     Returns:
         The content of eval.json on rank 0, None elsewhere.
 
     Raises:
-        UserError: the run was not trained, or not with this config, its checkpoint is damaged, or a column to slice by
-            has too many values.
+        UserError: the run was not trained, or not with this config, its checkpoint is damaged or of another model, or a
+            column to slice by has too many values.
     """
     share = topology.share_of(config.eval.batch_size)
     keep_freed_memory(topology.device)
@@ -54,14 +54,12 @@ def evaluate(
     with failing_together():
         name = config.eval.checkpoint
         checkpoint = named_checkpoint(config.run_dir, name, key=f"eval.checkpoint {name}:")
-        epoch = read_about(checkpoint).position.epoch
+        epoch = require_same_meaning(checkpoint, config).position.epoch
     slices: list[SliceColumn] = []
     if config.eval.slices:
         assert count_values is not None
         slices = slice_columns(config, trained_on=begun_splits(config, epoch), count_values=count_values)
-    tables, module = open_model(
-        config, topology, checkpoint, numerics=numerics, base_rates=base_rates, rows_per_rank=share
-    )
+    tables, module = open_model(config, topology, checkpoint, rows_per_rank=share)
     tasks = tuple(config.features.tasks)
 
     def scored(way: Way, predictions: Path | None) -> dict[str, Any] | None:
@@ -90,15 +88,7 @@ def evaluate(
     return about
 
 
-def open_model(
-    config: RunConfig,
-    topology: Topology,
-    checkpoint: Path,
-    *,
-    numerics: Mapping[str, Statistics],
-    base_rates: Sequence[float],
-    rows_per_rank: int,
-) -> tuple[Tables, Ranker]:
+def open_model(config: RunConfig, topology: Topology, checkpoint: Path, *, rows_per_rank: int) -> tuple[Tables, Ranker]:
     """Tables and dense model with a checkpoint's weights, ready to score; all ranks call it.
 
     The model's experts lie over the ranks as `config.parallel` says, or whole on each rank if so many ranks cannot
@@ -107,8 +97,9 @@ def open_model(
     Raises:
         UserError: the checkpoint is damaged or of another model.
     """
+    about = require_same_meaning(checkpoint, config)
     grid = expert_grid_of(config) if topology.world_size % config.parallel.expert_size == 0 else None
-    module = build_model(config, numerics=numerics, base_rates=base_rates, grid=grid)
+    module = build_model(config, about.data, grid=grid)
     if grid is not None:
         spread_out(config, module, grid)
     module = module.to(topology.device)

@@ -1,6 +1,5 @@
 """A training run from start or resume to its last checkpoint."""
 
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -9,15 +8,15 @@ from typing import Any, Protocol
 import torch
 
 from rankmixer_dist.batch import Position
-from rankmixer_dist.checkpoint.about import read_about
-from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
+from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.checkpoint.saver import finish_interrupted
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.identity import DataSeen
 from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, barrier, broadcast_object, failing_together
+from rankmixer_dist.train.beginning import Beginning, beginning, start_checkpoint
 from rankmixer_dist.train.build import (
-    Statistics,
     auxiliary_weight,
     build_engine,
     build_model,
@@ -52,36 +51,36 @@ def train(
     topology: Topology,
     rows: TrainingRows,
     *,
-    numerics: Mapping[str, Statistics],
-    base_rates: Sequence[float],
+    data: DataSeen,
     validation_rows: ScoredRows | None = None,
 ) -> None:
     """Trains `config`'s run over all ranks and leaves its directory complete.
 
     Args:
+        config: with its keys in the run's order (`run_dir.in_runs_order`).
+        data: of the data here; a run that goes on keeps what it took when it began.
         validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
 
     Raises:
-        UserError: the config cannot be run on these ranks, the run directory holds another config, another job trains
-            in it, or the loss is no longer finite.
+        UserError: the config cannot be run on these ranks, the run directory holds another config, or a checkpoint of
+            another model or of other rows, another job trains in it, or the loss is no longer finite.
     """
     with ExitStack() as held:
         with failing_together():
             if topology.is_first:
                 # Before the lock, so that a start that is refused touches nothing.
                 check_run_dir(config)
-                _start_checkpoint(config, checkpoints(config.run_dir))
+                start_checkpoint(config, checkpoints(config.run_dir))
                 held.enter_context(only_job(config.run_dir))
         require_shared(config.run_dir, topology, key="runs")
-        _train(config, topology, rows, numerics, base_rates, validation_rows)
+        _train(config, topology, rows, data, validation_rows)
 
 
 def _train(
     config: RunConfig,
     topology: Topology,
     rows: TrainingRows,
-    numerics: Mapping[str, Statistics],
-    base_rates: Sequence[float],
+    data: DataSeen,
     validation_rows: ScoredRows | None,
 ) -> None:
     if topology.world_size > 1 and (config.sparse.placement == "local" or config.dense.engine == "plain"):
@@ -89,30 +88,18 @@ def _train(
     share = topology.share_of(config.loader.batch_size)
     keep_freed_memory(topology.device)
     grid = expert_grid_of(config)
-    model = build_model(config, numerics=numerics, base_rates=base_rates, grid=grid)
-    cost = model.cost()
     saved: list[Path] = broadcast_object(checkpoints(config.run_dir) if topology.is_first else None)
-    start = config.train.start_from
-    start_checkpoint: Path | None = None
-    trained_before: int | None = 0
+    begins = Beginning(data)
     with failing_together():
-        start_checkpoint = _start_checkpoint(config, saved)
-        if start is not None:
-            # Of a run that goes on, the checkpoint knows it of the weights that the run began with.
-            trained_before = read_about(start_checkpoint or saved[-1]).trained_until
+        begins = beginning(config, saved, data)
+    model = build_model(config, begins.data, grid=grid)
+    cost = model.cost()
+    with failing_together():
         if topology.is_first:
             claim_run_dir(config)
     tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True)
-    if start is not None and start_checkpoint is not None:
-        began = warm_start(
-            start_checkpoint,
-            tables,
-            model,
-            topology,
-            schema=config.features,
-            accumulators=start.accumulators,
-            rename=start.rename,
-        )
+    if begins.others is not None:
+        began = warm_start(begins.others, tables, model, topology, config)
         if topology.is_first:
             print(began, flush=True)
             write_json(config.run_dir / "start.json", asdict(began))
@@ -120,7 +107,7 @@ def _train(
     moe = config.model.mixture
     routing = None if moe is None else Routing(model, moe, seed=config.seed, device=topology.device)
     engine = build_engine(config, model, topology, rows_per_rank=share)
-    plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train)
+    plan = _plan(config, topology, rows.steps_per_epoch, cost.flops_per_row_train, begins.planned_steps)
     if topology.is_first:
         _report_plan(config, topology, placed, cost)
 
@@ -133,7 +120,7 @@ def _train(
                 is_better = None if best is None else best.is_better
                 finish_interrupted(config.run_dir, keep=config.checkpoint.keep, is_better=is_better)
         if topology.is_first:
-            print(f"goes on from {saved[-1]}", flush=True)
+            print(f"goes on from {saved[-1]}{_of_another_length(plan)}", flush=True)
     if progress.step >= plan.total_steps:
         if topology.is_first:
             print(f"{config.run_dir}: finished at step {progress.step}; nothing to do", flush=True)
@@ -150,7 +137,7 @@ def _train(
         routing=routing,
         skip_non_finite=config.train.on_non_finite == "skip",
     )
-    with RunHooks(config, topology, tables, engine, progress, plan, validation_rows, routing, trained_before) as hooks:
+    with RunHooks(config, topology, tables, engine, progress, plan, validation_rows, routing, begins) as hooks:
         run_loop(
             rows,
             step,
@@ -163,13 +150,21 @@ def _train(
         )
 
 
-def _start_checkpoint(config: RunConfig, saved: Sequence[Path]) -> Path | None:
-    """Another run's checkpoint to begin with, if the config names one and this run has none of its own."""
-    start = config.train.start_from
-    return None if start is None or saved else find_checkpoint(start.run, key="train.start_from.run")
+def _of_another_length(plan: Plan) -> str:
+    """What becomes of the learning rates of a run that is longer or shorter than when it began, or nothing."""
+    planned = plan.lr.total_steps
+    if plan.total_steps == planned or {plan.lr.decay, plan.sparse_lr.decay} == {"none"}:
+        return ""
+    rates = f"{plan.lr.at(plan.total_steps - 1):.3g} (dense) and {plan.sparse_lr.at(plan.total_steps - 1):.3g} (tables)"
+    return (
+        f"; the run is {plan.total_steps} steps now and was {planned} when it began: the learning rates keep to "
+        f"{planned} steps and end at {rates}; a run of another `name` has a schedule of its own"
+    )
 
 
-def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per_row: int) -> Plan:
+def _plan(
+    config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per_row: int, planned_steps: int | None
+) -> Plan:
     steps = config.train.epochs * steps_per_epoch
     if config.train.max_steps is not None:
         steps = min(steps, config.train.max_steps)
@@ -181,8 +176,8 @@ def _plan(config: RunConfig, topology: Topology, steps_per_epoch: int, flops_per
         log_every=config.train.log_every,
         checkpoint_every=config.checkpoint.every,
         checkpoint_epochs=config.train.in_turn,
-        lr=learning_rate(config.dense.lr, config.dense.schedule, total_steps=steps),
-        sparse_lr=learning_rate(config.sparse.lr, config.sparse.schedule, total_steps=steps),
+        lr=learning_rate(config.dense.lr, config.dense.schedule, total_steps=planned_steps or steps),
+        sparse_lr=learning_rate(config.sparse.lr, config.sparse.schedule, total_steps=planned_steps or steps),
         tasks=tuple(config.features.tasks),
         task_weights=tuple(task.weight for task in config.features.tasks.values()),
         flops_per_row=flops_per_row,

@@ -6,17 +6,22 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rankmixer_dist.checkpoint.about import ABOUT_NAME, read_about
+from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
 from rankmixer_dist.config import MANNER, RunConfig
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.identity import Difference, Rename, first_difference, in_order_of, order_of
 
-CHANGEABLE = MANNER | {"train.epochs", "train.max_steps", "train.on_non_finite"}
-"""Keys that may differ between two starts of a run: how it is done, how long it is and how it meets
+_PLACES = {"name", "source.path", "data.prepared", "train.start_from.run"}
+"""Where things lie and what they are called. Checkpoints know their data by its content."""
+CHANGEABLE = MANNER | _PLACES | {"train.epochs", "train.max_steps", "train.on_non_finite"}
+"""Keys that may differ between two starts of a run: how it is done, where things lie, how long it is and how it meets
 rows that make no sense; not what it learns."""
 
 
@@ -76,12 +81,12 @@ def check_run_dir(config: RunConfig) -> None:
     """
     path = config.run_dir / "config.yaml"
     if path.exists():
-        difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
+        difference = _difference(path, config)
         if difference is not None:
             key, old, new = difference
             raise UserError(
                 f"{config.run_dir} already holds another config: {key} was {old!r} and is now {new!r}; choose another "
-                "`name`"
+                "`name`, which train.start_from may begin with these weights"
             )
 
 
@@ -102,7 +107,7 @@ def require_run(config: RunConfig) -> Path:
     path = config.run_dir / "config.yaml"
     if not path.exists():
         raise UserError(f"{config.run_dir}: no run here; train it with launch/train.py first")
-    difference = _first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"))
+    difference = _difference(path, config)
     if difference is not None:
         key, old, new = difference
         raise UserError(
@@ -123,14 +128,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    if key in CHANGEABLE or old == new:
-        return None
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(name for name in new if name not in old)]:
-            inner = f"{key}.{name}" if key else name
-            found = _first_difference(old.get(name), new.get(name), inner)
-            if found is not None:
-                return found
-        return None
-    return key, old, new
+def in_runs_order(config: RunConfig) -> RunConfig:
+    """The config with the keys of its features in the order of the run that it goes on with, or starts from.
+
+    YAML mappings have no order, but a model's rows and columns do. Where the keys themselves differ, what compares the
+    config with the run, or takes over weights, says so.
+    """
+    start, rename = config.train.start_from, Rename({})
+    order = _order_in(config.run_dir)
+    if order is None and start is not None:
+        with suppress(UserError):  # whoever opens it tells
+            order = _order_in(find_checkpoint(start.run, key="train.start_from.run"))
+            rename = Rename(start.rename)
+    if order is None:
+        return config
+    return config.model_copy(update={"features": in_order_of(config.features, order, rename)})
+
+
+def _order_in(folder: Path) -> dict[str, list[str]] | None:
+    """The order of keys that a run directory's newest checkpoint has, or its config, or that of a checkpoint."""
+    saved = [folder] if (folder / ABOUT_NAME).exists() else checkpoints(folder)[-1:]
+    with suppress(UserError, OSError, ValueError, AttributeError, yaml.YAMLError):  # whoever opens it tells
+        if saved:
+            return order_of(read_about(saved[0]).config["features"])
+        return order_of(yaml.safe_load((folder / "config.yaml").read_text())["features"])
+    return None
+
+
+def _difference(path: Path, config: RunConfig) -> Difference | None:
+    """Of the config in a file and this one, in keys that may not differ."""
+    return first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"), but=CHANGEABLE)

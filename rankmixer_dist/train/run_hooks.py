@@ -16,6 +16,7 @@ from rankmixer_dist.parallel.token_parallel import spread_part
 from rankmixer_dist.parallel.topology import Topology, broadcast_object
 from rankmixer_dist.parallel.watchdog import Watchdog
 from rankmixer_dist.sparse.shard import Tables
+from rankmixer_dist.train.beginning import Beginning
 from rankmixer_dist.train.checkpoint import describe, state_pieces
 from rankmixer_dist.train.loop import Plan, Progress
 from rankmixer_dist.train.metrics_log import MetricsLog
@@ -33,7 +34,7 @@ class RunHooks:
         progress: where the run begins; what a run that died left of later steps is removed.
         validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
         routing: of the model's mixtures of experts, if it has any.
-        trained_before: Unix ms, `trained_until` of the checkpoint that the run begins with; None if it does not say.
+        begins: what the run goes on or begins with.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class RunHooks:
         plan: Plan,
         validation_rows: ScoredRows | None,
         routing: Routing | None,
-        trained_before: int | None,
+        begins: Beginning,
     ) -> None:
-        self._trained_before = trained_before
+        self._begins, self._planned_steps = begins, plan.lr.total_steps
         self._routing, self._spread = routing, spread_part(engine.module)
         self._newest_batch: Batch | None = None
         self._task_weights_K = torch.tensor(plan.task_weights, device=topology.device)
@@ -116,7 +117,14 @@ class RunHooks:
         if self._audit is not None:
             self._audit.write(progress.step)
         about = describe(
-            self._config, progress, self._engine, self._topology, metrics, trained_before=self._trained_before
+            self._config,
+            progress,
+            self._engine,
+            self._topology,
+            metrics,
+            data=self._begins.data,
+            planned_steps=self._planned_steps,
+            trained_before=self._begins.trained_before,
         )
         self._saver.save(about, state_pieces(self._tables, self._engine, self._topology, self._routing))
 

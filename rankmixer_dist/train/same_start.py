@@ -7,6 +7,7 @@ from typing import Any
 
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.config import RunConfig
+from rankmixer_dist.identity import order_of
 from rankmixer_dist.parallel.alike import require_alike
 from rankmixer_dist.parallel.topology import Topology
 
@@ -45,7 +46,8 @@ def _compared(config: RunConfig) -> dict[str, Any]:
         for name in section:
             holder = holder[name]
         del holder[key]
-    return values
+    # Mappings are equal in any order, but the rows and columns of the model lie in theirs.
+    return values | {"order of keys": order_of(values["features"])}
 
 
 def _version(library: str) -> str | None:

@@ -2,7 +2,6 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.parallel.topology import Topology, process_group
-from rankmixer_dist.train.build import Statistics
 from rankmixer_dist.train.evaluate import open_model
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.paths import evaluating, logits
@@ -39,14 +37,10 @@ class ModelScorer:
         config: RunConfig,
         checkpoint: Path,
         *,
-        numerics: Mapping[str, Statistics],
-        base_rates: Sequence[float],
         batch_size: int,
     ) -> None:
         self._device = _alone().device
-        self._tables, self._module = open_model(
-            config, _alone(), checkpoint, numerics=numerics, base_rates=base_rates, rows_per_rank=batch_size
-        )
+        self._tables, self._module = open_model(config, _alone(), checkpoint, rows_per_rank=batch_size)
 
     def score(self, batch: Batch) -> np.ndarray:
         """Probabilities as served, float32 [B, K], padding rows included."""
@@ -57,26 +51,14 @@ class ModelScorer:
 
 @dataclass(frozen=True)
 class OpenScorer:
-    """Opens checkpoints of a run as scorers; can be sent to other processes.
-
-    Args:
-        numerics, base_rates: as for `evaluate`.
-    """
+    """Opens checkpoints of a run as scorers; can be sent to other processes."""
 
     config: RunConfig
-    numerics: Mapping[str, Statistics]
-    base_rates: Sequence[float]
     batch_size: int
 
     def __call__(self, checkpoint: Path) -> ModelScorer:
         """The model of a checkpoint; raises as it does."""
-        return ModelScorer(
-            self.config,
-            checkpoint,
-            numerics=self.numerics,
-            base_rates=self.base_rates,
-            batch_size=self.batch_size,
-        )
+        return ModelScorer(self.config, checkpoint, batch_size=self.batch_size)
 
 
 @functools.cache

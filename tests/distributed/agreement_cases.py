@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipeline.reading import open_prepared, open_split
+from data_pipeline.reading import data_seen, open_prepared, open_split
 from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import RunConfig, load_config
@@ -29,10 +29,9 @@ def score_beside_training(config: RunConfig, topology: Topology) -> None:
         config, manifest, config.eval.split, **ranks, batch_size=config.eval.batch_size, training=False,
         pin_memory=False,
     )  # fmt: skip
-    base_rates = [manifest.base_rate("train", task) for task in config.features.tasks]
     share = topology.share_of(config.loader.batch_size)
     grid = expert_grid_of(config)
-    model = build_model(config, numerics=manifest.numerics, base_rates=base_rates, grid=grid)
+    model = build_model(config, data_seen(config, manifest), grid=grid)
     tables, _ = build_tables(config, topology, rows_per_rank=share)
     spread_out(config, model, grid)
     engine = build_engine(config, model, topology, rows_per_rank=share)
@@ -41,10 +40,7 @@ def score_beside_training(config: RunConfig, topology: Topology) -> None:
         tables, engine.module, rows, tasks=tuple(config.features.tasks), predictions=config.run_dir / PREDICTIONS,
         topology=topology, on_batch=lambda rows: None,
     )  # fmt: skip
-    _, scored = open_model(
-        config, topology, checkpoints(config.run_dir)[-1], numerics=manifest.numerics, base_rates=base_rates,
-        rows_per_rank=share,
-    )  # fmt: skip
+    _, scored = open_model(config, topology, checkpoints(config.run_dir)[-1], rows_per_rank=share)
     held = {name: parameter.numel() for name, parameter in scored.named_parameters()}
     (config.run_dir / HELD.format(rank=topology.rank)).write_text(json.dumps(held))
 

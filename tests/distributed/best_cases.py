@@ -25,8 +25,7 @@ def score(config: RunConfig, topology: Topology) -> None:
         training=False,
         pin_memory=False,
     )
-    base_rates = [manifest.base_rate(config.data.statistics_of, task) for task in config.features.tasks]
-    evaluate(config, topology, rows, numerics=manifest.numerics, base_rates=base_rates)
+    evaluate(config, topology, rows)
 
 
 def main(arguments: list[str]) -> None:

@@ -12,23 +12,16 @@ from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.parallel.topology import Topology, barrier, process_group
 from rankmixer_dist.sparse.shard import table_pieces
-from rankmixer_dist.train.build import build_engine, build_model, build_tables, expert_grid_of, spread_out
+from rankmixer_dist.train.build import build_engine, build_model, build_tables, expert_grid_of, spread_out, unknown_data
 from rankmixer_dist.train.checkpoint import resume
 from rankmixer_dist.train.routing import Routing
-
-
-class Statistics:
-    """Of a numeric feature; they are no part of what a checkpoint holds."""
-
-    mean, std = 0.0, 1.0
 
 
 def show(config: RunConfig, topology: Topology) -> None:
     """Takes up a run's newest checkpoint and writes its tensors down again, from wherever they lie now."""
     share = topology.share_of(config.loader.batch_size)
-    numerics = {name: Statistics() for name in config.features.features}
     grid = expert_grid_of(config)
-    model = build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks), grid=grid)
+    model = build_model(config, unknown_data(config.features), grid=grid)
     tables, _ = build_tables(config, topology, rows_per_rank=share)
     spread_out(config, model, grid)
     moe = config.model.mixture

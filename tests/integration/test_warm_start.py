@@ -7,20 +7,16 @@ import torch
 
 from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
 from rankmixer_dist.checkpoint.storage import read_pieces, read_whole
-from rankmixer_dist.config import load_config
+from rankmixer_dist.config import StartFrom, load_config
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import process_group
 from rankmixer_dist.pieces import dense_key
 from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, init_tables, table_pieces
 from rankmixer_dist.sparse.tables import EmbeddingTables
-from rankmixer_dist.train.build import build_model
+from rankmixer_dist.train.build import build_model, unknown_data
 from rankmixer_dist.train.warm_start import warm_start
 
 KEY = "train.start_from.run"
-
-
-class Statistics:
-    mean, std = 0.0, 1.0
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +40,14 @@ def parts(config):
         EmbeddingTables(config.features, device=torch.device("cpu")), settings=RowWiseAdagradSettings(lr=0.1, eps=1e-8)
     )
     init_tables(tables, scale=0.01, seed=9)
-    numerics = {name: Statistics() for name in config.features.features}
-    return tables, build_model(config, numerics=numerics, base_rates=[0.5] * len(config.features.tasks))
+    return tables, build_model(config, unknown_data(config.features))
+
+
+def start(config, saved, *, rename=None, accumulators=True, features=None):
+    """The config of a run that starts from a checkpoint."""
+    begun = StartFrom(run=saved, rename=rename or {}, accumulators=accumulators)
+    changed = {"train": config.train.model_copy(update={"start_from": begun})}
+    return config.model_copy(update=changed | ({"features": features} if features else {}))
 
 
 def held(tables):
@@ -62,9 +64,9 @@ def test_what_matches_is_taken_and_the_rest_starts_afresh(small_config, first, o
     )
     tables, model = parts(config)
     before, weights = held(tables), {name: p.detach().clone() for name, p in model.named_parameters()}
-    began = warm_start(saved, tables, model, one_rank, schema=config.features, accumulators=accumulators, rename={})
+    began = warm_start(saved, tables, model, one_rank, start(config, saved, accumulators=accumulators))
     after, expected = held(tables), held(original)
-    assert began.fresh_tables == ["author"]
+    assert began.fresh_tables == {"author": "rows was 4096 and is 4000"}
     assert torch.equal(after["author"][0], before["author"][0])
     for name in began.tables:
         assert torch.equal(after[name][0], expected[name][0])
@@ -77,7 +79,7 @@ def test_what_matches_is_taken_and_the_rest_starts_afresh(small_config, first, o
         expected_weight = dense[dense_key(name)].view_as(parameter) if name in began.dense else weights[name]
         assert torch.equal(parameter, expected_weight), name
     assert "6 of 7 tables" in str(began)
-    assert "afresh: author, backbone.blocks.2" in str(began)
+    assert "afresh: author (rows was 4096 and is 4000), backbone.blocks.2" in str(began)
 
 
 def test_a_renamed_table_and_layer_are_taken_under_their_old_names(small_config, first, one_rank):
@@ -86,19 +88,20 @@ def test_a_renamed_table_and_layer_are_taken_under_their_old_names(small_config,
     config = load_config(small_config)
     tables, model = parts(config)
     rename = {"author": "video", "backbone.blocks.0.ffn": "backbone.blocks.1.ffn"}
+    video = config.features.tables["video"]
     schema = config.features.model_copy(
-        update={"tables": config.features.tables | {"author": config.features.tables["video"]}}
+        update={"tables": config.features.tables | {"author": video.model_copy(update={"salt": "video"})}}
     )
-    with pytest.raises(UserError, match="'autor' is no table"):
-        warm_start(saved, tables, model, one_rank, schema=schema, accumulators=True, rename={"autor": "author"})
-    assert schema.tables["author"] != config.features.tables["author"]
+    for rename_wrongly, told in (({"autor": "author"}, "'autor' is no table"), ({"author": "vidoe"}, "'vidoe' is no")):
+        with pytest.raises(UserError, match=told):
+            warm_start(saved, tables, model, one_rank, start(config, saved, rename=rename_wrongly))
     tables = LocalTables(
         EmbeddingTables(schema, device=torch.device("cpu")), settings=RowWiseAdagradSettings(lr=0.1, eps=1e-8)
     )
-    began = warm_start(saved, tables, model, one_rank, schema=schema, accumulators=True, rename=rename)
+    began = warm_start(saved, tables, model, one_rank, start(config, saved, rename=rename, features=schema))
     assert began.renamed["author"] == "video"
     assert began.renamed["backbone.blocks.0.ffn.up.weight"] == "backbone.blocks.1.ffn.up.weight"
-    assert began.fresh_tables == []
+    assert began.fresh_tables == {}
     assert torch.equal(held(tables)["author"][0], held_there["tables/video.weight"])
     taken = held_there[dense_key("backbone.blocks.1.ffn.up.weight")]
     assert torch.equal(model.backbone.blocks[0].ffn.up.weight.view(-1), taken)
@@ -110,7 +113,7 @@ def test_groups_whose_features_changed_are_named(small_config, first, one_rank):
     config = load_config(small_config, ["features.features.hour.group=user"])
     tables, model = parts(config)
     saved = find_checkpoint(first, key=KEY)
-    began = warm_start(saved, tables, model, one_rank, schema=config.features, accumulators=True, rename={})
+    began = warm_start(saved, tables, model, one_rank, start(config, saved))
     assert began.changed_groups == ["user", "context"]
 
 
