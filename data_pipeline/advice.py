@@ -26,7 +26,7 @@ def bad_rows(reports: Sequence["ReadReport"], schema: Schema) -> str | None:
         advice.append("set data.on_bad_row=set_aside, which leaves them out")
     return (
         f"{where}: {first.reason}: column {first.column!r} is {first.value}; {bad:,} of {rows:,} rows are bad; "
-        f"{' or '.join(advice)}"
+        f"{', or '.join(advice)}"
     )
 
 

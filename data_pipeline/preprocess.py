@@ -150,7 +150,7 @@ class _Preparation:
             self._reporter.warn(f"{count:,} bad rows set aside; see {SET_ASIDE}/")
         far = _time_found(reports).far()
         if not any(report.good_rows for report in reports):
-            raise UserError(f"no row is left for any split; {far or _time_found(reports).span()}")
+            raise UserError(f"no row is left for any split; {far or bad or _time_found(reports).span()}")
         if far is not None:
             self._reporter.warn(far)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 _YEAR_MS = 366 * 86_400_000
+_MOST = np.iinfo(np.int64).max
 _UNITS = {"seconds": (1000, 1), "microseconds": (1, 1000), "nanoseconds": (1, 1_000_000)}
 """Unit -> by what a number in that unit is multiplied and divided to be ms."""
 
@@ -40,7 +41,7 @@ class TimeFound:
             found.far_rows, found.far_file = len(far), file
             found.far_first, found.far_last = int(far.min()), int(far.max())
             for unit, (up, down) in _UNITS.items():
-                small = np.abs(far) < np.iinfo(np.int64).max // up
+                small = (far > -_MOST // up) & (far < _MOST // up)
                 found.in_splits_as[unit] = int((_near(np.where(small, far, 0) * up // down, ranges) & small).sum())
         self.merge(found)
 
@@ -77,12 +78,17 @@ class TimeFound:
 
 def moment(time_ms: int) -> str:
     """A time in ISO 8601, UTC, of any year."""
-    return f"{np.datetime64(time_ms, 'ms')}Z"
+    return f"{_datetime(time_ms)}Z"
 
 
 def year(time_ms: int) -> int:
     """The year of a time, UTC."""
-    return int(np.datetime64(time_ms, "ms").astype("datetime64[Y]").astype(np.int64)) + 1970
+    return int(_datetime(time_ms).astype("datetime64[Y]").astype(np.int64)) + 1970
+
+
+def _datetime(time_ms: int) -> np.datetime64:
+    # The lowest int64 is numpy's "not a time".
+    return np.datetime64(max(time_ms, -_MOST), "ms")
 
 
 def _near(time_ms: np.ndarray, ranges: Sequence[tuple[int, int]]) -> np.ndarray:

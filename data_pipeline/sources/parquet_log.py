@@ -42,7 +42,7 @@ class ParquetLog:
         readable = [(path, f) for path, f in zip(self.paths, self._footers, strict=True) if isinstance(f, Footer)]
         if not readable:
             raise UserError(f"{folder}: none of its {len(self.paths)} log files can be read; {self._footers[0]}")
-        telling = [(path, f) for path, f in readable if f.rows] or readable
+        telling = [(path, f) for path, f in readable if any(f.rows)] or readable
         first_of = {id(footer.schema): (path, footer.schema) for path, footer in reversed(telling)}
         schemas = sorted(first_of.values(), key=lambda one: one[0].name)
         self.names = list(dict.fromkeys(name for _, schema in schemas for name in schema.names))

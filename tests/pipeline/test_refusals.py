@@ -56,8 +56,8 @@ def test_the_first_bad_row_is_named_and_all_are_counted(log, job):
     where, _, why = str(refused.value).partition(" (from 0): ")
     assert where == f"{logs(folder)[1]}: row 7"
     assert why == (
-        "label_not_0_or_1: column 'like' is 2; 3 of 3,000 rows are bad; mend them or set features.tasks.like.unknown="
-        "mask, which keeps the 1 rows without 'like' or set data.on_bad_row=set_aside, which leaves them out"
+        "label_not_0_or_1: column 'like' is 2; 3 of 3,000 rows are bad; mend them, or set features.tasks.like.unknown="
+        "mask, which keeps the 1 rows without 'like', or set data.on_bad_row=set_aside, which leaves them out"
     )
     assert nothing_was_left(folder)
 
