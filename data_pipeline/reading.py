@@ -113,10 +113,9 @@ def data_seen(config: RunConfig, manifest: Manifest) -> DataSeen:
 
 
 def _held(manifest: Manifest) -> str:
-    """Splits that have rows: how many, from when to when."""
+    """Splits that have rows, in the order of time: how many, from when to when."""
+    held = sorted((shards[0].first_timestamp, split) for split, shards in manifest.splits.items() if shards)
     return ", ".join(
-        f"{manifest.rows(split):,} of {split!r} ({moment(shards[0].first_timestamp)} to "
-        f"{moment(shards[-1].last_timestamp)})"
-        for split, shards in manifest.splits.items()
-        if shards
+        f"{manifest.rows(split):,} of {split!r} ({moment(first)} to {moment(manifest.splits[split][-1].last_timestamp)})"
+        for first, split in held
     )

@@ -1,12 +1,17 @@
 """A small log in KuaiRand's form: which of equal rows stays, on one process and on Ray, and what rows may know."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.job import RayJob, SerialJob
 from data_pipeline.preprocess import preprocess
 from rankmixer_dist.config import load_config
+from rankmixer_dist.errors import UserError
 
 START_MS = 1_650_816_000_000  # 25 April 2022, 00:00 in China
 ROWS = 900
@@ -126,3 +131,34 @@ def test_unknown_words_are_missing_and_the_hour_is_chinas(serial):
     assert (rows["duration_bucket"] == 0).equals(rows["video_id"] == 1)
     hours = (rows["timestamp"] - START_MS) // 3_600_000 % 24
     assert (rows["hour"] == hours + 1).all()
+
+
+def test_equal_rows_of_files_of_other_types_are_equal(folder, serial, tmp_path):
+    other = tmp_path / "raw"
+    shutil.copytree(folder, other)
+    log = pq.read_table(other / "log_1.parquet").replace_schema_metadata(None)
+    kinds = {"user_id": pa.string(), "video_id": pa.float64(), "is_click": pa.bool_(), "play_time_ms": pa.float64()}
+    kinds |= {"tag": pa.large_string(), "tab": pa.int8(), "video_duration": pa.float32(), "date": pa.string_view()}
+    for name, kind in kinds.items():
+        text = kind == pa.string_view()
+        column = log[name].cast(pa.string()).cast(kind) if text else log[name].cast(kind)
+        log = log.set_column(log.column_names.index(name), name, column)
+    moments = log["time_ms"].cast(pa.timestamp("ms", "UTC")).cast(pa.timestamp("us", "UTC"))
+    log = log.set_column(log.column_names.index("time_ms"), "time_ms", moments)
+    pq.write_table(log.select(log.column_names[::-1]), other / "log_1.parquet", row_group_size=50)
+    sequences = pq.read_table(other / "user_sequences_until_0424.parquet")
+    sequences = sequences.set_column(0, "user_id", sequences["user_id"].cast(pa.string()))
+    pq.write_table(sequences, other / "user_sequences_until_0424.parquet")
+    rows, manifest = prepared(other, tmp_path / "prepared", SerialJob())
+    assert manifest.raw_types["user_id"] == ["int64", "string"]
+    assert manifest.set_aside == serial[1].set_aside
+    pd.testing.assert_frame_equal(rows, serial[0])
+
+
+def test_a_log_column_that_cannot_be_compared_is_named(folder, tmp_path):
+    other = tmp_path / "raw"
+    shutil.copytree(folder, other)
+    log = pq.read_table(other / "log_1.parquet")
+    pq.write_table(log.append_column("path", pa.array([[1]] * len(log))), other / "log_1.parquet")
+    with pytest.raises(UserError, match=r"log_1\.parquet: column 'path' is list<.*to find duplicates by are needed"):
+        prepared(other, tmp_path / "prepared", SerialJob())

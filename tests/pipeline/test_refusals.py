@@ -8,6 +8,7 @@ import pytest
 
 from data_pipeline.job import RayJob, SerialJob
 from data_pipeline.preprocess import preprocess
+from data_pipeline.reading import find_prepared
 from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import UserError
 
@@ -106,6 +107,55 @@ def test_an_unreadable_file_among_good_ones(log, job, damage, capfd):
     # A skipped file keeps its number, so that row ids stay what they are without the damage.
     first = pq.read_table(folder.parent / "prepared" / manifest.splits["test"][0].path)["row_id"][0].as_py()
     assert first >> 40 == 12
+
+
+def test_no_setting_is_advised_that_would_drop_most_of_a_log(log):
+    folder, prepare = log
+    for path in logs(folder)[:7]:
+        path.write_bytes(b"PAR1")
+    with pytest.raises(
+        UserError,
+        match=r"\(and 6 more\); mend them or set data\.on_unreadable_file=skip, which leaves out 7 of 14 files$",
+    ):
+        prepare(SerialJob())
+    logs(folder)[7].write_bytes(b"PAR1")
+    with pytest.raises(
+        UserError, match=r"\(and 7 more\); 8 of 14 files cannot be read, which is too much to leave out: mend them$"
+    ):
+        prepare(SerialJob())
+
+
+MASK = r"mend them, or set features\.tasks\.like\.unknown=mask, which keeps the 1,\d+ rows without 'like'"
+
+
+@pytest.mark.parametrize(
+    ("every", "advice"),
+    [
+        (1, "3,000 of 3,000 rows are bad; mend them, or leave task like out: none of its labels is known$"),
+        (2, rf"1,5\d\d of 3,000 rows are bad; {MASK}$"),
+        (3, rf"1,0\d\d of 3,000 rows are bad; {MASK}, or set data\.on_bad_row=set_aside, which leaves them out$"),
+    ],
+)
+@pytest.mark.parametrize("unknown", [None, float("nan")])
+def test_labels_that_are_not_known_name_the_mask_that_keeps_their_rows(log, every, advice, unknown):
+    folder, prepare = log
+    for path in logs(folder):
+        table = pq.read_table(path)
+        values = [unknown if row % every == 0 else label for row, label in enumerate(table["like"].to_pylist())]
+        place = table.column_names.index("like")
+        pq.write_table(table.set_column(place, "like", pa.array(values, pa.float64(), from_pandas=False)), path)
+    with pytest.raises(UserError, match=f"column 'like' is {unknown}; .*{advice}"):
+        prepare(SerialJob())
+    if every > 1:
+        manifest = prepare(SerialJob(), "features.tasks.like.unknown=mask")
+        assert manifest.rows("train") + manifest.rows("test") == 3000
+
+
+def test_a_split_without_rows_names_those_that_have_some(small_config):
+    config = load_config(small_config)
+    held = r"2,571 of 'train' \(2026-01-01T00.* to 2026-01-06T23.*\), 429 of 'test' \(2026-01-07T00"
+    with pytest.raises(UserError, match=f"prepared: holds no rows of split 'valid', but {held}"):
+        find_prepared(config, ["train", "valid"])
 
 
 def test_a_folder_without_a_readable_file(log):

@@ -1,5 +1,7 @@
 """The final order of a partition, errors that come from a worker, and what a fingerprint notices."""
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 from data_pipeline.job import RayJob, SerialJob, group_units
 from data_pipeline.manifest import prepared_columns
 from data_pipeline.sources import Unit
-from data_pipeline.sources.parquet_log import fingerprint
+from data_pipeline.sources.parquet_log import ParquetLog, fingerprint
 from data_pipeline.sources.synthetic import SyntheticLog
 from data_pipeline.stages import Recipe, order_rows
 from rankmixer_dist.errors import UserError
@@ -87,6 +89,18 @@ def test_units_are_grouped_in_order_and_none_is_lost(tmp_path):
     assert [len(group) for group in groups] == [3, 3, 3, 1]
     assert [unit for group in groups for unit in group] == units
     assert group_units([], 25) == []
+
+
+def test_what_a_task_is_sent_does_not_grow_with_the_files(tmp_path):
+    sizes = []
+    for files in (2, 200):
+        for number in range(files):
+            pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / f"log_{number:03d}.parquet")
+        log = ParquetLog(tmp_path, ["a"])
+        assert len(log.units()) == files
+        sizes.append(len(pickle.dumps(log)))
+    assert sizes[0] == sizes[1]
+    assert pickle.loads(pickle.dumps(log)).read(log.units()[7]).to_pylist() == [{"a": 1, "row_id": 7 << 40}]
 
 
 def test_a_fingerprint_notices_a_changed_value_in_a_file_of_the_same_size(tmp_path):
