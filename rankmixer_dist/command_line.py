@@ -9,6 +9,7 @@ import ctypes
 import io
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -132,13 +133,22 @@ class _Shown(io.FileIO):
     def __init__(self, descriptor: int, name: str) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._title, self._told = name, False
+        self._mark, self._at_line_start = mark_of_rank().encode(), True
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data)
+            return super().write(data) if not self._mark else self._write_marked(bytes(data))
         except OSError as error:
             self._tell(error)
             return len(memoryview(data).cast("B"))
+
+    def _write_marked(self, data: bytes) -> int:
+        """The same with the rank's mark in front of each line, in one call: other ranks write to this log too."""
+        marked = (self._mark if self._at_line_start else b"") + data[:-1].replace(b"\n", b"\n" + self._mark) + data[-1:]
+        self._at_line_start = data.endswith(b"\n")
+        while marked:
+            marked = marked[super().write(marked) :]
+        return len(data)
 
     def _tell(self, error: OSError) -> None:
         if not self._told:
@@ -147,6 +157,14 @@ class _Shown(io.FileIO):
                 _Shown.lost = 1  # a reader that left, as `head` does, has seen what it wanted to; a rank's is a log
             if self._title == "stdout":
                 print(f"warning: stdout: {error.strerror}; the work goes on, but is no longer shown", file=sys.stderr)
+
+
+def mark_of_rank() -> str:
+    """`[host rank 3] ` for a rank whose job has several hosts, as its launcher says; else nothing."""
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" not in os.environ or world_size == os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE")):
+        return ""
+    return "" if world_size == "1" else f"[{socket.gethostname()} rank {os.environ['RANK']}] "
 
 
 def _stream(stream: Any, descriptor: int, name: str) -> Any:

@@ -1,6 +1,7 @@
 """Where this process stands among the ranks, under python, torchrun, deepspeed or srun alike."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +21,18 @@ _FIRST_STEP_OF_SLURM = 0xFFFF0000
 
 @dataclass(frozen=True)
 class Topology:
-    """A rank, the ranks it works with, and its device."""
+    """A rank, the ranks it works with, its device, and the host of each rank."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
     device: torch.device
+    hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.hosts:
+            object.__setattr__(self, "hosts", (socket.gethostname(),) * self.world_size)
 
     @property
     def is_first(self) -> bool:
@@ -109,7 +115,8 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
-        yield Topology(rank, world_size, local_rank, local_world_size, device)
+        hosts = tuple(all_gather_objects(socket.gethostname()))
+        yield Topology(rank, world_size, local_rank, local_world_size, device, hosts)
         dist.barrier()
     except BaseException:
         # With other ranks there may be exchanges under way that they never come to, and gloo would wait for them.
@@ -138,6 +145,13 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def all_gather_values(values_F: torch.Tensor) -> torch.Tensor:
+    """[F] small CPU tensors of every rank as [ranks, F], on every rank."""
+    gathered = [torch.empty_like(values_F) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, values_F)
+    return torch.stack(gathered)
 
 
 def any_over_ranks(flag: torch.Tensor) -> bool:

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rankmixer_dist.command_line import mark_of_rank
 from rankmixer_dist.errors import EXIT_STALLED
 from rankmixer_dist.parallel.heartbeat import Heartbeat, HeartbeatFiles
 from rankmixer_dist.parallel.topology import Topology
+from rankmixer_dist.parallel.waiting import collective_waited_for, silent_peers
 
 _MOST_NAMED = 8
 _REPORT_S = 10.0
@@ -123,9 +125,11 @@ class Watchdog:
 
     def _line(self, beat: Heartbeat, idle_s: float, waits_for: Sequence[Heartbeat]) -> str:
         line = (
-            f"watchdog: rank {beat.rank} has not moved for {idle_s:.1f} s (the limit is {self._timeout_s:g} s); it is "
-            f"at step {beat.step} {beat.doing!r}"
+            f"watchdog: rank {self._with_host(beat.rank)} has not moved for {idle_s:.1f} s (the limit is "
+            f"{self._timeout_s:g} s); it is at step {beat.step} {beat.doing!r}"
         )
+        if not waits_for:
+            line += self._in_network()
         if self._topology.world_size == 1:
             return line
         last_first = sorted(waits_for, key=lambda other: (other.step, other.turn, other.began_at))
@@ -142,10 +146,21 @@ class Watchdog:
 
     def _name(self, other: Heartbeat) -> str:
         ago_s = time.time() - other.began_at
-        name = f"rank {other.rank}, which was last seen at step {other.step} {other.doing!r} {ago_s:.1f} s ago"
+        seen = f"last seen at step {other.step} {other.doing!r} {ago_s:.1f} s ago"
+        name = f"rank {self._with_host(other.rank)}, which was {seen}"
         if self._is_silent(other):
             name += f" and has given no sign of life for {other.silent_s:.1f} s"
         return name
+
+    def _with_host(self, rank: int) -> str:
+        hosts = self._topology.hosts
+        return str(rank) if len(set(hosts)) == 1 else f"{rank} on {hosts[rank]}"
+
+    def _in_network(self) -> str:
+        """What a rank with nobody behind it waits for, which may be the wire."""
+        said, peers = collective_waited_for(), silent_peers()
+        words = f", in {said}" if said else ""
+        return words + (f"; nothing of what it sent to {', '.join(peers[:_MOST_NAMED])} was answered" if peers else "")
 
     def _report(self, line: str) -> None:
         with tempfile.TemporaryFile() as file:  # faulthandler holds the GIL while it writes, which must not be for long
@@ -161,8 +176,9 @@ class Watchdog:
             writer.join(_REPORT_S / 2)
 
     def _to_stderr(self, text: str) -> None:
+        mark = mark_of_rank()
         with open(_STDERR, "w", closefd=False) as stderr:  # not sys.stderr, whose lock the main thread may hold
-            stderr.write(text)
+            stderr.write("".join(mark + line for line in text.splitlines(keepends=True)))
 
     def _to_folder(self, text: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -57,12 +57,13 @@ class DenseCost:
 
 @from_file
 class Plan:
-    """plan.json: where each table went and why."""
+    """plan.json: where each table went and why; `hosts` with their ranks, empty in older files."""
 
     world_size: Count
     tables: list[PlannedTable]
     bytes_per_rank: list[Count]
     dense: DenseCost
+    hosts: dict[str, list[Count]]
 
 
 @from_file
@@ -194,6 +195,7 @@ def _read_plan(path: Path) -> Plan | None:
             tables=[PlannedTable(**{name: table[name] for name in fields}) for table in plan["tables"]],
             bytes_per_rank=plan["bytes_per_rank"],
             dense=DenseCost(**{name: plan["dense"][name] for name in DenseCost.__dataclass_fields__}),
+            hosts=plan.get("hosts", {}),
         )
 
 

@@ -7,8 +7,15 @@ from statistics import fmean
 import numpy as np
 
 from rankmixer_dist.report import formats
-from rankmixer_dist.report.inputs import RunInputs
+from rankmixer_dist.report.inputs import Plan, RunInputs
 from rankmixer_dist.report.training_log import TrainingLog
+
+_OF_RANKS = (
+    ("own_s", "Slowest rank's own step", formats.seconds),
+    ("data_wait_s", "Longest data wait / step", formats.seconds),
+    ("mem_gb", "Largest memory of a rank", lambda gib: formats.size(gib * 2**30)),
+)
+"""Figures of `ranks` in a log line, as `train.rank_figures` writes them."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Tile:
 def run_tiles(inputs: RunInputs) -> list[Tile]:
     """Quality, size and speed of a run; a dash where an input is missing."""
     log, plan, evaluation = inputs.log, inputs.plan, inputs.evaluation
+    hosts = f" on {formats.count(len(plan.hosts))} hosts" if plan and len(plan.hosts) > 1 else ""
     tasks = evaluation.tasks if evaluation else []
     aucs = [task.auc for task in tasks if task.auc is not None]
     uaucs = [task.uauc for task in tasks if task.uauc is not None]
@@ -44,14 +52,34 @@ def run_tiles(inputs: RunInputs) -> list[Tile]:
         Tile(
             "World size",
             formats.count(plan.world_size) if plan else formats.MISSING,
-            f"{formats.size(sum(plan.bytes_per_rank))} of tables" if plan else "",
+            f"{formats.size(sum(plan.bytes_per_rank))} of tables{hosts}" if plan else "",
         ),
         Tile(
             "Dense parameters",
             formats.scaled(plan.dense.parameters) if plan else formats.MISSING,
             f"{formats.flops(plan.dense.flops_per_row_train)} / row" if plan else "",
         ),
+        *(_slowest_ranks(log, plan) if log else []),
     ]
+
+
+def _slowest_ranks(log: TrainingLog, plan: Plan | None) -> list[Tile]:
+    """Of each figure that the ranks do not share, who was most often the highest, and what the others had."""
+    tiles = []
+    for figure, label, show in _OF_RANKS:
+        name = f"ranks/{figure}"
+        largest, usual = log.median(f"{name}/max"), log.median(f"{name}/median")
+        if largest is None or usual is None:
+            continue
+        ranks = log.columns[f"{name}/rank"]
+        found, counts = np.unique(ranks[np.isfinite(ranks)], return_counts=True)
+        if not len(found):
+            continue
+        rank = int(found[counts.argmax()])
+        host = next((host for host, of in (plan.hosts if plan else {}).items() if rank in of), None)
+        who = f"rank {rank}" + (f" on {host}" if host else "")
+        tiles.append(Tile(label, show(largest), f"{who}; median rank {show(usual)}"))
+    return tiles
 
 
 def expert_tiles(log: TrainingLog) -> list[Tile]:

@@ -27,6 +27,7 @@ LOG_COLUMNS = (
     "sparse_s",
     "dense_s",
     "comm_s",
+    "own_s",
     "mem_gb",
     "skipped_steps",
     "checkpoint_wait_s",
@@ -40,6 +41,7 @@ LOG_COLUMNS = (
     "exchange/seconds",
     "exchange/bytes_forward",
     "exchange/bytes_backward",
+    *(f"ranks/{figure}/{part}" for figure in ("own_s", "data_wait_s", "mem_gb") for part in ("median", "max", "rank")),
 )
 TASK_LOSS = "loss_per_task/"
 TOKEN_ACTIVITY = "routing/active/"  # followed by block.token

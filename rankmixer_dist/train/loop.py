@@ -159,6 +159,7 @@ class _Interval:
         self._plan, self._topology, self._stopwatch = plan, topology, stopwatch
         self._non_finite = non_finite
         self._comm_s: float | None = None
+        self._own_s: float | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -184,7 +185,7 @@ class _Interval:
             return
         with CommTimer(self._topology.device) as timer:
             yield
-        self._comm_s = timer.seconds
+        self._comm_s, self._own_s = timer.seconds, timer.own_s
 
     @property
     def is_empty(self) -> bool:
@@ -232,6 +233,7 @@ class _Interval:
             "sparse_s": parts.get("sparse", 0.0) / self._steps,
             "dense_s": parts.get("dense", 0.0) / self._steps,
             "comm_s": self._comm_s,
+            "own_s": self._own_s,
             "mem_gb": _memory_gb(self._topology.device),
         }
         self._reset()

@@ -7,6 +7,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rankmixer_dist.train.rank_figures import stands_out
+
 
 class TrainProgress:
     """Shows loss, samples/s, MFU and the share of time spent waiting for data; silent on all ranks but one."""
@@ -52,7 +54,8 @@ class TrainProgress:
         left_out = f"  not finite, left out: {line['skipped_steps']}" if line["skipped_steps"] else ""
         routing = line.get("routing", {})
         active = f"  active {routing['active_ratio']:.1%}" if "active_ratio" in routing else ""
-        figures = f"{loss}{active}  {rate}  {wait}{left_out}"
+        odd = stands_out(line.get("ranks", {}), line["step_s"])
+        figures = f"{loss}{active}  {rate}  {wait}{left_out}{f'  {odd}' if odd else ''}"
         if self._bar is not None:
             self._bar.update(self._task, figures=figures)
         else:

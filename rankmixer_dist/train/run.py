@@ -192,7 +192,11 @@ def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, A
         "flops_per_row_forward": cost.flops_per_row_forward,
         "flops_per_row_train": cost.flops_per_row_train,
     }
-    plan = {"world_size": topology.world_size, "tables": placed, "bytes_per_rank": per_rank, "dense": dense}
+    hosts: dict[str, list[int]] = {}
+    for rank, host in enumerate(topology.hosts):
+        hosts.setdefault(host, []).append(rank)
+    sizes = {"tables": placed, "bytes_per_rank": per_rank, "dense": dense}
+    plan = {"world_size": topology.world_size, "hosts": hosts, **sizes}
     write_json(config.run_dir / "plan.json", plan)
     rows = sum(table.rows for table in config.features.tables.values())
     print(

@@ -22,6 +22,7 @@ from rankmixer_dist.train.loop import Plan, Progress
 from rankmixer_dist.train.metrics_log import MetricsLog
 from rankmixer_dist.train.paths import path_gap
 from rankmixer_dist.train.progress import TrainProgress
+from rankmixer_dist.train.rank_figures import rank_figures
 from rankmixer_dist.train.routing import Routing
 from rankmixer_dist.train.row_audit import RowAudit
 from rankmixer_dist.train.scoring import ScoredRows, figures_of, score_split
@@ -106,6 +107,8 @@ class RunHooks:
         """Writes and shows the figures of an interval."""
         line["checkpoint_wait_s"], self._saver.waited_s = self._saver.waited_s, 0.0
         line |= self._exchange_figures(line["steps"]) | self._routing_figures()
+        ranks = rank_figures(line, self._topology)
+        line |= {"ranks": ranks} if ranks else {}
         self._forget_exchanges()
         if self._log is not None:
             self._log.write(line)

@@ -1,5 +1,6 @@
 """Run by a launcher: ranks that meet and end as their arguments say."""
 
+import json
 import os
 import signal
 import time
@@ -8,17 +9,27 @@ import torch
 
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.errors import Preempted, UserError
+from rankmixer_dist.parallel.comm_time import CommTimer
 from rankmixer_dist.parallel.preemption import StopRequest
 from rankmixer_dist.parallel.topology import process_group, sum_over_ranks
+from rankmixer_dist.train.rank_figures import rank_figures
 
 
 def main(arguments: list[str]) -> None:
-    """Takes how to end: `well`, `mistaken`, `killed` (rank 1, at its first start only) or `stopped` (by a signal)."""
+    """Takes how to end: `well`, `mistaken`, `killed` (rank 1, at its first start only) or `stopped` (by a signal); or
+    `slow`: rank 1 computes for 0.2 s between the collectives of a step."""
     (end,) = arguments
     with process_group() as topology:
         total = int(sum_over_ranks(torch.ones(1)))
         if topology.is_first:
             print(f"met {total}", flush=True)
+        if end == "slow":
+            with CommTimer(topology.device) as timer:
+                for _ in range(4):
+                    time.sleep(0.05 * topology.rank)
+                    sum_over_ranks(torch.ones(1))
+            line = {"own_s": timer.own_s, "data_wait_s": 0.25 - 0.25 * topology.rank, "mem_gb": None}
+            print(json.dumps(rank_figures(line, topology)), flush=True)
         if end == "mistaken":
             raise UserError("this is a mistake")
         if end == "killed" and topology.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":

@@ -1,5 +1,6 @@
 """launch/torchrun.py ends as its ranks do and starts them again only where that helps; who is missing is told."""
 
+import json
 import re
 import signal
 import socket
@@ -26,6 +27,17 @@ def test_what_cannot_get_better_is_not_started_again(launch, end, code, starts):
     assert ended.stdout.count("met 2") == starts
     if end == "mistaken":
         assert ended.stderr == "error: this is a mistake\n"
+
+
+def test_a_rank_that_computes_longer_than_the_other_is_found(launch):
+    ended = launch.torchrun(CASES, "slow", ranks=2)
+    assert ended.returncode == 0, ended.stderr
+    told = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert len(told) == 2 and told[0] == told[1]
+    own, wait = told[0]["own_s"], told[0]["data_wait_s"]
+    assert (own["rank"], own["host"]) == (1, socket.gethostname())
+    assert own["max"] >= 0.2 > own["median"]
+    assert (wait["median"], wait["max"], wait["rank"]) == (0.0, 0.25, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,3 +114,27 @@ def test_a_rank_whose_launcher_died_before_it_came_to_work_does_not_begin(tmp_pa
         pytest.skip("orphans are not handed to process 1 here")
     assert is_gone(rank, 30)
     assert not (tmp_path / "begun").exists()
+
+
+MARKED = """
+import sys, os
+from rankmixer_dist.command_line import run_verb
+def main(arguments):
+    print("one")
+    print("two\\nthree", end="", flush=True)
+    print(" more", flush=True)
+    raise RuntimeError("fails")
+run_verb(main)
+"""
+
+
+@pytest.mark.parametrize(("local", "marked"), [("1", True), ("4", False)])
+def test_lines_of_ranks_of_several_hosts_name_host_and_rank(local: str, marked: bool) -> None:
+    env = os.environ | {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": local}
+    run = subprocess.run([sys.executable, "-c", MARKED], env=env, capture_output=True, text=True, check=False)
+    mark = f"[{socket.gethostname()} rank 3] " if marked else ""
+    assert run.stdout == f"{mark}one\n{mark}two\n{mark}three more\n"
+    lines = run.stderr.splitlines()
+    assert lines[0] == f"{mark}Traceback (most recent call last):"
+    assert lines[-1] == f"{mark}RuntimeError: fails"
+    assert all(line.startswith(mark) for line in lines)

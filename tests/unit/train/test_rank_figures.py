@@ -1,0 +1,28 @@
+"""The rank that holds the others up is told where it costs them a tenth of a step."""
+
+from typing import Any
+
+import pytest
+
+from rankmixer_dist.train.rank_figures import stands_out
+
+
+def figure(median: float, largest: float) -> dict[str, Any]:
+    return {"median": median, "max": largest, "rank": 3, "host": "h1"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "told"),
+    [
+        ({}, ""),
+        ({"own_s": figure(0.4, 0.49), "data_wait_s": figure(0.0, 0.1), "mem_gb": figure(2.0, 2.9)}, ""),
+        ({"data_wait_s": figure(0.001, 0.6)}, "rank 3 on h1 waits for data 0.6 s a step, the median rank 0.001 s"),
+        (
+            {"own_s": figure(0.4, 0.7), "data_wait_s": figure(0.0, 0.2)},
+            "rank 3 on h1 computes 0.7 s a step, the median rank 0.4 s",
+        ),
+        ({"own_s": figure(0.4, 0.4), "mem_gb": figure(2.0, 3.1)}, "rank 3 on h1 takes 3.1 GiB, the median rank 2.0 GiB"),
+    ],
+)
+def test_what_stands_out(ranks, told):
+    assert stands_out(ranks, step_s=1.0) == told
