@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
+from data_pipeline.shard_files import too_large
 from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import RankError, one_line
@@ -184,7 +185,11 @@ class _Chunks:
     def _load(self, chunk: int) -> pa.Table:
         shard, group = self._places[chunk]
         try:
-            table = self._open(shard).read_row_group(group, columns=self._columns.names, use_threads=False)
+            file = self._open(shard)
+            reason = too_large(file.metadata.row_group(group), set(self._columns.names))
+            if reason is not None:
+                raise _DamagedError(reason)
+            table = file.read_row_group(group, columns=self._columns.names, use_threads=False)
             if table.num_rows != self.rows[chunk]:
                 raise _DamagedError(f"it has {table.num_rows} rows, not {self.rows[chunk]}")
         except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:

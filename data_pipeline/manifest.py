@@ -3,14 +3,15 @@
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from rankmixer_dist.checksum import file_checksum, json_checksum
+from rankmixer_dist.checksum import file_checksum, file_inside, json_checksum, open_regular
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.schema import (
     LABEL_PREFIX,
@@ -36,14 +37,23 @@ class Shard(Strict):
     `labelled`, `positives`: by task, the rows whose label is known, and those where it is 1.
     """
 
-    path: str
+    path: str = Field(pattern=r"^[^\x00-\x1f]+$")
     rows: PositiveInt
     row_groups: PositiveInt
     first_timestamp: int
     last_timestamp: int
-    labelled: dict[str, int]
-    positives: dict[str, int]
+    labelled: dict[str, NonNegativeInt]
+    positives: dict[str, NonNegativeInt]
     checksum: str
+
+    @model_validator(mode="after")
+    def _check(self) -> "Shard":
+        if self.labelled.keys() != self.positives.keys():
+            raise ValueError(f"{self.path}: labelled and positives are of different tasks")
+        for task, labelled in self.labelled.items():
+            if not self.positives[task] <= labelled <= self.rows:
+                raise ValueError(f"{self.path}: {self.positives[task]} of {labelled} of {self.rows} rows for {task}")
+        return self
 
 
 class NumericStatistics(Strict):
@@ -52,9 +62,9 @@ class NumericStatistics(Strict):
     The values are those of the prepared column, after its transform. A constant has `std` 0; of no value, all are 0.
     """
 
-    count: int
+    count: NonNegativeInt
     mean: float
-    std: float
+    std: NonNegativeFloat
 
 
 class Manifest(Strict):
@@ -78,6 +88,17 @@ class Manifest(Strict):
     has_truth: bool = False
     raw_types: dict[str, list[str]] = {}
     prepared_from: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        shards = [shard for of_split in self.splits.values() for shard in of_split]
+        for shard in shards:
+            if shard.row_groups != -(-shard.rows // self.row_group_rows):
+                raise ValueError(f"{shard.path}: {shard.rows:,} rows are not {shard.row_groups:,} row groups")
+        named = Counter(shard.path for shard in shards)
+        if len(named) < len(shards):
+            raise ValueError(f"{named.most_common(1)[0][0]} is named twice")
+        return self
 
     def rows(self, split: str) -> int:
         """Rows of a split over all its shards."""
@@ -147,7 +168,8 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = json.load(file)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run launch/preprocess.py with this config first") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -163,7 +185,7 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"{path}: not a manifest of this version ({problem}); prepare the data again") from error
 
 
@@ -173,12 +195,15 @@ def read_manifest(folder: Path, schema: Schema) -> Manifest:
     Raises:
         UserError: `load_manifest` refuses it, or its schema hash is another one's.
     """
-    manifest = load_manifest(folder)
+    manifest, numerics = load_manifest(folder), schema.of_kind(NumericFeature).keys()
     if manifest.schema_hash != schema_hash(schema):
         raise UserError(
             f"{folder / MANIFEST_NAME}: prepared for another schema ({manifest.schema_hash}, the config's is "
             f"{schema_hash(schema)}); run launch/preprocess.py again or set data.prepared to another folder"
         )
+    counted = [shard.labelled.keys() for shards in manifest.splits.values() for shard in shards]
+    if any(tasks != schema.tasks.keys() for tasks in counted) or manifest.numerics.keys() != numerics:
+        raise UserError(f"{folder / MANIFEST_NAME}: its figures are of other tasks and numbers; prepare the data again")
     return manifest
 
 
@@ -191,7 +216,7 @@ def verify_checksums(folder: Path, shards: Iterable[Shard]) -> None:
     for shard in shards:
         path = folder / shard.path
         try:
-            checksum = file_checksum(path)
+            checksum = file_checksum(file_inside(folder, shard.path))
         except FileNotFoundError as error:
             raise UserError(
                 f"{path}: the manifest names it, but there is no such file; prepare the data again"

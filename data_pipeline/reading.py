@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data_pipeline.manifest import Manifest, Shard, read_manifest, verify_checksums
+from data_pipeline.manifest import Manifest, Shard, read_manifest
+from data_pipeline.shard_files import verify_shards
 from data_pipeline.time_found import moment
 from rankmixer_dist.checksum import json_checksum
 from rankmixer_dist.config import RunConfig
@@ -43,8 +44,7 @@ def open_prepared(
     """
     manifest = manifest or find_prepared(config, splits)
     shards: list[Shard] = [shard for split in splits for shard in manifest.splits[split]]
-    if config.data.verify_checksums:
-        verify_checksums(config.data.prepared, shards[rank::world_size])
+    verify_shards(config.data.prepared, shards[rank::world_size], checksums=config.data.verify_checksums)
     return manifest
 
 

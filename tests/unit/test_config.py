@@ -1,5 +1,6 @@
 """The configs: every file parses, mistakes are told in one helpful line, and none of it needs torch."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -403,3 +404,14 @@ def test_the_better_figure_wins_and_none_never_does(metric, better, worse):
     assert best.is_better(worse, {})
     assert not best.is_better({}, worse)
     assert not best.is_better({}, {})
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
+@pytest.mark.parametrize(
+    "key",
+    ["dense.lr", "dense.clip_norm", "sparse.eps", "train.stall_timeout_s", "features.tasks.like.weight",
+     "features.features.duration_bucket.boundaries"],
+)  # fmt: skip
+def test_numbers_are_finite(key, value):
+    value = f"[7,{value}]" if key.endswith("boundaries") else value
+    assert re.search(rf"{re.escape(key)}\S*: \S+ is not finite; set a number", message(QUICKSTART, f"{key}={value}"))

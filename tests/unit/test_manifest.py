@@ -48,8 +48,9 @@ def schema_with(**changes):
 
 @pytest.fixture
 def standing(tmp_path):
-    """A folder with one shard and its manifest."""
-    pq.write_table(pa.table({"x": range(100)}), tmp_path / "train-00000.parquet")
+    """A folder with two shards and its manifest."""
+    for name in ("train-00000.parquet", "train-00001.parquet"):
+        pq.write_table(pa.table({"x": range(100)}), tmp_path / name)
     shard = Shard(
         path="train-00000.parquet",
         rows=100,
@@ -65,7 +66,7 @@ def standing(tmp_path):
         schema_hash=schema_hash(schema_with()),
         columns={"x": "int64"},
         row_group_rows=100,
-        splits={"train": [shard, shard], "test": []},
+        splits={"train": [shard, shard.model_copy(update={"path": "train-00001.parquet"})], "test": []},
         numerics={"length": NumericStatistics(count=3, mean=0.1, std=1 / 3)},
         raw_rows=201,
         set_aside={"duplicate": 1},
@@ -87,7 +88,11 @@ def rewrite(folder, **values):
 def test_what_is_written_is_read_back(standing):
     folder, manifest = standing
     assert read_manifest(folder, schema_with()) == manifest
-    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_NAME, "train-00000.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        MANIFEST_NAME,
+        "train-00000.parquet",
+        "train-00001.parquet",
+    ]
     assert manifest.rows("train") == 200
     assert manifest.base_rate("train", "finish") == 0.25
     assert math.isnan(manifest.base_rate("train", "like"))  # no label is known
@@ -106,6 +111,10 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path):
         ({"format_version": "3"}, "format version '3'"),
         ({"splits": {"train": [{"path": "a"}]}}, "Field required"),
         ({"surprise": 1}, "Extra inputs"),
+        ({"row_group_rows": 7}, "train-00000.parquet: 100 rows are not 1 row groups"),
+        ({"numerics": {}}, "of other tasks and numbers"),
+        ({"numerics": {"length": {"count": 3, "mean": math.nan, "std": 1.0}}}, "finite number"),
+        ({"numerics": {"length": {"count": 3, "mean": 0.0, "std": -1.0}}}, "greater than or equal to 0"),
     ],
 )
 def test_a_manifest_of_another_version_is_refused(standing, values, problem):
