@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     from data_pipeline.stages import ReadReport
 
 
+def count_bad_rows(reports: Sequence["ReadReport"]) -> tuple[int, int]:
+    """Bad rows, and these and the good ones together."""
+    bad = sum(report.set_aside[reason] for report in reports for reason in BAD_ROW_REASONS)
+    return bad, bad + sum(report.good_rows for report in reports)
+
+
 def bad_rows(reports: Sequence["ReadReport"], schema: Schema) -> str | None:
     """One line about all bad rows, None where there are none."""
     first = next((report.first_bad for report in reports if report.first_bad), None)
     if first is None:
         return None
-    bad = sum(report.set_aside[reason] for report in reports for reason in BAD_ROW_REASONS)
-    rows = bad + sum(report.good_rows for report in reports)
+    bad, rows = count_bad_rows(reports)
     where = f"{first.file}: row {first.row} (from 0)"
     advice = ["mend them", *_unknown_labels(reports, schema)]
     if 2 * bad <= rows:

@@ -20,7 +20,7 @@ from data_pipeline.sources import Source, Unit, open_source
 from data_pipeline.sources.synthetic import write_synthetic_log
 from data_pipeline.stages import OrderReport, ReadReport, Recipe, block_range, order_rows, read_units
 from data_pipeline.time_found import TimeFound
-from data_pipeline.transforms import BAD_ROW_REASONS, DETAIL, DUPLICATE, REASON
+from data_pipeline.transforms import DETAIL, DUPLICATE, REASON
 from rankmixer_dist.config import RunConfig, SyntheticSource
 from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.schema import TIMESTAMP, NumericFeature
@@ -146,8 +146,8 @@ class _Preparation:
         if bad is not None and self._config.data.on_bad_row == "fail":
             raise UserError(bad)
         if bad is not None:
-            count = sum(report.set_aside[reason] for report in reports for reason in BAD_ROW_REASONS)
-            self._reporter.warn(f"{count:,} bad rows set aside; see {SET_ASIDE}/")
+            count, rows = advice.count_bad_rows(reports)
+            self._reporter.warn(f"{count:,} of {rows:,} rows are bad and set aside; see {SET_ASIDE}/")
         far = _time_found(reports).far()
         if not any(report.good_rows for report in reports):
             raise UserError(f"no row is left for any split; {far or bad or _time_found(reports).span()}")
@@ -241,6 +241,9 @@ def _require_rows(orders: Sequence[OrderReport], reports: Sequence[ReadReport]) 
 def _notes(reports: Sequence[ReadReport], source: Source) -> list[str]:
     flags = sum((report.flags for report in reports), Counter())
     notes = [f"{flags[name]} {meaning}" for name, meaning in source.flags.items() if flags[name]]
+    for kind, path in source.types().get(source.time_column, {}).items():
+        if pa.types.is_timestamp(kind) and kind.tz is None:
+            notes.append(f"column {source.time_column!r} is {kind} without a time zone, in {path}: taken for UTC")
     far = _time_found(reports).far()
     return notes + ([far] if far else []) + [f"skipped: {text}" for report in reports for text in report.unreadable]
 

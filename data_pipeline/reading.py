@@ -115,7 +115,7 @@ def data_seen(config: RunConfig, manifest: Manifest) -> DataSeen:
 def _held(manifest: Manifest) -> str:
     """Splits that have rows, in the order of time: how many, from when to when."""
     held = sorted((shards[0].first_timestamp, split) for split, shards in manifest.splits.items() if shards)
+    last = {split: moment(manifest.splits[split][-1].last_timestamp) for _, split in held}
     return ", ".join(
-        f"{manifest.rows(split):,} of {split!r} ({moment(first)} to {moment(manifest.splits[split][-1].last_timestamp)})"
-        for first, split in held
+        f"{manifest.rows(split):,} of {split!r} ({moment(first)} to {last[split]})" for first, split in held
     )

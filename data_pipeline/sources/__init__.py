@@ -46,6 +46,7 @@ class Source(Protocol):
         name: Name for messages and the manifest.
         outcome_columns: Raw columns known only after the row was shown; labels are made from them, features never.
         leaking_columns: Further raw columns that hold the future and can never become a feature.
+        time_column: Raw column that `timestamp` is read from.
         truth_columns: Label column -> raw column of its true probability, where known.
         drops_duplicates: `read` gives a `row_hash`, and all but the first of rows with equal timestamp and hash go.
         flags: Boolean raw columns to count into the manifest's notes -> what a set one means.
@@ -54,6 +55,7 @@ class Source(Protocol):
     name: str
     outcome_columns: frozenset[str]
     leaking_columns: frozenset[str]
+    time_column: str
     truth_columns: Mapping[str, str]
     drops_duplicates: bool
     flags: Mapping[str, str]

@@ -75,6 +75,7 @@ class KuaiRandLog:
         "profile_stay_time comment_stay_time finish like long_watch is_positive skip".split()
     )
     leaking_columns = frozenset(STATISTIC_COLUMNS)
+    time_column = "time_ms"
     truth_columns: Mapping[str, str] = {}
     drops_duplicates = True
     flags: Mapping[str, str] = {"history_cut": "rows not later than their user's sequence: their history is left out"}

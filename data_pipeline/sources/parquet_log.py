@@ -183,8 +183,9 @@ def read_footers(paths: Sequence[Path]) -> list[Footer | str]:
 
 def _read_footer(path: Path, schemas: dict[bytes, pa.Schema]) -> Footer | str:
     try:
-        metadata = pq.read_metadata(path)
-        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        with pq.ParquetFile(path) as file:
+            # Not `metadata.schema`, which would keep the metadata in a cycle, and so in memory.
+            metadata, schema = file.metadata, file.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException) as error:
         return f"{path}: not a readable Parquet file: {one_line(error)}"
     rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))

@@ -42,6 +42,7 @@ class SyntheticLog:
     name = "synthetic"
     outcome_columns = frozenset({"finish", "skip", "like"})
     leaking_columns = frozenset({"p_finish", "p_skip", "p_like"})
+    time_column = TIMESTAMP
     truth_columns: Mapping[str, str] = {"finish": "p_finish", "skip": "p_skip", "like": "p_like"}
     drops_duplicates = False
     flags: Mapping[str, str] = {}

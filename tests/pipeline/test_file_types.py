@@ -286,7 +286,7 @@ def set_column(table, name, values):
     return table.set_column(table.column_names.index(name), name, values)
 
 
-def test_set_aside_rows_of_files_of_other_types_stand_in_one_file_as_they_were_read(log, tmp_path):
+def test_set_aside_rows_of_files_of_other_types_stand_in_one_file_as_they_were_read(log, tmp_path, capfd):
     types = [pa.int32(), pa.string(), pa.float64(), pa.large_string()]
 
     def edit(number, table):
@@ -294,6 +294,7 @@ def test_set_aside_rows_of_files_of_other_types_stand_in_one_file_as_they_were_r
         return set_column(table, "like", pa.array([7, *table["like"].to_pylist()[1:]], pa.int64()))
 
     manifest = log(edit, "data.on_bad_row=set_aside")
+    assert "warning: 14 of 3,000 rows are bad and set aside; see set_aside/" in capfd.readouterr().err
     assert manifest.set_aside == {"label_not_0_or_1": 14}
     assert manifest.raw_types["video_id"] == sorted(str(kind) for kind in types)
     assert manifest.raw_types["timestamp"] == ["int64"]
@@ -302,6 +303,17 @@ def test_set_aside_rows_of_files_of_other_types_stand_in_one_file_as_they_were_r
     assert [int(text) for text in aside["video_id"].to_pylist()] == [int(row["video_id"]) for row in first]
     assert aside["like"].to_pylist() == [7] * 14
     assert aside["watched"].to_pylist() == [row["watched"] for row in first]
+
+
+def test_times_without_a_zone_are_taken_for_utc_and_said_to_be(log, tmp_path):
+    def edit(number, table):
+        time = table["timestamp"].cast(pa.timestamp("ms"))
+        return set_column(table, "timestamp", time) if number == 3 else table
+
+    manifest = log(edit)
+    assert manifest.rows("train") + manifest.rows("test") == 3000
+    file = sorted((tmp_path / "raw").glob("log_*"))[3]
+    assert manifest.notes == [f"column 'timestamp' is timestamp[ms] without a time zone, in {file}: taken for UTC"]
 
 
 def test_a_numeric_that_is_constant_has_no_deviation(log):
