@@ -121,11 +121,14 @@ def check(config: RunConfig) -> tuple["Manifest", list[str]]:
     from rankmixer_dist.checkpoint.folder import named_checkpoint
     from rankmixer_dist.schema import USER_SLICES
     from rankmixer_dist.small_file import require_place
-    from rankmixer_dist.train.run_dir import require_run
+    from rankmixer_dist.train.meaning import require_same_meaning
+    from rankmixer_dist.train.run_dir import in_runs_order, require_run
 
     require_run(config)
     require_place(config.run_dir, "runs")
-    named_checkpoint(config.run_dir, config.eval.checkpoint, key=f"eval.checkpoint {config.eval.checkpoint}:")
+    name = config.eval.checkpoint
+    checkpoint = named_checkpoint(config.run_dir, name, key=f"eval.checkpoint {name}:")
+    require_same_meaning(checkpoint, in_runs_order(config))
     asks_training = any(name in USER_SLICES and name not in config.features.features for name in config.eval.slices)
     splits = list(dict.fromkeys([config.eval.split, *(config.train.splits if asks_training else ())]))
     manifest = find_prepared(config, splits)

@@ -39,17 +39,19 @@ def run(config: RunConfig) -> None:
 
 def check(config: RunConfig) -> "Manifest":
     """Finds the mistakes that the config, the folders and the manifest alone can tell, without torch."""
-    from data_pipeline.reading import find_prepared
-    from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
+    from data_pipeline.reading import data_seen, find_prepared
+    from rankmixer_dist.checkpoint.folder import checkpoints
     from rankmixer_dist.small_file import require_place
-    from rankmixer_dist.train.run_dir import check_run_dir
+    from rankmixer_dist.train.beginning import beginning, start_checkpoint
+    from rankmixer_dist.train.run_dir import check_run_dir, in_runs_order
 
     require_place(config.run_dir, "runs")
     check_run_dir(config)
-    start = config.train.start_from
-    if start is not None and not checkpoints(config.run_dir):
-        find_checkpoint(start.run, key="train.start_from.run")
-    return find_prepared(config, _splits(config))
+    saved = checkpoints(config.run_dir)
+    start_checkpoint(config, saved)
+    manifest = find_prepared(config, _splits(config))
+    beginning(in_runs_order(config), saved, data_seen(config, manifest))
+    return manifest
 
 
 def _splits(config: RunConfig) -> list[str]:

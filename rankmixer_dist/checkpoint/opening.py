@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rankmixer_dist.checkpoint.about import ABOUT_NAME, About, read_about, verify_files
+from rankmixer_dist.checkpoint.about import About, read_about, verify_files
+from rankmixer_dist.checkpoint.description import offer
 from rankmixer_dist.checkpoint.folder import TENSORS, checkpoints, step_of
 from rankmixer_dist.checkpoint.index import INDEX_NAME, ends_of_files, read_index
 from rankmixer_dist.errors import UserError
@@ -23,16 +24,8 @@ def open_checkpoint(path: Path, *, rank: int = 0, world_size: int = 1) -> About:
         if rank == 0:
             _require_sealed(path, about)
     except UserError as error:
-        raise UserError(f"{error}; {_offer(path)}") from error
+        raise UserError(f"{error}; {offer(path)}") from error
     return about
-
-
-def describe_checkpoint(path: Path) -> About:
-    """What a checkpoint says of itself, before its files are looked at; raises as `open_checkpoint` does."""
-    try:
-        return read_about(path)
-    except UserError as error:
-        raise UserError(f"{error}; {_offer(path)}") from error
 
 
 def _require_sealed(path: Path, about: About) -> None:
@@ -49,12 +42,3 @@ def _require_sealed(path: Path, about: About) -> None:
             )
     if f"{TENSORS}/{INDEX_NAME}" not in about.files:
         raise UserError(f"{path / TENSORS / INDEX_NAME}: damaged: it is not sealed")
-
-
-def _offer(path: Path) -> str:
-    beside = checkpoints(path.parent.parent)
-    older = beside[: beside.index(path)] if path in beside else []
-    usable = [other for other in older if (other / ABOUT_NAME).is_file()]
-    if usable:
-        return f"to go on from {usable[-1].name}, the one before it, move the folder {path} away"
-    return "no older checkpoint is beside it; to begin anew, choose another `name`"

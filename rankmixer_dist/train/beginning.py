@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankmixer_dist.checkpoint.description import describe_checkpoint
 from rankmixer_dist.checkpoint.folder import find_checkpoint
-from rankmixer_dist.checkpoint.opening import describe_checkpoint
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.identity import DataSeen, Rename
-from rankmixer_dist.train.checkpoint import require_same_meaning, what_it_means
 from rankmixer_dist.train.counterparts import Counterparts
+from rankmixer_dist.train.meaning import require_same_meaning, what_it_means
 
 
 @dataclass(frozen=True)

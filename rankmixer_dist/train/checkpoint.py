@@ -11,15 +11,14 @@ from torch import nn
 from rankmixer_dist.batch import Position
 from rankmixer_dist.checkpoint.about import About, DataPosition
 from rankmixer_dist.checkpoint.folder import TENSORS
-from rankmixer_dist.checkpoint.opening import describe_checkpoint, open_checkpoint
+from rankmixer_dist.checkpoint.opening import open_checkpoint
 from rankmixer_dist.checkpoint.storage import read_pieces
-from rankmixer_dist.config import ModelConfig, RunConfig
-from rankmixer_dist.errors import UserError, one_line
-from rankmixer_dist.identity import DataSeen, checksums, difference_in_words, parts
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.identity import DataSeen, checksums, parts
 from rankmixer_dist.parallel.engine import DenseEngine
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.pieces import Piece, module_pieces, places_of, whole
-from rankmixer_dist.schema import Schema
 from rankmixer_dist.sparse.shard import Tables, table_pieces
 from rankmixer_dist.train.loop import Progress
 from rankmixer_dist.train.routing import Routing
@@ -59,41 +58,6 @@ def describe(
         data=data or DataSeen(),
         planned_steps=planned_steps,
     )
-
-
-def what_it_means(checkpoint: Path, about: About) -> tuple[Schema, ModelConfig]:
-    """The features and the model that a checkpoint's weights belong to.
-
-    Raises:
-        UserError: it cannot tell, or this program would take them for others.
-    """
-    try:
-        features = Schema.model_validate(about.config.get("features"))
-        model = ModelConfig.model_validate(about.config.get("model"))
-    except ValueError as error:
-        raise UserError(f"{checkpoint}: its config is not one of this program: {one_line(error)}") from error
-    found = checksums(parts(features, model))
-    for part in sorted(found.keys() | about.identity.keys()):
-        if found.get(part) != about.identity.get(part):
-            raise UserError(f"{checkpoint}: written by a program to which {part} meant something else; use that one")
-    return features, model
-
-
-def require_same_meaning(checkpoint: Path, config: RunConfig) -> About:
-    """What a checkpoint says of itself, if its weights mean what the config's model would take them for.
-
-    Raises:
-        UserError: they do not, and which part does not; or the checkpoint is damaged.
-    """
-    about = describe_checkpoint(checkpoint)
-    features, model = what_it_means(checkpoint, about)
-    difference = difference_in_words(parts(features, model), parts(config.features, config.model))
-    if difference is not None:
-        raise UserError(
-            f"{checkpoint}: saved from another model: {difference}; give the config that it was saved with, or begin a "
-            "run of another `name` with train.start_from"
-        )
-    return about
 
 
 def begun_splits(config: RunConfig, epoch: int) -> tuple[str, ...]:

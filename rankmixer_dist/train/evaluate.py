@@ -13,7 +13,8 @@ from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.build import build_model, build_tables, expert_grid_of, spread_out
-from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring, require_same_meaning
+from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring
+from rankmixer_dist.train.meaning import require_same_meaning
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.paths import Way
 from rankmixer_dist.train.progress import EvaluateProgress

@@ -19,8 +19,8 @@ from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.pieces import Piece, dense_key, whole
 from rankmixer_dist.schema import NumericFeature
 from rankmixer_dist.sparse.shard import Tables, table_key, table_pieces
-from rankmixer_dist.train.checkpoint import what_it_means
 from rankmixer_dist.train.counterparts import Counterparts
+from rankmixer_dist.train.meaning import what_it_means
 from rankmixer_dist.train.parameter_runs import Run, parameter_runs
 
 _KINDS = ("weight", "sum")
