@@ -180,9 +180,10 @@ class _NotFiniteError(UserError):
 
 
 def _not_finite(pieces: Sequence[Piece]) -> list[str]:
-    """Weights to be saved that are not finite: gradients may overflow in a step whose loss did not."""
-    # The sum is as telling as its terms, and takes no memory beside them.
-    return [piece.key for piece in pieces if piece.key.endswith(".weight") and not piece.tensor.sum().isfinite()]
+    """Weights and optimizer state that are not finite: gradients may overflow in a step whose loss did not."""
+    floats = (piece for piece in pieces if piece.tensor.is_floating_point() and piece.tensor.numel())
+    # The extremes are as telling as all values, NaN included, and take no memory beside them.
+    return [piece.key for piece in floats if not all(extreme.isfinite() for extreme in piece.tensor.aminmax())]
 
 
 def finish_interrupted(run_dir: Path, *, keep: int, is_better: IsBetter | None) -> None:

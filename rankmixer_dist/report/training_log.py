@@ -30,6 +30,7 @@ LOG_COLUMNS = (
     "own_s",
     "mem_gb",
     "skipped_steps",
+    "tasks_out_of_range",
     "checkpoint_wait_s",
     "routing/active_ratio",
     "routing/target",

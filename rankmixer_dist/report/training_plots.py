@@ -53,7 +53,7 @@ def loss_plot(log: TrainingLog) -> Plot:
         legend=(
             LegendEntry(css_color(SERIES[0]), "all tasks", formats.metric(last_average(log, log.columns["loss"]))),
         ),
-        note=_skipped_note(log),
+        note=" ".join(filter(None, (_range_note(log), _skipped_note(log)))),
     )
 
 
@@ -199,6 +199,19 @@ def _checkpoint_note(log: TrainingLog) -> str:
     return (
         f"Training waited {formats.seconds(log.total('checkpoint_wait_s'))} for checkpoints in all, at most "
         f"{formats.seconds(waited[longest])} (in the line of step {log.columns['step'][longest]:.0f})."
+    )
+
+
+def _range_note(log: TrainingLog) -> str:
+    out = np.nan_to_num(log.columns["tasks_out_of_range"])
+    lines = np.flatnonzero(out)
+    if not len(lines):
+        return ""
+    first, last = (log.columns["step"][line] for line in (lines[0], lines[-1]))
+    return (
+        f"The loss of up to {out.max():.0f} of {len(log.loss_per_task)} tasks left its range, three times the loss of "
+        f"predicting a task's share of positives: in {len(lines)} of {len(out)} lines, from step {first:.0f} to "
+        f"{last:.0f}."
     )
 
 

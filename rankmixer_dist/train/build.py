@@ -36,7 +36,6 @@ def build_model(config: RunConfig, data: DataSeen, *, grid: ExpertGrid | None = 
         UserError: sizes that do not go together, or a model that cannot be spread.
     """
     schema, model, tokenizer = config.features, config.model, config.model.tokenizer
-    rates = [data.base_rates.get(task) for task in schema.tasks]
     torch.manual_seed(config.seed)
     try:
         ranker = build_ranker(
@@ -71,8 +70,7 @@ def build_model(config: RunConfig, data: DataSeen, *, grid: ExpertGrid | None = 
             options=backbone_options(model, num_tasks=len(schema.tasks)),
             head_hidden=model.head_hidden,
             auxiliary=auxiliary_weight(model) > 0,
-            # A task without a single positive, negative or labelled row still has to start somewhere.
-            base_rates=[0.5 if rate is None else min(max(rate, _RAREST), 1 - _RAREST) for rate in rates],
+            base_rates=starting_rates(schema, data),
             part=(0, 1) if grid is None else (grid.position, grid.size),
         )
     except ValueError as error:
@@ -83,6 +81,15 @@ def build_model(config: RunConfig, data: DataSeen, *, grid: ExpertGrid | None = 
         except ValueError as error:
             raise UserError(f"parallel.expert_size: {error}") from error
     return ranker
+
+
+def starting_rates(schema: Schema, data: DataSeen) -> list[float]:
+    """The share of positives where each task's logit starts.
+
+    A task without a single positive, negative or labelled row has to start somewhere too.
+    """
+    rates = [data.base_rates.get(task) for task in schema.tasks]
+    return [0.5 if rate is None else min(max(rate, _RAREST), 1 - _RAREST) for rate in rates]
 
 
 def weightless_model(config: RunConfig) -> Ranker:

@@ -14,7 +14,9 @@ from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import Preempted
 from rankmixer_dist.parallel.comm_time import CommTimer
 from rankmixer_dist.parallel.topology import Topology, sum_over_ranks
+from rankmixer_dist.train.loss_range import LossRange, label_counts
 from rankmixer_dist.train.non_finite import NonFiniteRows
+from rankmixer_dist.train.peak import Peak
 from rankmixer_dist.train.schedule import LearningRate
 from rankmixer_dist.train.step import StepResult
 from rankmixer_dist.train.stopwatch import Stopwatch
@@ -35,7 +37,7 @@ class Plan:
     """How long a run is, what its learning rates are and how it is measured.
 
     `checkpoint_epochs`: also save at the end of each epoch. `flops_per_row`: of a training step's dense part;
-    `peak_flops`: of one rank's device, None if unknown.
+    `peak`: of one rank's device.
     """
 
     epochs: int
@@ -48,7 +50,7 @@ class Plan:
     tasks: tuple[str, ...]
     task_weights: tuple[float, ...]
     flops_per_row: int
-    peak_flops: float | None
+    peak: Peak
 
 
 @dataclass
@@ -93,6 +95,7 @@ def run_loop(
     topology: Topology,
     stopwatch: Stopwatch,
     non_finite: NonFiniteRows,
+    loss_range: LossRange,
     hooks: Hooks,
 ) -> Progress:
     """Trains from `progress` to the end of the plan, or until it is asked to stop; saves now and then and at the end.
@@ -103,7 +106,7 @@ def run_loop(
         UserError: the loss is no longer finite; names the step and where the rows' ids are.
         Preempted: the run was asked to stop, and its state is saved.
     """
-    interval = _Interval(plan, topology, stopwatch, non_finite)
+    interval = _Interval(plan, topology, stopwatch, non_finite, loss_range)
     saved = progress.step
     rates: dict[str, float] = {}  # of the newest step
 
@@ -155,15 +158,23 @@ def run_loop(
 class _Interval:
     """Sums what happened since the last log line."""
 
-    def __init__(self, plan: Plan, topology: Topology, stopwatch: Stopwatch, non_finite: NonFiniteRows) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        topology: Topology,
+        stopwatch: Stopwatch,
+        non_finite: NonFiniteRows,
+        loss_range: LossRange,
+    ) -> None:
         self._plan, self._topology, self._stopwatch = plan, topology, stopwatch
-        self._non_finite = non_finite
+        self._non_finite, self._loss_range = non_finite, loss_range
         self._comm_s: float | None = None
         self._own_s: float | None = None
         self._reset()
 
     def _reset(self) -> None:
-        self._losses = torch.zeros(len(self._plan.tasks), device=self._topology.device)
+        # [3, K]: summed losses, rows with a known label, positive rows.
+        self._sums_3K = torch.zeros(3, len(self._plan.tasks), device=self._topology.device)
         self._rows, self._steps, self._skipped, self._wait_s = 0.0, 0, 0, 0.0
         self._start = time.perf_counter()
 
@@ -200,21 +211,22 @@ class _Interval:
             return
         self._non_finite.add(step, batch, result.bad_B)
         # A batch's loss is a mean over its own weight; the interval's is the mean over all its rows.
-        self._losses += result.losses_K * batch.global_weight
+        self._sums_3K[0] += result.losses_K * batch.global_weight
+        self._sums_3K[1:] += label_counts(batch)
         self._rows += batch.global_weight
 
     def close(self, progress: Progress, *, lr: float, sparse_lr: float) -> dict[str, Any]:
         plan = self._plan
         parts = self._stopwatch.totals()
-        summed = sum_over_ranks(self._losses)
-        losses = (summed / self._rows).tolist() if self._rows else [math.nan] * len(plan.tasks)  # all were left out
+        summed, *counts = sum_over_ranks(self._sums_3K).tolist()
+        # All batches may have been left out.
+        losses = [value / self._rows if self._rows else math.nan for value in summed]
         seconds = time.perf_counter() - self._start
         loss = math.fsum(weight * value for weight, value in zip(plan.task_weights, losses, strict=True))
         if self._rows and not math.isfinite(loss):
             self._non_finite.stop()
         self._non_finite.clear()
         rate = self._rows / seconds
-        peak = plan.peak_flops and plan.peak_flops * self._topology.world_size
         line = {
             "step": progress.step,
             "epoch": progress.position.epoch,
@@ -224,9 +236,10 @@ class _Interval:
             "lr": lr,
             "sparse_lr": sparse_lr,
             "samples_per_s": rate,
-            "mfu": rate * plan.flops_per_row / peak if peak else None,
+            "mfu": plan.peak.share(rate * plan.flops_per_row / self._topology.world_size),
             "steps": self._steps,
             "skipped_steps": self._skipped,
+            "tasks_out_of_range": len(self._loss_range.judge(progress.step, summed, counts)),
             "step_s": seconds / self._steps,
             "data_wait_s": self._wait_s / self._steps,
             "data_wait_share": self._wait_s / seconds,

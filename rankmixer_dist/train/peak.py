@@ -10,14 +10,34 @@ _SIDE = 1024
 _SECONDS = 0.3
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s that one rank's device can do in `dtype`; None for a GPU that the table does not know.
+class Peak:
+    """FLOP/s that one rank's device can do in `dtype`.
 
-    A CPU has no sheet figure for the share of cores that a rank gets, so a square GEMM is timed for 0.3 s and the
-    best repetition counts; all ranks should measure at the same time, as they train at the same time.
+    A CPU has no sheet figure for the share of cores that a rank gets, so it is measured; all ranks should be made at
+    the same time, as they train at the same time. What is measured while others use the machine is too low: a rate
+    that passes it shows that, and it is measured again.
     """
-    if device.type == "cuda":
-        return cost.peak_flops(torch.cuda.get_device_name(device), str(dtype).removeprefix("torch."))
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._dtype, self._measured = dtype, device.type != "cuda"
+        if self._measured:
+            self._flops: float | None = measured_peak(dtype)
+        else:
+            name = torch.cuda.get_device_name(device)
+            self._flops = cost.peak_flops(name, str(dtype).removeprefix("torch."))
+
+    def share(self, rate: float) -> float | None:
+        """Share of the peak that `rate`, FLOP/s of one rank, is; None for a GPU that the table does not know."""
+        if self._flops is None:
+            return None
+        if self._measured and rate > self._flops:
+            # What was done can be done, whatever a second measurement beside other work says.
+            self._flops = max(measured_peak(self._dtype), rate)
+        return rate / self._flops
+
+
+def measured_peak(dtype: torch.dtype) -> float:
+    """FLOP/s of a square GEMM on this CPU, which is timed for 0.3 s and of which the best repetition counts."""
     left = torch.randn(_SIDE, _SIDE, dtype=dtype)
     right = torch.randn(_SIDE, _SIDE, dtype=dtype)
     best, end = float("inf"), time.perf_counter() + _SECONDS

@@ -24,12 +24,14 @@ from rankmixer_dist.train.build import (
     expert_grid_of,
     learning_rate,
     spread_out,
+    starting_rates,
 )
 from rankmixer_dist.train.checkpoint import resume
 from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
+from rankmixer_dist.train.loss_range import LossRange
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.non_finite import NonFiniteRows
-from rankmixer_dist.train.peak import peak_flops
+from rankmixer_dist.train.peak import Peak
 from rankmixer_dist.train.routing import Routing
 from rankmixer_dist.train.run_dir import check_run_dir, claim_run_dir, only_job, write_json
 from rankmixer_dist.train.run_hooks import RunHooks
@@ -146,6 +148,7 @@ def _train(
             topology=topology,
             stopwatch=stopwatch,
             non_finite=NonFiniteRows(config.run_dir, topology, resume_step=progress.step),
+            loss_range=LossRange(plan.tasks, starting_rates(config.features, data), speaks=topology.is_first),
             hooks=hooks,
         )
 
@@ -181,7 +184,7 @@ def _plan(
         tasks=tuple(config.features.tasks),
         task_weights=tuple(task.weight for task in config.features.tasks.values()),
         flops_per_row=flops_per_row,
-        peak_flops=peak_flops(topology.device, dtype),
+        peak=Peak(topology.device, dtype),
     )
 
 

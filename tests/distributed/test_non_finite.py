@@ -59,7 +59,7 @@ class Ended:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def ended(request, launch, small_config, bad_rows):
-    """Nine runs in one start, on one rank and on two: the bad rows lie on one of them."""
+    """Ten runs in one start, on one rank and on two: the bad rows lie on one of them."""
     ranks = request.param
     rows = [row for of_step in bad_rows.values() for row in of_step]
 
@@ -74,6 +74,7 @@ def ended(request, launch, small_config, bad_rows):
     skip, stop = "train.on_non_finite=skip", "train.on_non_finite=stop"
     cases = {
         "absent": case("absent", "absent", "train.max_steps=12", "train.log_every=2"),
+        "diverged": case("diverged", "absent", "dense.lr=1000", "train.max_steps=12", "train.log_every=2"),
         "skip": case("skip", "overflow", skip, "train.max_steps=14", "train.log_every=2", "checkpoint.every=7"),
         "explode": case("explode", "explode", skip, "train.max_steps=25", "checkpoint.every=2"),
     }
@@ -143,9 +144,23 @@ def test_lost_weights_are_not_saved_and_end_the_run(ended):
         assert error.startswith("10 batches in a row have a loss that is not finite, the last at step 17 with 128 bad")
     assert ended.saved("explode") == [4, 6]
     assert all(tensor.isfinite().all() for key, tensor in ended.tensors("explode").items() if "random" not in key)
-    refused = [line for line in ended.process.stderr.splitlines() if line.startswith("warning: ")]
+    refused = [line for line in ended.process.stderr.splitlines() if line.startswith("warning: ") and "saved" in line]
     assert len(refused) == 5  # steps 8 to 16
     assert all("not saved, step-00000006 is kept" in line and line.endswith("is not finite") for line in refused)
+
+
+def test_a_loss_that_leaves_its_range_is_told_once_and_stands_in_the_report(ended):
+    assert ended.errors["diverged"] == [None] * ended.ranks
+    told = [line for line in ended.process.stderr.splitlines() if "left its range" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning: step 2: the loss left its range: ")
+    assert "finish " in told[0] and "lower dense.lr or sparse.lr" in told[0]
+    out = [line["tasks_out_of_range"] for line in ended.lines("diverged")]
+    assert out[0] > 0 and max(out) == 3
+    assert not any(line["tasks_out_of_range"] for name in ("absent", "skip") for line in ended.lines(name))
+    page = render_report(ended.run_dir("diverged")).read_text()
+    assert f"in {sum(map(bool, out))} of {len(out)} lines, from step 2 to" in page
+    assert "left its range" not in render_report(ended.run_dir("absent")).read_text()
 
 
 def test_lost_weights_give_no_figures(ended):

@@ -107,15 +107,18 @@ def test_a_run_that_never_measured_has_no_best(saved):
 def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path, one_rank, capfd):
     saver = Saver(tmp_path, one_rank, keep=1)
     saver.save(about(1), pieces(1))
-    for step, lost in ((2, float("nan")), (3, float("inf"))):
+    losses = (("weight", float("nan")), ("weight", float("inf")), ("sum", float("inf")), ("sum", float("nan")))
+    for step, (kind, lost) in enumerate(losses, start=2):
         table = torch.ones(40)
         table[7] = lost
-        saver.save(about(step), [*pieces(step), whole("tables/tag.weight", table)])
+        # A rank may hold no rows at all, and counts are no floats.
+        none, count = whole("tables/none.sum", torch.ones(0)), whole("routing/steps", torch.tensor([7]))
+        saver.save(about(step), [*pieces(step), none, count, whole(f"tables/tag.{kind}", table)])
         saver.wait()
         assert steps(tmp_path) == [1]
-        refused = "not saved, step-00000001 is kept: tables/tag.weight is not finite\n"
+        refused = f"not saved, step-00000001 is kept: tables/tag.{kind} is not finite\n"
         assert capfd.readouterr().err.endswith(refused)
-    with pytest.raises(UserError, match="step-00000003: not saved"):
+    with pytest.raises(UserError, match="step-00000005: not saved"):
         saver.finish()
 
 

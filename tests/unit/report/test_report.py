@@ -292,6 +292,15 @@ def test_steps_left_out_are_told_and_their_lines_have_no_loss(tmp_path: Path) ->
     assert "Throughput" in as_text(rendered(tmp_path))
 
 
+def test_a_loss_that_left_its_range_is_told(tmp_path: Path) -> None:
+    write_log(tmp_path, [log_line(step, tasks_out_of_range=tasks) for step, tasks in ((10, 0), (20, 1), (30, 2))])
+    told = f"The loss of up to 2 of {len(TASKS)} tasks left its range"
+    text = as_text(rendered(tmp_path))
+    assert told in text and "in 2 of 3 lines, from step 20 to 30." in text
+    write_log(tmp_path, [log_line(step, tasks_out_of_range=0) for step in (10, 20)])
+    assert "left its range" not in as_text(rendered(tmp_path))
+
+
 def test_one_log_line_without_any_figure(tmp_path: Path) -> None:
     write_log(tmp_path, [{"step": 1}])
     assert "1 log line up to step 1." in as_text(rendered(tmp_path)) and "<svg" not in rendered(tmp_path)

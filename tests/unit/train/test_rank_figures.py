@@ -21,7 +21,10 @@ def figure(median: float, largest: float) -> dict[str, Any]:
             {"own_s": figure(0.4, 0.7), "data_wait_s": figure(0.0, 0.2)},
             "rank 3 on h1 computes 0.7 s a step, the median rank 0.4 s",
         ),
-        ({"own_s": figure(0.4, 0.4), "mem_gb": figure(2.0, 3.1)}, "rank 3 on h1 takes 3.1 GiB, the median rank 2.0 GiB"),
+        (
+            {"own_s": figure(0.4, 0.4), "mem_gb": figure(2.0, 3.1)},
+            "rank 3 on h1 takes 3.1 GiB, the median rank 2.0 GiB",
+        ),
     ],
 )
 def test_what_stands_out(ranks, told):
