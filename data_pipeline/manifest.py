@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +23,7 @@ from rankmixer_dist.schema import (
     Schema,
     Strict,
 )
+from rankmixer_dist.small_file import write_text
 
 MANIFEST_NAME = "manifest.json"
 # Of the shards' bytes too: 3 = the manifest carries a checksum of itself, and the shards one of every page; 4 = an id
@@ -112,9 +112,8 @@ class Manifest(Strict):
     def write(self, folder: Path) -> None:
         """Writes `manifest.json`, complete or not at all, with a checksum of its own content under `checksum`."""
         content = self.model_dump(mode="json")
-        aside = folder / (MANIFEST_NAME + ".partial")
-        aside.write_text(json.dumps({"checksum": json_checksum(content), **content}, indent=1) + "\n")
-        os.replace(aside, folder / MANIFEST_NAME)
+        text = json.dumps({"checksum": json_checksum(content), **content}, indent=1) + "\n"
+        write_text(folder / MANIFEST_NAME, text)
 
 
 def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:

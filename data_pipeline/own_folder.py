@@ -32,12 +32,16 @@ class OwnFolder:
             parent.mkdir(parents=True, exist_ok=True)
             self.path = parent.resolve() / f"{prefix}{secrets.token_hex(_TOKEN_BYTES)}"
             self.path.mkdir()
-            self._mark = (self.path / OWNER_NAME).open("w")
-            with suppress(OSError):  # this file system has no locks, and nobody will remove what cannot be judged
-                fcntl.flock(self._mark, fcntl.LOCK_EX)
-            # After the lock: whoever reads the file can rely on it.
-            json.dump({"boot": _boot(), "host": socket.gethostname(), "process": os.getpid()}, self._mark)
-            self._mark.flush()
+            try:
+                self._mark = os.open(self.path / OWNER_NAME, os.O_CREAT | os.O_RDWR, 0o644)
+                with suppress(OSError):  # this file system has no locks, and nobody will remove what cannot be judged
+                    fcntl.flock(self._mark, fcntl.LOCK_EX)
+                # After the lock: whoever reads the file can rely on it.
+                owner = {"boot": _boot(), "host": socket.gethostname(), "process": os.getpid()}
+                os.write(self._mark, json.dumps(owner).encode())
+            except OSError:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
 
     def publish(self, final: Path) -> None:
         """Gives the folder, which is complete, its name; it is nobody's from then on.
@@ -49,9 +53,9 @@ class OwnFolder:
         (final / OWNER_NAME).unlink()
 
     def remove(self) -> None:
-        """Removes the folder, if it is still this process's."""
+        """Removes the folder, if it is still this process's; once."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self._mark.close()
+        os.close(self._mark)
 
     def __enter__(self) -> Self:
         return self

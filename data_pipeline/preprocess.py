@@ -22,7 +22,7 @@ from data_pipeline.stages import OrderReport, ReadReport, Recipe, block_range, o
 from data_pipeline.time_found import TimeFound
 from data_pipeline.transforms import DETAIL, DUPLICATE, REASON
 from rankmixer_dist.config import RunConfig, SyntheticSource
-from rankmixer_dist.errors import UserError, disk_errors_told
+from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import TIMESTAMP, NumericFeature
 
 
@@ -67,8 +67,7 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
             with reporter.stage(f"start the {config.data.job} job", None):
                 job = open_job(config.data.job)
         manifest = _Preparation(config, source, job, aside.path, reporter).run(units, prepared_from)
-        with disk_errors_told(aside.path):
-            manifest.write(aside.path)
+        manifest.write(aside.path)
         try:
             aside.publish(folder)
         except OSError as error:

@@ -106,9 +106,10 @@ def run(config: RunConfig) -> None:
             rows,
             count_values=partial(value_counts, config.data.prepared, manifest, **ranks),
         )
-        if result is not None:
-            show(result)
-            print(f"report: {render_report(config.run_dir)}")
+        with failing_together():
+            if result is not None:
+                show(result)
+                print(f"report: {render_report(config.run_dir)}")
 
 
 def check(config: RunConfig) -> tuple["Manifest", list[str]]:

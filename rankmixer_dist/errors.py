@@ -38,9 +38,10 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def disk_errors_told(path: Path, mend: str = "free some space, or name another place") -> Iterator[None]:
+def disk_errors_told(path: Path, kind: type[UserError] = UserError) -> Iterator[None]:
     """Raises an `OSError` of the block, which writes to `path` (a full disk, a missing right), as a `UserError`."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({one_line(error)}); {mend}") from error
+        mend = "free some space, or name another place"
+        raise kind(f"{path}: cannot be written ({one_line(error)}); {mend}") from error

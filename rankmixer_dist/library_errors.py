@@ -5,6 +5,9 @@ The classes are known by name, so that none of the libraries is imported.
 
 import errno
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rankmixer_dist.errors import one_line
 
@@ -68,6 +71,22 @@ def explain(error: BaseException) -> str | None:
         path = re.search(r"/[^\s'\"]+", str(error))
         return f"{said}; mend or replace {path[0].rstrip('.,:;')}" if path else None
     return next((line.format(said=said) for name, line in _BY_CLASS.items() if name in _names(error)), None)
+
+
+@contextmanager
+def quiet_board() -> Iterator[None]:
+    """Inside the block, TensorBoard's thread that cannot write prints no traceback: its owner's next call raises it."""
+    before = threading.excepthook
+
+    def told(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            before(args)
+
+    threading.excepthook = told
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _of_system(error: OSError) -> str | None:

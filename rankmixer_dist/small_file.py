@@ -2,10 +2,11 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.errors import UserError, disk_errors_told, one_line
 
 MAX_BYTES = 256 << 20
 
@@ -54,6 +55,23 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} not JSON ({one_line(error)})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in UTF-8, complete or not at all: what was there stands until then, and nothing else is left.
+
+    Raises:
+        UserError: it cannot be written: a full disk, a missing right.
+    """
+    aside = path.with_name(path.name + ".partial")
+    with disk_errors_told(path):
+        try:
+            aside.write_text(text, encoding="utf-8")
+            os.replace(aside, path)
+        except OSError:
+            with suppress(OSError):
+                aside.unlink()
+            raise
 
 
 def require_place(folder: Path, key: str) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.errors import UserError, disk_errors_told
 
 
 class LineFile:
@@ -18,28 +19,35 @@ class LineFile:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            self._file.truncate(len(whole))
+        with disk_errors_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without a buffer: it would keep what a full disk did not take, and try again at the end.
+            self._file = path.open("a+b", buffering=0)
+            self._file.seek(0)
+            content = self._file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                self._file.truncate(len(whole))
         self.lines = [_parsed(path, number, line) for number, line in enumerate(whole.splitlines(), start=1)]
 
     def append(self, line: dict[str, Any]) -> None:
         """One more line, which stays even if the power fails.
 
         Raises:
-            UserError: the disk is full, or worse.
+            UserError: the disk is full, or worse; the file is as it was.
         """
-        try:
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({one_line(error)}); free some space") from error
+        left = json.dumps(line).encode() + b"\n"
+        before = os.fstat(self._file.fileno()).st_size
+        with disk_errors_told(self._path):
+            try:
+                while left:  # a disk that is nearly full takes a part
+                    left = left[self._file.write(left) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    self._file.truncate(before)
+                raise
         self.lines.append(line)
 
     def close(self) -> None:

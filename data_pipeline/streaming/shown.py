@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data_pipeline.streaming.state import State
 from data_pipeline.streaming.windows import WindowPlan
+from rankmixer_dist.errors import disk_errors_told
+from rankmixer_dist.library_errors import quiet_board
 from rankmixer_dist.metrics import Window
 from rankmixer_dist.report.stream_page import StreamView, WindowView, render_stream
 
@@ -22,7 +25,8 @@ _FIGURES = ("auc", "pr_auc", "uauc", "logloss", "ne", "calibration")
 class Shown:
     """Tells on stderr, in `tensorboard/stream/` and in `stream.html` of the run directory.
 
-    TensorBoard is written anew from what was told before: a killed evaluation may have left half of it.
+    TensorBoard is written anew from what was told before: a killed evaluation may have left half of it. What cannot be
+    written raises a `UserError`.
 
     Args:
         refresh_s: how often the page is written and reloads itself.
@@ -38,9 +42,12 @@ class Shown:
             columns = (TextColumn("[bold]score"), BarColumn(bar_width=None), TextColumn("{task.fields[figures]}"))
             self._bar = Progress(*columns, TimeElapsedColumn(), console=self._console)
             self._task = self._bar.add_task("score", total=None, figures="")
-        folder = run_dir / "tensorboard" / "stream"
-        shutil.rmtree(folder, ignore_errors=True)
-        self._board = SummaryWriter(str(folder))
+        self._folder = run_dir / "tensorboard" / "stream"
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._quiet = ExitStack()
+        self._quiet.enter_context(quiet_board())
+        with disk_errors_told(self._folder):
+            self._board = SummaryWriter(str(self._folder))
         for line in state.lines:
             self._draw(line)
 
@@ -52,7 +59,8 @@ class Shown:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._board.close()
+        with self._quiet, disk_errors_told(self._folder):
+            self._board.close()
 
     def say(self, text: str) -> None:
         """A line for a person who watches."""
@@ -117,11 +125,12 @@ class Shown:
             return
         window = self._plan.named(line["start"])
         step = (window.start - self._plan.start_ms) // self._plan.length_ms
-        for task, figures in line["tasks"].items():
-            for name in _FIGURES:
-                if figures[name] is not None:
-                    self._board.add_scalar(f"{task}/{name}", figures[name], step, walltime=window.start / 1000)
-        self._board.flush()
+        with disk_errors_told(self._folder):
+            for task, figures in line["tasks"].items():
+                for name in _FIGURES:
+                    if figures[name] is not None:
+                        self._board.add_scalar(f"{task}/{name}", figures[name], step, walltime=window.start / 1000)
+            self._board.flush()
 
 
 def _view(state: State, window: Window) -> WindowView:

@@ -1,10 +1,11 @@
 """The templates of the pages, and how a page comes to its place."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from rankmixer_dist.small_file import write_text
 
 
 def page_template(name: str, filters: dict[str, Callable[..., str]]) -> Template:
@@ -21,8 +22,6 @@ def page_template(name: str, filters: dict[str, Callable[..., str]]) -> Template
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Writes a page, which is the old one or the new one at any time, and returns its path."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    """Writes a page, which is the old one or the new one at any time, and returns its path; raises as `write_text`."""
+    write_text(path, page)
     return path

@@ -1,6 +1,8 @@
 """Evaluates a run's newest or best checkpoint on a split: predictions, eval.json and the figures themselves."""
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 
 from rankmixer_dist.checkpoint.folder import named_checkpoint
 from rankmixer_dist.config import DTSIConfig, RunConfig
+from rankmixer_dist.errors import disk_errors_told
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, failing_together
@@ -42,8 +45,8 @@ def evaluate(
         The content of eval.json on rank 0, None elsewhere.
 
     Raises:
-        UserError: the run was not trained, or not with this config, its checkpoint is damaged or of another model, or a
-            column to slice by has too many values.
+        UserError: the run was not trained, or not with this config, its checkpoint is damaged or of another model, a
+            column to slice by has too many values, or what comes out cannot be written: what was there then stands.
     """
     share = topology.share_of(config.eval.batch_size)
     keep_freed_memory(topology.device)
@@ -77,16 +80,41 @@ def evaluate(
                 slices=slices if way == "served" else (),
             )
 
-    result = scored("served", config.run_dir / "predictions")
+    aside = config.run_dir / "predictions.partial"
+    try:
+        return _evaluated(config, scored, aside, checkpoint)
+    finally:
+        if topology.is_first:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _evaluated(
+    config: RunConfig, scored: Callable[[Way, Path | None], dict[str, Any] | None], aside: Path, checkpoint: Path
+) -> dict[str, Any] | None:
+    """Scores into a folder aside, and puts that in the place of what was there when all is known to be good."""
+    result = scored("served", aside)
     if isinstance(config.model.mixture, DTSIConfig) and config.eval.compare_paths:
         trained = scored("trained", None)
         if result is not None and trained is not None:
             result["routing"]["trained_path"] = _trained_path(result["tasks"], trained["tasks"])
-    if result is None:
-        return None
-    about = {**result, "checkpoint": str(checkpoint.relative_to(config.run_dir)), "split": config.eval.split}
-    write_json(config.run_dir / "eval.json", about)
-    return about
+    with failing_together():
+        if result is not None:
+            result |= {"checkpoint": str(checkpoint.relative_to(config.run_dir)), "split": config.eval.split}
+            _publish(config.run_dir, aside, result)
+    return result
+
+
+def _publish(run_dir: Path, aside: Path, about: dict[str, Any]) -> None:
+    """Puts predictions and eval.json in the place of those of before, which stand where the new ones have no room."""
+    figures, predictions, old = (run_dir / name for name in ("eval.json.new", "predictions", "predictions.old"))
+    write_json(figures, about)
+    with disk_errors_told(predictions):
+        shutil.rmtree(old, ignore_errors=True)
+        if predictions.exists():
+            os.replace(predictions, old)
+        os.replace(aside, predictions)
+        os.replace(figures, run_dir / "eval.json")
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def open_model(config: RunConfig, topology: Topology, checkpoint: Path, *, rows_per_rank: int) -> tuple[Tables, Ranker]:

@@ -15,8 +15,9 @@ import yaml
 from rankmixer_dist.checkpoint.about import ABOUT_NAME, read_about
 from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
 from rankmixer_dist.config import MANNER, RunConfig
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.identity import Difference, Rename, first_difference, in_order_of, order_of
+from rankmixer_dist.small_file import write_text
 
 _PLACES = {"name", "source.path", "data.prepared", "train.start_from.run"}
 """Where things lie and what they are called. Checkpoints know their data by its content."""
@@ -39,9 +40,11 @@ def only_job(run_dir: Path, does: str = "trains") -> Iterator[None]:
     Raises:
         UserError: another job `does` its work here; says where it runs.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / LOCK_NAME
-    with path.open("a+") as file:
+    with disk_errors_told(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    with opened as file:
         give_up = time.monotonic() + _LOCK_PATIENCE_S
         while True:
             try:
@@ -55,9 +58,10 @@ def only_job(run_dir: Path, does: str = "trains") -> Iterator[None]:
                 time.sleep(0.1)
             except OSError:  # this file system has no locks
                 break
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with disk_errors_told(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield
 
 
@@ -116,15 +120,8 @@ def require_run(config: RunConfig) -> Path:
     return config.run_dir
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file, complete or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text)
-    os.replace(aside, path)
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, complete or not at all."""
+    """Writes JSON, complete or not at all; raises as `write_text` does."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 

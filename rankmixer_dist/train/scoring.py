@@ -1,6 +1,5 @@
 """Scores a split with all ranks: predictions to Parquet, exact metrics to rank 0."""
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from torch import nn
 
 from rankmixer_dist.batch import Batch, Position
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import RankError, UserError, disk_errors_told
 from rankmixer_dist.metrics import TaskMetrics
-from rankmixer_dist.parallel.topology import Topology, all_gather_objects, barrier, gather_objects
+from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together, gather_objects
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, SCORE_PREFIX, TIMESTAMP, USER_ID
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.loop import Epochs
@@ -49,7 +48,7 @@ def score_split(
 
     Args:
         rows: this rank's batches of the split.
-        predictions: folder for the scores, `part-<rank>.parquet`, all parts or none; None to keep the figures alone.
+        predictions: folder for the scores, `part-<rank>.parquet`, made anew; None to keep the figures alone.
         on_batch: told the global batch's rows after each one.
         way: through a mixture of experts.
         slices: columns whose values get figures of their own.
@@ -59,7 +58,7 @@ def score_split(
         `routing` where there are experts, `slices` where there are columns to slice by), None elsewhere.
 
     Raises:
-        UserError: rows have a score that is not finite.
+        UserError: rows have a score that is not finite, or predictions cannot be written.
     """
     writer = _PredictionWriter(predictions, tasks, topology) if predictions is not None else None
     scored = {task: TaskMetrics() for task in tasks}
@@ -98,7 +97,7 @@ def score_split(
             f"{lost_rows} of {rows.rows} rows have a score that is not finite: the weights have diverged; {ADVICE}"
         )
     if writer is not None:
-        writer.publish()
+        writer.close()
     routed = {} if routing is None else {"routing": routing.summed().figures()}
     states = {
         name: {t: m.to_arrays() for t, m in by_task.items()} for name, by_task in (("scored", scored), ("truth", truth))
@@ -145,29 +144,31 @@ def _merged(parts: list[Any], name: str, task: str) -> TaskMetrics:
 
 
 class _PredictionWriter:
-    """A rank's part of the predictions; they replace older ones once all parts are complete."""
+    """A rank's part of the predictions; all ranks call all methods but `write`.
+
+    Raises:
+        UserError: a rank cannot write its part: a full disk.
+    """
 
     def __init__(self, folder: Path, tasks: tuple[str, ...], topology: Topology) -> None:
-        self._folder, self._topology = folder, topology
-        self._aside = folder.with_name(folder.name + ".partial")
-        if topology.is_first:
-            shutil.rmtree(self._aside, ignore_errors=True)
-            self._aside.mkdir(parents=True)
-        barrier()
+        self._path = folder / f"part-{topology.rank:05d}.parquet"
         columns = [pa.field(name, pa.int64()) for name in (ROW_ID, USER_ID, TIMESTAMP)]
         columns += [pa.field(prefix + task, pa.float32()) for task in tasks for prefix in (LABEL_PREFIX, SCORE_PREFIX)]
         self._columns = pa.schema(columns)
-        self._writer = pq.ParquetWriter(self._aside / f"part-{topology.rank:05d}.parquet", self._columns)
+        with failing_together(), disk_errors_told(folder):
+            if topology.is_first:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+        with failing_together(), disk_errors_told(self._path):
+            self._writer = pq.ParquetWriter(self._path, self._columns)
 
     def write(self, batch: Batch, real: np.ndarray, scores_RK: np.ndarray) -> None:
         columns = [batch.row_id_B.numpy()[real], batch.user_id_B.numpy()[real], batch.timestamp_B.numpy()[real]]
         for place in range(scores_RK.shape[1]):
             columns += [batch.labels_BK.numpy()[real, place], scores_RK[:, place]]
-        self._writer.write_table(pa.table([pa.array(column) for column in columns], schema=self._columns))
+        with disk_errors_told(self._path, RankError):
+            self._writer.write_table(pa.table([pa.array(column) for column in columns], schema=self._columns))
 
-    def publish(self) -> None:
-        self._writer.close()
-        barrier()
-        if self._topology.is_first:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            os.replace(self._aside, self._folder)
+    def close(self) -> None:
+        with failing_together(), disk_errors_told(self._path):
+            self._writer.close()
