@@ -9,6 +9,7 @@ from torch import Tensor
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects
+from rankmixer_dist.train.full_disk import Complaint, RecordFile
 from rankmixer_dist.train.metrics_log import cut_back
 
 FILE_NAME = "non_finite.jsonl"
@@ -29,8 +30,11 @@ class NonFiniteRows:
 
     def __init__(self, run_dir: Path, topology: Topology, *, resume_step: int) -> None:
         self._path, self._topology = run_dir / FILE_NAME, topology
+        complaint = Complaint("the run goes on without these lines until they can be written")
+        self._lines = RecordFile(self._path, complaint)
         if topology.is_first and self._path.exists():
-            cut_back(self._path, resume_step, keep=lambda line: not line["skipped"])
+            with complaint.instead_of_error(self._path):
+                cut_back(self._path, resume_step, keep=lambda line: not line["skipped"])
         self._recent: list[tuple[int, Tensor, Tensor]] = []
         self._skips = 0
 
@@ -77,6 +81,5 @@ class NonFiniteRows:
         rows = sorted(row for of_rank in all_gather_objects(row_ids) for row in of_rank)
         if self._topology.is_first:
             line: dict[str, Any] = {"step": step, "row_ids": rows, "skipped": skipped}
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self._lines.append((json.dumps(line) + "\n").encode())
         return len(rows)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from rankmixer_dist.batch import Batch
-from rankmixer_dist.parallel.topology import Topology, barrier
+from rankmixer_dist.parallel.topology import Topology, failing_together
+from rankmixer_dist.train.full_disk import Complaint
 
 FOLDER_NAME = "rows_trained"
 _NAME = re.compile(r"step-(\d{8,18})\.rank-\d{5,}\.(npy|partial)", re.ASCII)
@@ -23,26 +24,35 @@ class RowAudit:
     def __init__(self, run_dir: Path, topology: Topology, *, resume_step: int) -> None:
         self._folder, self._rank = run_dir / FOLDER_NAME, topology.rank
         self._ids: list[np.ndarray] = []
-        if topology.is_first:
-            self._folder.mkdir(exist_ok=True)
-            for path in self._folder.glob("step-*"):
-                found = _NAME.fullmatch(path.name)
-                if found and (int(found[1]) > resume_step or path.suffix == ".partial"):
-                    path.unlink()
-        barrier()
+        self._complaint = Complaint("its rows are kept for the file of the next checkpoint")
+        with failing_together():
+            if topology.is_first:
+                self._folder.mkdir(exist_ok=True)
+                self._forget(resume_step)
+
+    def _forget(self, resume_step: int) -> None:
+        for path in self._folder.glob("step-*"):
+            found = _NAME.fullmatch(path.name)
+            if found and (int(found[1]) > resume_step or path.suffix == ".partial"):
+                path.unlink()
 
     def add(self, batch: Batch) -> None:
         """The rows of a step that was taken."""
         self._ids.append(batch.row_id_B[batch.weight_B > 0].cpu().numpy())
 
     def write(self, step: int) -> None:
-        """Writes the rows up to `step`."""
+        """Writes the rows up to `step`; on a full disk the next call writes these too, and that is told once."""
         path = self._folder / f"step-{step:08d}.rank-{self._rank:05d}.npy"
         aside = path.with_suffix(".partial")
-        with aside.open("wb") as file:
-            np.save(file, np.concatenate([np.empty(0, np.int64), *self._ids]))
-        os.replace(aside, path)
-        self._ids.clear()
+        with self._complaint.instead_of_error(path):
+            try:
+                with aside.open("wb") as file:
+                    np.save(file, np.concatenate([np.empty(0, np.int64), *self._ids]))
+                os.replace(aside, path)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
+            self._ids.clear()
 
 
 def trained_rows(run_dir: Path) -> np.ndarray:

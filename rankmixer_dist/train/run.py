@@ -27,6 +27,7 @@ from rankmixer_dist.train.build import (
     starting_rates,
 )
 from rankmixer_dist.train.checkpoint import resume
+from rankmixer_dist.train.full_disk import Complaint
 from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
 from rankmixer_dist.train.loss_range import LossRange
 from rankmixer_dist.train.memory import keep_freed_memory
@@ -104,7 +105,7 @@ def _train(
         began = warm_start(begins.others, tables, model, topology, config)
         if topology.is_first:
             print(began, flush=True)
-            write_json(config.run_dir / "start.json", asdict(began))
+            _leave(config.run_dir / "start.json", asdict(began))
     spread_out(config, model, grid)
     moe = config.model.mixture
     routing = None if moe is None else Routing(model, moe, seed=config.seed, device=topology.device)
@@ -200,7 +201,7 @@ def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, A
         hosts.setdefault(host, []).append(rank)
     sizes = {"tables": placed, "bytes_per_rank": per_rank, "dense": dense}
     plan = {"world_size": topology.world_size, "hosts": hosts, **sizes}
-    write_json(config.run_dir / "plan.json", plan)
+    _leave(config.run_dir / "plan.json", plan)
     rows = sum(table.rows for table in config.features.tables.values())
     print(
         f"{config.name}: {topology.world_size} ranks on {topology.device.type}, {config.features.num_tokens} tokens; "
@@ -211,3 +212,9 @@ def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, A
     for table in placed:
         if table["sharding"] != config.sparse.sharding.get(table["name"], table["sharding"]):
             print(f"table {table['name']} is placed {table['sharding']}: {table['reason']}", flush=True)
+
+
+def _leave(path: Path, value: Any) -> None:
+    """Writes what is for later eyes only."""
+    with Complaint("the run goes on without it").instead_of_error(path):
+        write_json(path, value)

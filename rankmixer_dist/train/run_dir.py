@@ -18,6 +18,7 @@ from rankmixer_dist.config import MANNER, RunConfig
 from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.identity import Difference, Rename, first_difference, in_order_of, order_of
 from rankmixer_dist.small_file import write_text
+from rankmixer_dist.train.full_disk import Complaint
 
 _PLACES = {"name", "source.path", "data.prepared", "train.start_from.run"}
 """Where things lie and what they are called. Checkpoints know their data by its content."""
@@ -58,10 +59,9 @@ def only_job(run_dir: Path, does: str = "trains") -> Iterator[None]:
                 time.sleep(0.1)
             except OSError:  # this file system has no locks
                 break
-        with disk_errors_told(path):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+        with suppress(OSError):  # on a full disk, the lock has no name on it
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 
@@ -98,7 +98,15 @@ def claim_run_dir(config: RunConfig) -> Path:
     """Makes the run directory and writes `config.yaml` into it; called by one rank; raises as `check_run_dir` does."""
     check_run_dir(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(config.run_dir / "config.yaml", config.to_yaml())
+    path, text = config.run_dir / "config.yaml", config.to_yaml()
+    try:
+        if not path.exists() or path.read_text() != text:
+            write_text(path, text)
+    except UserError as error:
+        if not path.exists():
+            raise
+        # The one that is there says the same of all that makes the run what it is.
+        Complaint("it stays as it was").tell(path, error)
     return config.run_dir
 
 
