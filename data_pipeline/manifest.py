@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Valid
 
 from rankmixer_dist.checksum import file_checksum, file_inside, json_checksum, open_regular
 from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.identity import first_difference
 from rankmixer_dist.schema import (
     LABEL_PREFIX,
     ROW_ID,
@@ -71,13 +72,14 @@ class Manifest(Strict):
     """Everything a reader needs to know before it opens a shard.
 
     `raw_rows` = rows of all splits + rows set aside by reason. `prepared_from` is the part of the config, and the
-    fingerprint of the raw files, that decide the shards' bytes. `raw_types` are the types that files hold each raw
-    column in.
+    fingerprint of the raw files, that decide the shards' bytes. `meaning` is what `schema_hash` is the checksum of.
+    `raw_types` are the types that files hold each raw column in.
     """
 
     format_version: int = FORMAT_VERSION
     source: str
     schema_hash: str
+    meaning: dict[str, Any] = {}
     columns: dict[str, str]
     row_group_rows: PositiveInt
     splits: dict[str, list[Shard]]
@@ -135,9 +137,14 @@ def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
 
 
 def schema_hash(schema: Schema) -> str:
-    """Identity of what the prepared ids and values mean: tables, features, tasks; no widths, groups or weights.
+    """Checksum of `prepared_meaning`, to which the order of keys is nothing."""
+    return json_checksum(prepared_meaning(schema))
 
-    The order of keys is no part of it, nor is a table's own name where another salts its hash.
+
+def prepared_meaning(schema: Schema) -> dict[str, Any]:
+    """What the prepared ids and values mean: tables, features, tasks; no widths, groups or weights.
+
+    A table stands under the name that salts the hash of its ids: what else it is called is no part of it.
     """
     content = schema.model_dump(mode="json")
     content.pop("groups")
@@ -156,7 +163,7 @@ def schema_hash(schema: Schema) -> str:
         table.pop("salt")
     for task in content["tasks"].values():
         task.pop("weight")
-    return json_checksum(content)
+    return content
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -196,9 +203,11 @@ def read_manifest(folder: Path, schema: Schema) -> Manifest:
     """
     manifest, numerics = load_manifest(folder), schema.of_kind(NumericFeature).keys()
     if manifest.schema_hash != schema_hash(schema):
+        difference = first_difference(manifest.meaning, prepared_meaning(schema)) if manifest.meaning else None
+        key, was, now = difference or ("its checksum", manifest.schema_hash, schema_hash(schema))
         raise UserError(
-            f"{folder / MANIFEST_NAME}: prepared for another schema ({manifest.schema_hash}, the config's is "
-            f"{schema_hash(schema)}); run launch/preprocess.py again or set data.prepared to another folder"
+            f"{folder / MANIFEST_NAME}: prepared for another schema: {key} was {was!r} and is {now!r}; run "
+            "launch/preprocess.py again or set data.prepared to another folder"
         )
     counted = [shard.labelled.keys() for shards in manifest.splits.values() for shard in shards]
     if any(tasks != schema.tasks.keys() for tasks in counted) or manifest.numerics.keys() != numerics:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from data_pipeline import advice
 from data_pipeline.checks import check_columns, check_names, standing_manifest
 from data_pipeline.job import Handle, Job, open_job
-from data_pipeline.manifest import Manifest, prepared_columns, read_manifest, schema_hash
+from data_pipeline.manifest import Manifest, prepared_columns, prepared_meaning, read_manifest, schema_hash
 from data_pipeline.own_folder import OwnFolder, sweep
 from data_pipeline.progress import Reporter
 from data_pipeline.set_aside import SET_ASIDE, SetAside
@@ -100,6 +100,7 @@ class _Preparation:
         return Manifest(
             source=self._source.name,
             schema_hash=schema_hash(schema),
+            meaning=prepared_meaning(schema),
             columns={field.name: str(field.type) for field in prepared_columns(schema, has_truth=has_truth)},
             row_group_rows=self._config.data.row_group_rows,
             splits={name: [result.shard for result in results] for name, results in splits.items()},

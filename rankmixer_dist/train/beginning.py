@@ -59,5 +59,5 @@ def beginning(config: RunConfig, saved: Sequence[Path], data: DataSeen) -> Begin
         return Beginning(data)
     about = describe_checkpoint(others)
     models = Counterparts(*what_it_means(others, about), config.features, config.model, Rename(start.rename))
-    scales = models.with_scales(data, about.data)
-    return Beginning(scales, trained_before=about.trained_until, others=others)
+    scaled = data.model_copy(update={"numerics": data.numerics | models.scales(about.data)})
+    return Beginning(scaled, trained_before=about.trained_until, others=others)

@@ -1,7 +1,7 @@
 """Which parts of another run's model mean the same as this run's, under their names there."""
 
 from rankmixer_dist.config import ModelConfig
-from rankmixer_dist.identity import DataSeen, Rename, bucket_boundaries, first_difference, parts
+from rankmixer_dist.identity import DataSeen, NumericScale, Rename, bucket_boundaries, first_difference, parts
 from rankmixer_dist.schema import NumericFeature, Schema, SequenceFeature
 
 
@@ -32,8 +32,8 @@ class Counterparts:
         if f"table {old}" not in self._their_parts:
             return "not there"
         found = first_difference(self._their_parts[f"table {old}"], self._my_parts[f"table {table}"])
-        cut = {self.there(c): where for c, where in bucket_boundaries(self.mine, table).items()}
         cut_there = bucket_boundaries(self.theirs, old)
+        cut = {c if c in cut_there else self.there(c): w for c, w in bucket_boundaries(self.mine, table).items()}
         hashed = None in cut.values()
         if found is not None and (found[0] != "salt" or hashed):
             key, was, now = found
@@ -104,10 +104,8 @@ class Counterparts:
             or any(self.feature_problem(name) is not None for name in members(self.mine, group))
         ]
 
-    def with_scales(self, mine: DataSeen, theirs: DataSeen) -> DataSeen:
-        """This run's data, with the other's scales of the numerics whose weights are taken: they belong together."""
-        numerics = dict(mine.numerics)
-        for name in self.mine.of_kind(NumericFeature):
-            if self.feature_problem(name) is None:
-                numerics[name] = theirs.numerics[self.old_name("feature", name)]
-        return mine.model_copy(update={"numerics": numerics})
+    def scales(self, theirs: DataSeen) -> dict[str, NumericScale]:
+        """The scales that go with the weights of numerics, by their name here; none of one that was constant there."""
+        names = [name for name in self.mine.of_kind(NumericFeature) if self.feature_problem(name) is None]
+        found = {name: theirs.numerics[self.old_name("feature", name)] for name in names}
+        return {name: scale for name, scale in found.items() if scale.std > 0}

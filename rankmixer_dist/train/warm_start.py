@@ -17,7 +17,6 @@ from rankmixer_dist.errors import UserError
 from rankmixer_dist.identity import Rename
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.pieces import Piece, dense_key, whole
-from rankmixer_dist.schema import NumericFeature
 from rankmixer_dist.sparse.shard import Tables, table_key, table_pieces
 from rankmixer_dist.train.counterparts import Counterparts
 from rankmixer_dist.train.meaning import what_it_means
@@ -112,7 +111,7 @@ def warm_start(checkpoint: Path, tables: Tables, module: nn.Module, topology: To
         dense=whole_ones,
         partly=[name for name in runs if runs[name] and name not in whole_ones],
         fresh_dense=fresh_dense,
-        scales=[name for name in config.features.of_kind(NumericFeature) if models.feature_problem(name) is None],
+        scales=[*models.scales(about.data)],
         renamed=renamed,
         unused=sorted({*about.shapes, *models.theirs.tables} - used),
         changed_groups=models.changed_groups(),

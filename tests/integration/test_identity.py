@@ -312,3 +312,45 @@ def test_a_run_that_is_made_longer_keeps_its_rates(runs, capsys):
     capsys.readouterr()
     runs.train(runs.config("steady", **{"train.max_steps": 3}))
     assert "learning rates" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [{}, {"model.tokenizer.hidden_ratio": 0.5, "model.tokenizer.global_token": False}]
+)
+def test_tasks_features_and_groups_find_their_weights_wherever_they_stand(runs, tokenizer):
+    """A new feature says nothing yet, and a new task is nobody else's: the old tasks score as before."""
+    name = f"found{len(tokenizer)}"
+    runs.train(runs.config(name, **tokenizer, **{"train.max_steps": 6}))
+    expected = runs.scores(runs.config(name, **tokenizer, **{"train.max_steps": 6}))
+    features = json.loads(json.dumps(runs.base["features"]))
+    features["tables"]["again"] = {"rows": 32, "dim": 8, "ids": "identity"}
+    again = {"kind": "id", "column": "hour", "table": "again", "group": "video"}
+    features["features"] = {"again": again, **shuffled(features, 1)["features"]}
+    features["groups"] = shuffled(features, 2)["groups"]
+    features["tasks"] = {"liked_again": {"column": "like"}, "like": {}, "finish": {}}
+    new = {"data.prepared": str(runs.folder / "prepared_again"), "sparse.init_scale": 1e-12}
+    start = {"train.start_from.run": str(runs.config(name).run_dir)}
+    config = runs.config(f"{name}_again", features=features, **tokenizer, **new, **start, **STILL)
+    preprocess(config, progress=False)
+    runs.train(config)
+    began = json.loads((config.run_dir / "start.json").read_text())
+    assert began["fresh_tables"] == {"again": "not there"}
+    assert began["fresh_dense"] == []
+    assert {name.partition(".")[0] for name in began["partly"]} == {"heads", "tokenizer"}
+    found = runs.scores(config)
+    assert differs(found, {task: expected[task] for task in ("like", "finish")}) < 1e-6
+    assert np.abs(found["liked_again"] - expected["like"]).max() > 1e-2
+
+
+@pytest.mark.thorough
+def test_a_stream_is_scored_by_the_order_that_the_run_has(runs, expected, launch):
+    features = shuffled(runs.base["features"], 5)
+    start = {"stream.start": "2026-01-07T00:00:00Z", "stream.actors": 0, "stream.stop_after_idle_s": 0.5}
+    config = runs.config(features=features, **start)
+    path = runs.folder / "stream.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    ended = launch.python("launch/stream_evaluate.py", str(path))
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    files = sorted((config.run_dir / "stream" / "scores").glob("*/*.parquet"))
+    table = pq.read_table(files[0].parent).sort_by("row_id")
+    assert same({task: table[SCORE_PREFIX + task].to_numpy() for task in expected}, expected)

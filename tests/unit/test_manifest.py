@@ -13,6 +13,7 @@ from data_pipeline.manifest import (
     NumericStatistics,
     Shard,
     prepared_columns,
+    prepared_meaning,
     read_manifest,
     schema_hash,
     verify_checksums,
@@ -64,6 +65,7 @@ def standing(tmp_path):
     manifest = Manifest(
         source="test",
         schema_hash=schema_hash(schema_with()),
+        meaning=prepared_meaning(schema_with()),
         columns={"x": "int64"},
         row_group_rows=100,
         splits={"train": [shard, shard.model_copy(update={"path": "train-00001.parquet"})], "test": []},
@@ -167,7 +169,7 @@ def test_another_meaning_of_the_columns_is_another_hash(standing, change):
         change = change | {"tables": {"video": DECLARED["tables"]["video"]}}
     other = schema_with(**change)
     assert schema_hash(other) != schema_hash(schema_with())
-    with pytest.raises(UserError, match="another schema"):
+    with pytest.raises(UserError, match=r"another schema: (tables|features|tasks)\.[\w.]+ was .* and is .*; run"):
         read_manifest(standing[0], other)
 
 
