@@ -136,6 +136,9 @@ class KuaiRandLog:
         """
         sequences = _read_side(self._sequences[0])
         require_columns(self._sequences[0], sequences.column_names, (USER_ID, *_HISTORY))
+        for name in LISTS.values():
+            found = {sequences.schema.field(name).type: self._sequences[0]}
+            require_types(name, found, _is_list_of_integers, "lists of integers")
         users, videos = _read_side(self._users), _read_side(self._videos)
         require_columns(self._users, users.column_names, [USER_ID])
         require_columns(self._videos, videos.column_names, ["video_id"])
@@ -255,6 +258,10 @@ def _join_key(ids: pa.ChunkedArray) -> pa.Array:
 
 def _comparable(kind: pa.DataType) -> bool:
     return kinds.is_number(kind) or kinds.is_text(kind) or kinds.is_time(kind)
+
+
+def _is_list_of_integers(kind: pa.DataType) -> bool:
+    return kinds.is_list(kind) and kinds.is_integer(kind.value_type)
 
 
 def _unknown_to_null(rows: pa.Table) -> pa.Table:

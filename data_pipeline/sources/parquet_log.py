@@ -82,8 +82,7 @@ class ParquetLog:
         if unit.unreadable is not None:
             raise UnreadableError(unit.unreadable)
         try:
-            # Dates beyond the year 2262 do not fit into the nanoseconds that the old int96 is read as by default.
-            with pq.ParquetFile(unit.path, coerce_int96_timestamp_unit="ms") as file:
+            with _open(unit.path) as file:
                 table = file.read_row_group(unit.row_group, columns=self.columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise UnreadableError(
@@ -183,10 +182,15 @@ def read_footers(paths: Sequence[Path]) -> list[Footer | str]:
 
 def _read_footer(path: Path, schemas: dict[bytes, pa.Schema]) -> Footer | str:
     try:
-        with pq.ParquetFile(path) as file:
+        with _open(path) as file:
             # Not `metadata.schema`, which would keep the metadata in a cycle, and so in memory.
             metadata, schema = file.metadata, file.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException) as error:
         return f"{path}: not a readable Parquet file: {one_line(error)}"
     rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     return Footer(rows, schemas.setdefault(schema.serialize().to_pybytes(), schema))
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    # Dates beyond the year 2262 do not fit into the nanoseconds that the old int96 is read as by default.
+    return pq.ParquetFile(path, coerce_int96_timestamp_unit="ms")

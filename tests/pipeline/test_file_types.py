@@ -261,8 +261,9 @@ def test_dates_of_old_writers_beyond_2262_are_what_they_say(tmp_path):
     late = pa.array([32_503_680_000_000, *VALUES["timestamp"][1:]]).cast(pa.timestamp("ms"))
     write(tmp_path / "log", [(replaced("timestamp", late), {"use_deprecated_int96_timestamps": True})])
     source = SmallLog(tmp_path / "log")
-    _, _, report = read_units(tuple(source.units()), Recipe(source, SCHEMA, {"all": (START, START + 1)}), {})
+    _, (aside,), report = read_units(tuple(source.units()), Recipe(source, SCHEMA, {"all": (START, START + 1)}), {})
     assert report.time.last == 32_503_680_000_000
+    assert aside["timestamp"].cast(pa.int64()).to_pylist() == [32_503_680_000_000, *VALUES["timestamp"][1:]]
 
 
 @pytest.fixture
