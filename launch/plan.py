@@ -39,9 +39,12 @@ def main(arguments: list[str]) -> None:
     tables = config.features.tables
     needed = sum(table.bytes for table in tables.values())
     room, machine = machine_room(config)
-    shown.print(f"tables: {needed / 2**30:,.2f} GiB; {machine} has {room / 2**30:,.2f} GiB for tables")
+    available = f"{room / 2**30:,.2f} GiB"
+    shown.print(f"tables: {needed / 2**30:,.2f} GiB; {machine} has {available} for tables")
     if needed > room:
-        shown.print(f"warning: {too_large(tables, room, machine)}; {-(-needed // room):,} machines like it at least")
+        shown.print(
+            f"warning: {too_large(tables, available, machine)}; {-(-needed // room):,} machines like it at least"
+        )
 
 
 def dense_grid(config: RunConfig, cost: DenseCost) -> Grid:

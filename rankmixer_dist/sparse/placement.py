@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError, ShardingOption
+from torchrec.distributed.planner.types import PlannerError, PlannerErrorType, ShardingOption
 from torchrec.distributed.types import BoundsCheckMode, ModuleSharder, ShardingPlan, ShardingType
 
-from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Table
 from rankmixer_dist.sparse.tables import EmbeddingTables
 
@@ -23,6 +23,7 @@ logging.getLogger("torchrec").setLevel(logging.CRITICAL)
 
 TABLE_WISE, ROW_WISE = ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value
 SHARDING_TYPES = (TABLE_WISE, ROW_WISE)
+_NO_ROOM = (PlannerErrorType.INSUFFICIENT_STORAGE, PlannerErrorType.STRICT_CONSTRAINTS, PlannerErrorType.PARTITION)
 _NAMED_TABLES = 3
 _GIB = 2**30
 
@@ -76,7 +77,11 @@ def place(
             plan, explained = _plan(module, sharders, fixed, room)
             told = (plan, "")
         except PlannerError as error:
-            told = (None, _refusal(module.schema.tables, room, dist.get_world_size(), error))
+            if error.error_type not in _NO_ROOM:
+                raise
+            ranks = dist.get_world_size()
+            available = f"{ranks} x {room.memory_bytes / _GIB:,.2f} GiB"
+            told = (None, too_large(module.schema.tables, available, f"{ranks} rank{'s' * (ranks > 1)}"))
     holder = [told]
     dist.broadcast_object_list(holder)
     found, refusal = holder[0]
@@ -135,24 +140,16 @@ def _choices(table: Table, fixed: str | None, ranks: int) -> list[str]:
     return list(SHARDING_TYPES) if fixed is None else [fixed]
 
 
-def _refusal(tables: Mapping[str, Table], room: Room, ranks: int, error: PlannerError) -> str:
-    """The planner's failure as one line with figures and a mend."""
-    # A rank cannot be filled to the last byte: lookups take room too, and a table that stays whole needs one rank.
-    if sum(table.bytes for table in tables.values()) < room.memory_bytes / 2:
-        return f"the tables cannot be placed on {ranks} ranks: {one_line(error)}"
-    return too_large(tables, room.memory_bytes * ranks, f"{ranks} rank{'s' * (ranks > 1)}")
-
-
-def too_large(tables: Mapping[str, Table], memory_bytes: int, where: str) -> str:
+def too_large(tables: Mapping[str, Table], available: str, where: str) -> str:
     """One line that says what tables need, what there is and what to change."""
     sizes = sorted(((table.bytes, name) for name, table in tables.items()), reverse=True)
     named = [f"{name} {size / _GIB:,.2f} GiB" for size, name in sizes[:_NAMED_TABLES]]
     rest = [f"{len(sizes) - _NAMED_TABLES} more"] if len(sizes) > _NAMED_TABLES else []
     return (
         f"the tables do not fit the memory of {where}: they need {sum(size for size, _ in sizes) / _GIB:,.2f} GiB "
-        f"({', '.join(named + rest)}) and their lookups some more, and there are {memory_bytes / _GIB:,.2f} GiB for "
-        f"tables; set fewer rows or a smaller dim (features.tables.{sizes[0][1]}.rows, .dim), leave large tables out "
-        "of sparse.sharding, or use more machines"
+        f"({', '.join(named + rest)}) and their lookups some more; there are {available} for tables; set fewer rows or "
+        f"a smaller dim (features.tables.{sizes[0][1]}.rows, .dim), leave large tables out of sparse.sharding, or "
+        "use more machines"
     )
 
 

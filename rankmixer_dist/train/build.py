@@ -189,7 +189,7 @@ def build_tables(
     tables: Tables
     if sparse.placement == "local":
         if sum(table.bytes for table in declared.values()) > memory_bytes:
-            raise UserError(too_large(declared, memory_bytes, "one rank"))
+            raise UserError(too_large(declared, f"{memory_bytes / 2**30:,.2f} GiB", "one process"))
         tables = LocalTables(EmbeddingTables(config.features, device=topology.device), settings=settings)
     else:
         tables, plan = shard_tables(

@@ -97,10 +97,10 @@ def _train(
         begins = beginning(config, saved, data)
     model = build_model(config, begins.data, grid=grid)
     cost = model.cost()
+    tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True)
     with failing_together():
         if topology.is_first:
-            claim_run_dir(config)
-    tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True)
+            claim_run_dir(config)  # once it is known that the config can be run here
     if begins.others is not None:
         began = warm_start(begins.others, tables, model, topology, config)
         if topology.is_first:

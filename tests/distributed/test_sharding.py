@@ -1,10 +1,13 @@
 """Sharded tables beside unsharded ones, for sizes at which rows, tables or ids do not reach every rank."""
 
+import itertools
 import json
 
 import pytest
+import torch
+from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 
-from rankmixer_dist.sparse.placement import reaches_all_ranks
+from rankmixer_dist.sparse.placement import ROW_WISE, reaches_all_ranks
 
 TOLERANCE = 2e-6
 """Relative to the largest value of a table or of its accumulators, after four steps; 4.8e-7 seen."""
@@ -25,7 +28,14 @@ def test_all_ranks_refuse_tables_beyond_their_memory(trained, ranks):
     assert len(told) == ranks
     assert set(told) == {told[0]}
     assert told[0].startswith(f"the tables do not fit the memory of {ranks} ranks: they need 0.00 GiB (large")
+    assert f"there are {ranks} x 0.00 GiB for tables" in told[0]
     assert "\n" not in told[0]
+
+
+def test_the_cut_is_the_one_that_torchrec_makes():
+    for rows, ranks in itertools.product(range(2, 120), range(1, 17)):
+        sizes, _ = calculate_shard_sizes_and_offsets(torch.empty(rows, 4, device="meta"), ranks, ranks, ROW_WISE)
+        assert reaches_all_ranks(rows, ranks) == all(size[0] > 0 for size in sizes)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

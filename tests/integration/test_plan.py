@@ -36,7 +36,7 @@ def test_tables_beyond_memory_are_told_by_plan_and_refused_by_training(launch):
     needs = f"they need {needed / 2**30:,.2f} GiB (user 2,533.20 GiB, video 0.00 GiB, author 0.00 GiB, 4 more)"
     for figure in (needs, f"there are {room / 2**30:,.2f} GiB", f"{-(-needed // room):,} machines", "user.rows"):
         assert figure in planned.stdout
-    with pytest.raises(UserError, match="do not fit the memory of one rank: they need 2,533.20 GiB"):
+    with pytest.raises(UserError, match="do not fit the memory of one process: they need 2,533.20 GiB"):
         build_tables(config, Topology(0, 1, 0, 1, torch.device("cpu")), rows_per_rank=8)
 
 
