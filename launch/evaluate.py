@@ -150,7 +150,7 @@ def run_predictions(parsed: argparse.Namespace) -> None:
         write_figures,
     )
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("0", "1"):
         raise UserError("--predictions starts its own workers: call it with python, without a launcher")
     given = {name: value for name, value in vars(parsed).items() if value is not None}
     names = ColumnNames(**{name: given[name] for name in ("user", "label", "score", "weight") if name in given})

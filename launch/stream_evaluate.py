@@ -51,7 +51,7 @@ def run(config: RunConfig) -> None:
 
     stop = _Stop()
     for name in _PROCESSES:
-        if int(os.environ.get(name, 1)) > 1:
+        if os.environ.get(name, "1") not in ("0", "1"):
             raise UserError(
                 f"stream_evaluate.py is started once, with python, but {name} is {os.environ[name]}; stream.actors "
                 "says how many processes score"

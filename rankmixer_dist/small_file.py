@@ -81,6 +81,8 @@ def require_place(folder: Path, key: str) -> None:
         UserError: a part of its path is a file, or this user may not write there; `key` begins the line.
     """
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()  # which a name may be too long for
         there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not there.is_dir():
             raise UserError(f"{key} {folder}: {there} is no folder; move it away, or name another place")

@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rankmixer_dist.checkpoint.about import ABOUT_NAME, read_about
 from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
 from rankmixer_dist.config import MANNER, RunConfig
+from rankmixer_dist.config.yaml_text import read_resolved
 from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.identity import Difference, Rename, first_difference, in_order_of, order_of
 from rankmixer_dist.small_file import write_text
@@ -153,13 +152,13 @@ def in_runs_order(config: RunConfig) -> RunConfig:
 def _order_in(folder: Path) -> dict[str, list[str]] | None:
     """The order of keys that a run directory's newest checkpoint has, or its config, or that of a checkpoint."""
     saved = [folder] if (folder / ABOUT_NAME).exists() else checkpoints(folder)[-1:]
-    with suppress(UserError, OSError, ValueError, AttributeError, yaml.YAMLError):  # whoever opens it tells
+    with suppress(UserError, KeyError, TypeError, AttributeError):  # whoever opens it tells
         if saved:
             return order_of(read_about(saved[0]).config["features"])
-        return order_of(yaml.safe_load((folder / "config.yaml").read_text())["features"])
+        return order_of(read_resolved(folder / "config.yaml")["features"])
     return None
 
 
 def _difference(path: Path, config: RunConfig) -> Difference | None:
     """Of the config in a file and this one, in keys that may not differ."""
-    return first_difference(yaml.safe_load(path.read_text()), config.model_dump(mode="json"), but=CHANGEABLE)
+    return first_difference(read_resolved(path), config.model_dump(mode="json"), but=CHANGEABLE)
