@@ -1,8 +1,16 @@
 """Wrong inputs: configs, overrides, and files in the folders of a run, by name."""
 
 import itertools
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+
+
+def without_features(config: str) -> str:
+    """A config's text without that section."""
+    return re.sub(r"(?ms)^features:.*?(?=^\S)", "", config)
+
 
 BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghij")
@@ -51,9 +59,9 @@ CONFIGS: dict[str, tuple[bytes | Callable[[str], str], str]] = {
     "extends a folder": (b"extends: ..\n", "is a folder"),
     "extends itself": (b"extends: config.yaml\n", "which extends it"),
     "extends a variable": (b"extends: '${oc.env:NOT_SET}'\n", "NOT_SET"),
-    "features of a folder": (lambda good: good.replace("\nfeatures:", "\nfeatures: .. #", 1), "is a folder"),
+    "features of a folder": (lambda good: f"{without_features(good)}features: ..\n", "is a folder"),
     "features that extend a list": (
-        lambda good: good.replace("\nfeatures:", "\nfeatures: {extends: [1]} #", 1),
+        lambda good: f"{without_features(good)}features: {{extends: [1]}}\n",
         "names no file",
     ),
     "a name that is a path": (lambda good: good.replace("name: ", "name: ../", 1), "name: String should match"),
@@ -126,8 +134,6 @@ def as_folder(path: Path) -> None:
 
 def as_pipe(path: Path) -> None:
     """A named pipe that nobody writes into, in the place of a file."""
-    import os
-
     path.unlink()
     os.mkfifo(path)
 

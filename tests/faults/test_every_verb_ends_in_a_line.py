@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
+from rankmixer_dist.checkpoint.about import About, DataPosition
 from rankmixer_dist.config import load_config
+from rankmixer_dist.identity import checksums, parts
 from tests.faults.inputs import CONFIGS, DAMAGES, OVERRIDES, PLACES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,10 +94,16 @@ def good(small_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = yaml.safe_load(small_config.read_text())
     shutil.copytree(config["data"]["prepared"], folder / "prepared")
     _settle(config, folder)
-    run = load_config(folder / "config.yaml").run_dir
-    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    resolved = load_config(folder / "config.yaml")
+    run, checkpoint = resolved.run_dir, resolved.run_dir / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
     (run / "predictions").mkdir()
-    (run / "config.yaml").write_text(load_config(folder / "config.yaml").to_yaml())
+    (run / "config.yaml").write_text(resolved.to_yaml())
+    About(
+        step=1, rows=128, position=DataPosition(epoch=0, row=128), updates=1, moments=(), shapes={}, world_size=1,
+        config=resolved.model_dump(mode="json"), versions={},
+        identity=checksums(parts(resolved.features, resolved.model)),
+    ).write(checkpoint)  # fmt: skip
     figures = dict.fromkeys(("auc", "uauc", "uauc_unweighted", "logloss", "ne", "calibration"), 0.5)
     figures |= {"auc_ci95": [0.4, 0.6], "positives": 5, "users_scored": 3}
     evaluation = {"rows": 9, "split": "test", "checkpoint": "x", "tasks": {"finish": figures}}
@@ -264,7 +272,8 @@ def test_names_and_output_that_ascii_lacks(good: Path, tmp_path: Path) -> None:
     told = json.loads((run / "eval.json").read_text())
     told["tasks"] = {"[bold]caf\xe9 :smile:[/]": told["tasks"]["finish"]}
     (run / "eval.json").write_text(json.dumps(told))
-    env = os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "COLUMNS": "200"}
+    env = os.environ | ascii_only | {"PYTHONPATH": str(ROOT)}
     compare = [sys.executable, ROOT / "launch/compare.py", run]
     shown = subprocess.run(compare, env=env, capture_output=True, text=True, check=True)
-    assert "[bold]caf\\xe9 :smile:[/]" in shown.stdout and not shown.stderr
+    assert "[bold]caf\\xe9 :smile:" in shown.stdout and not shown.stderr, shown.stdout
