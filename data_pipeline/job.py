@@ -7,11 +7,12 @@ and never looks inside; only the small reports come to it.
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from data_pipeline.ray_cluster import join_ray
+from data_pipeline.ray_cluster import join_ray, spill_folder
 from data_pipeline.sources import Unit
 from rankmixer_dist.errors import UserError
 
@@ -99,7 +100,8 @@ class RayJob:
         self._rows_per_task = rows_per_task
 
     def share(self, value: T) -> Handle:
-        return self._ray.put(value)
+        with self._errors_told():
+            return self._ray.put(value)
 
     def rows_per_task(self, rows: int, *, most: int) -> int:
         if self._rows_per_task is not None:
@@ -146,17 +148,29 @@ class RayJob:
         if "RAY_DATA_DEFAULT_SHUFFLE_STRATEGY" not in os.environ:
             # The default strategy of Ray 2.60 starts worker processes of its own, 5 s for a small sort instead of 1 s.
             context.shuffle_strategy = "sort_shuffle_pull_based"
-        return ray.data.from_arrow_refs(tables).sort(key).materialize().to_arrow_refs()
+        with self._errors_told():
+            return ray.data.from_arrow_refs(tables).sort(key).materialize().to_arrow_refs()
 
     def fetch(self, handle: Handle) -> pa.Table:
         return self._get(handle)
 
     def _get(self, reference: Any) -> Any:
-        try:
+        with self._errors_told():
             return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
+
+    @contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        """Raises a `UserError` of a task as it is, and one where the rows between the stages have no place."""
+        errors = self._ray.exceptions
+        try:
+            yield
+        except errors.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, UserError):
+                raise cause from None
+            if any(isinstance(each, errors.OutOfDiskError | errors.ObjectStoreFullError) for each in (error, cause)):
+                mend = "free some space, or set TMPDIR to a folder with room for the rows"
+                raise UserError(f"{spill_folder()}: no place for what Ray does not keep in memory; {mend}") from error
             raise
 
 

@@ -21,6 +21,7 @@ _PREFIX = "rm-ray-"
 # there are several.
 _SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.00")
 _MOST_SOCKET_BYTES = 107
+_passed_on: set[str] = {""}
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -32,9 +33,11 @@ def join_ray() -> Any:
         UserError: RAY_ADDRESS names no running cluster that fits, or Ray cannot be started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of results that nobody asks for after the first error
     import ray
 
     if not ray.is_initialized():
+        ray._private.worker.print_to_stdstream = _pass_on
         address = cluster_address()
         if address is not None:
             require_cluster(address)
@@ -52,28 +55,35 @@ def cluster_address() -> str | None:
     return None if address in ("", "local") else address
 
 
+def spill_folder() -> Path:
+    """Where a Ray that is started here puts what does not fit memory."""
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+
+
 def _start(ray: Any) -> None:
-    wanted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    parent = short_enough(wanted)
-    sweep(parent, _PREFIX)
-    own = OwnFolder(parent, _PREFIX)
-    reaper = _Reaper(own.path)
+    wanted = spill_folder()
+    # The short folder may be of a small disk: what does not fit memory goes where it was wanted.
+    parents = dict.fromkeys((short_enough(wanted), wanted))
+    for parent in parents:
+        sweep(parent, _PREFIX)
+    folders = [OwnFolder(parent, _PREFIX) for parent in parents]
+    reaper = _Reaper([folder.path for folder in folders])
 
     def end() -> None:
         ray.shutdown()
-        own.remove()
+        for folder in folders:
+            folder.remove()
         reaper.dismiss()
 
     atexit.register(end)
-    with _ray_errors_told(f"Ray cannot be started in {own.path}"), _loopback_only():
+    with _ray_errors_told(f"Ray cannot be started in {folders[0].path}"), _loopback_only():
         # "local": without it Ray joins whatever cluster was last started on this machine.
         ray.init(
             "local",
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(own.path),
-            # The short folder may be of a small disk.
-            object_spilling_directory=None if parent == wanted else str(wanted),
+            _temp_dir=str(folders[0].path),
+            object_spilling_directory=str(folders[-1].path),
             **_QUIET,
         )
     reaper.take_over()
@@ -95,12 +105,22 @@ def short_enough(wanted: Path) -> Path:
     )
 
 
+def _pass_on(said: dict[str, Any], ignore_prefix: bool) -> None:
+    """What Ray has to say of its own processes, in a line each, once and not between what a verb prints."""
+    for text in said["lines"]:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        line = "" if not lines else lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        if line not in _passed_on:
+            _passed_on.add(line)
+            print(f"warning: Ray: {line}", file=sys.stderr)
+
+
 class _Reaper:
     """A process that ends Ray's own when this one is killed (`ray_reaper.py`)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folders: list[Path]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", ray_reaper.__file__, str(folder)],
+            [sys.executable, "-I", "-S", ray_reaper.__file__, *map(str, folders)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
