@@ -102,7 +102,11 @@ def _code_of(main: Callable[[list[str]], int | None]) -> int:
     except UserError as error:
         if os.environ.get(_TRACEBACK) == "1":
             traceback.print_exc()
-        _say(f"error: {error}", alone=isinstance(error, RankError))
+        alone = isinstance(error, RankError)
+        if not alone and not _Ranks.have_met and not _is_first():
+            time.sleep(_LAST_WORD_S)  # who is still there then has met it alone, and speaks
+            alone = True
+        _say(f"error: {error}", alone=alone)
         return EXIT_USER_ERROR
     except Preempted as stop:
         _say(f"stopped: {stop}")
@@ -122,6 +126,15 @@ def _code_of(main: Callable[[list[str]], int | None]) -> int:
             time.sleep(_LAST_WORD_S)  # who is still there then has met it alone, and speaks
         _say(f"error: {line} ({_TRACEBACK}=1 shows where)", alone=True)
         return EXIT_USER_ERROR
+
+
+class _Ranks:
+    have_met = False
+
+
+def ranks_have_met() -> None:
+    """From now on a `UserError` is one that all ranks raise alike, but for a `RankError`: they speak with each other."""
+    _Ranks.have_met = True
 
 
 class _Shown(io.FileIO):

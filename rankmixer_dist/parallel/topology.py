@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rankmixer_dist.command_line import ranks_have_met
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.meeting import meeting_store
 
@@ -116,6 +117,7 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         hosts = tuple(all_gather_objects(socket.gethostname()))
+        ranks_have_met()
         yield Topology(rank, world_size, local_rank, local_world_size, device, hosts)
         dist.barrier()
     except BaseException:

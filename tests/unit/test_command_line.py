@@ -46,6 +46,16 @@ def test_other_local_ranks_let_the_first_one_speak():
     assert time.monotonic() - start > 2, "it was to wait until the first one has spoken"
 
 
+def test_a_mistake_that_one_rank_makes_before_it_meets_the_others_is_told():
+    start = time.monotonic()
+    ended = run("raise UserError('no such file')", local_rank="1")
+    assert (ended.returncode, ended.stderr) == (2, "error: no such file\n")
+    assert time.monotonic() - start > 2, "the first one speaks where all make it"
+    met = "from rankmixer_dist.command_line import ranks_have_met; ranks_have_met(); raise UserError('of all')"
+    ended = run(met, local_rank="1")
+    assert (ended.returncode, ended.stderr) == (2, "")
+
+
 def test_a_rank_speaks_of_what_it_met_alone():
     for local_rank in ("0", "1"):
         ended = run("raise RankError('shard 3:\\ndamaged')", local_rank=local_rank)
