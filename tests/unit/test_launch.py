@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 SHELL_FILES = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch"), ROOT / ".ci" / "run"])
@@ -267,7 +269,10 @@ def documents() -> list[dict[str, Any]]:
 
 
 def test_the_kubernetes_job_is_one_that_its_pods_can_meet_in() -> None:
-    service, job = documents()
+    service, policy, job = documents()
+    assert policy["spec"]["podSelector"]["matchLabels"] == service["spec"]["selector"]
+    (allowed,) = policy["spec"]["ingress"]
+    assert allowed["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
@@ -279,6 +284,11 @@ def test_the_kubernetes_job_is_one_that_its_pods_can_meet_in() -> None:
     port = service["spec"]["ports"][0]["port"]
     first = f"{job['metadata']['name']}-0.{service['metadata']['name']}:{port}"
     assert f"--rdzv_endpoint={first}" in container["args"]
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    codes = {rule["action"]: rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule}
+    assert codes == {"FailJob": [EXIT_USER_ERROR], "Ignore": [EXIT_PREEMPTED]}
+    assert pod["restartPolicy"] == "Never", "a failure policy needs it"
+    assert "backoffLimitPerIndex" in job["spec"] and container["command"][-1] == "launch/torchrun.py"
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
@@ -288,7 +298,14 @@ def test_the_kubernetes_job_is_one_that_its_pods_can_meet_in() -> None:
 
 def test_the_templates_name_files_that_exist() -> None:
     text = "".join(path.read_text() for path in (LAUNCH / "cluster").iterdir())
-    for name in ("torchrun_multinode.sh", "hostfile", "slurm_train.sbatch", "kubernetes_train.yaml", "ray_cluster.sh"):
+    for name in (
+        "torchrun_multinode.sh",
+        "hostfile",
+        "deepspeed.env",
+        "slurm_train.sbatch",
+        "kubernetes_train.yaml",
+        "ray_cluster.sh",
+    ):
         assert f"launch/cluster/{name}" in text
         assert (LAUNCH / "cluster" / name).is_file()
 
@@ -298,3 +315,57 @@ def test_the_ray_script_explains_itself() -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "Prepares data on several hosts" in run.stderr and "RAY_ADDRESS" in run.stderr
+
+
+SRUN = """#!/usr/bin/env bash
+# Stands in for srun: notes its arguments, ends with the exit code asked for, or with 75 at a signal, which it notes.
+echo "srun $*" >>"$CALLS"
+for name in USR1 TERM; do trap "echo got $name >>'$CALLS'; exit 75" "$name"; done
+[[ -z $CODE ]] || exit "$CODE"
+for ((i = 0; i < 1000; i++)); do sleep 0.05; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then printf 'node1\\nnode2\\n'; else echo "scontrol $*" >>"$CALLS"; fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "ends", "requeued"),
+    [
+        ("0", None, 0, False),
+        ("2", None, EXIT_USER_ERROR, False),
+        ("75", None, EXIT_PREEMPTED, True),  # the tasks alone were told to stop
+        ("", signal.SIGUSR1, EXIT_PREEMPTED, True),  # the time is nearly over
+        ("", signal.SIGTERM, EXIT_PREEMPTED, False),  # cancelled
+    ],
+)
+def test_the_slurm_job_ends_as_its_tasks_and_goes_on_by_itself(
+    code: str, number: signal.Signals | None, ends: int, requeued: bool, tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SUBMIT_DIR": str(tmp_path), "GPUS_ON_NODE": "4", "JOB_NODELIST": "node[1-2]", "JOB_ID": "7"}
+    slurm |= {"CPUS_PER_TASK": "16", "NNODES": "2"}
+    env = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
+    env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "CODE": code}
+    job = subprocess.Popen(["bash", str(LAUNCH / "cluster" / "slurm_train.sbatch"), "configs/a.yaml"], env=env)
+    if number is not None:
+        deadline = time.monotonic() + 30
+        while not (calls.exists() and calls.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)  # its traps are set
+        job.send_signal(number)
+    assert job.wait(60) == ends
+    first, *others = calls.read_text().splitlines()
+    for words in ("--label", "--max_restarts 3", "--rdzv_endpoint node1:20007", "--nproc_per_node 4", "configs/a.yaml"):
+        assert words in first
+    assert [line for line in others if line.startswith("scontrol")] == (["scontrol requeue 7"] if requeued else [])
+    if number is not None:
+        assert f"got {number.name[3:]}" in others
+
+
+def test_what_ssh_does_not_carry_over_is_in_a_file_that_deepspeed_reads() -> None:
+    lines = (LAUNCH / "cluster" / "deepspeed.env").read_text().splitlines()
+    assert dict(line.split("=", maxsplit=1) for line in lines).keys() >= {"OMP_NUM_THREADS"}

@@ -1,0 +1,137 @@
+"""Trainings over several hosts that go away and come back, differ, share nothing, or are slow."""
+
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rankmixer_dist.errors import EXIT_USER_ERROR
+from rankmixer_dist.train.row_audit import trained_rows
+from tests.cluster.hosts import Hosts, told_on_failure, until
+from tests.integration.jobs import Run, a_run
+from tests.integration.test_kills import train_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.distributed, pytest.mark.timeout(900)]
+STALL = "train.stall_timeout_s=10"
+END_S = 300.0
+
+
+class Job:
+    """A run with a rank on each of several hosts, one log a host."""
+
+    def __init__(self, stack: ExitStack, run: Run, folder: Path, hosts: int, nodes: str | None = None) -> None:
+        self.run, self.logs = run, [folder / f"host{index}.log" for index in range(hosts)]
+        self.hosts, self._nodes = stack.enter_context(Hosts(hosts)), nodes or str(hosts)
+        stack.enter_context(told_on_failure(*self.logs))
+
+    def start(self, index: int, *more: str, script: str = "launch/train.py", **options):
+        """The launcher of a host."""
+        arguments = [script, *self.run.arguments()[1:], STALL, *more]
+        return self.hosts.torchrun(index, *arguments, log=self.logs[index], nodes=self._nodes, **options)
+
+    def log(self, index: int) -> str:
+        return self.logs[index].read_text()
+
+    def errors(self, index: int) -> list[str]:
+        return [line for line in self.log(index).splitlines() if re.match(r"(\[.*\] )?error: ", line)]
+
+
+def check_each_row_once(run: Run, epochs: int) -> None:
+    assert np.array_equal(np.sort(trained_rows(run.folder)), train_rows(run, epochs))
+    steps = [step for step, _ in run.losses()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_host_loses_its_power_and_comes_back(small_config: Path, tmp_path: Path) -> None:
+    run = a_run(small_config, "power", epochs=8, batch_size=64)
+    with ExitStack() as stack:
+        job = Job(stack, run, tmp_path, hosts=2, nodes="1:2")
+        first, second = job.start(0), job.start(1)
+        until(lambda: run.lines() >= 8, "both train", jobs=[first, second])
+        job.hosts.cut_power(1)
+        until(lambda: "1 ranks on cpu" in job.log(0), "the other goes on alone", jobs=[first])
+        assert re.search(
+            r"watchdog: rank 0 on host0 .*, in \w+ over all ranks; nothing .* sent to 10\.203\.77\.2 was answered; no rank",
+            job.log(0),
+        )
+        before = run.lines()
+        until(lambda: run.lines() >= before + 8, "it trains alone", jobs=[first])
+        job.hosts.give_power(1)
+        second = job.start(1)
+        assert [one.wait(END_S) for one in (first, second)] == [0, 0]
+        said = re.findall(r"power: (\d) ranks on cpu", job.log(0))
+        assert said[0] == "2" and "1" in said and said[-1] == "2", said
+    check_each_row_once(run, 8)
+
+
+def test_an_agent_is_replaced_on_four_hosts(small_config: Path, tmp_path: Path) -> None:
+    run = a_run(small_config, "replaced", epochs=3, batch_size=64)
+    with ExitStack() as stack:
+        job = Job(stack, run, tmp_path, hosts=4)
+        agents = [job.start(index) for index in range(4)]
+        until(lambda: run.lines() >= 8, "all train", jobs=agents)
+        job.hosts.kill(2)
+        agents[2] = job.start(2)
+        assert [agent.wait(END_S) for agent in agents] == [0, 0, 0, 0]
+        assert (
+            job.log(0).count("replaced: 4 ranks on cpu")
+            + sum(job.log(index).count("replaced: 4 ranks on cpu") for index in (1, 2, 3))
+            == 2
+        )
+    hosts = json.loads((run.folder / "plan.json").read_text())["hosts"]
+    assert sorted(hosts) == ["host0", "host1", "host2", "host3"]
+    assert sorted(rank for ranks in hosts.values() for rank in ranks) == [0, 1, 2, 3]
+    check_each_row_once(run, 3)
+
+
+def test_launchers_end_when_the_head_is_gone(small_config: Path, tmp_path: Path) -> None:
+    run = a_run(small_config, "headless", epochs=8, batch_size=64)
+    with ExitStack() as stack:
+        job = Job(stack, run, tmp_path, hosts=2)
+        agents = [job.start(index) for index in range(2)]
+        until(lambda: run.lines() >= 8, "both train", jobs=agents)
+        job.hosts.cut_power(0)
+        assert agents[1].wait(END_S) == 1
+        assert "error: the hosts do not meet at host0:29500 any more" in job.log(1)
+
+
+def test_hosts_that_differ_are_refused(small_config: Path, tmp_path: Path) -> None:
+    run = a_run(small_config, "differ", epochs=3, batch_size=64)
+    with ExitStack() as stack:
+        job = Job(stack, run, tmp_path, hosts=2)
+        for change, key in (("dense.lr=0.002", "dense.lr"), ("seed=8", "seed")):
+            agents = [job.start(0), job.start(1, change)]
+            assert [agent.wait(END_S) for agent in agents] == [EXIT_USER_ERROR] * 2
+            for index in range(2):
+                line = job.errors(index)[-1]
+                assert re.search(rf"ranks differ: .*{key} is .* host host[01], and .* host host[01]", line), line
+        assert len(job.errors(1)) == 2
+        assert not run.folder.exists()
+
+
+def test_runs_that_are_not_shared_are_refused_at_the_first_save(small_config: Path, tmp_path: Path) -> None:
+    run = a_run(small_config, "unshared", epochs=1, batch_size=64)
+    run.folder.parent.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        job = Job(stack, run, tmp_path, hosts=2)
+        agents = [job.start(0), job.start(1, unshared=run.folder.parent)]
+        assert [agent.wait(END_S) for agent in agents] == [EXIT_USER_ERROR] * 2
+        (line,) = job.errors(1)
+        assert "host1" in line and "share" in line, line
+
+
+def test_a_host_with_a_slow_disk_is_named(small_config: Path, tmp_path: Path) -> None:
+    run = a_run(small_config, "slow", epochs=1, batch_size=64)
+    with ExitStack() as stack:
+        job = Job(stack, run, tmp_path, hosts=2)
+        agents = [job.start(0), job.start(1, script="tests/cluster/slow_train.py")]
+        assert [agent.wait(END_S) for agent in agents] == [0, 0]
+        (slow,) = [rank for rank in (0, 1) if f"[host1 rank {rank}] " in job.log(1)]
+        assert re.search(
+            rf"rank {slow} on host1 waits for data \S+ s a step, the median rank \S+ s", "".join(map(job.log, (0, 1)))
+        )
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["ranks"]["data_wait_s"]["host"] for line in lines[1:]} == {"host1"}
