@@ -1,6 +1,7 @@
 """Checks this machine and what is installed on it, and says how to mend what is wrong."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.environment.check import Check
 from rankmixer_dist.environment.doctor import examine, exit_code, show, to_json
+from rankmixer_dist.errors import EXIT_USER_ERROR
 
 
 def main(arguments: list[str]) -> int:
@@ -17,16 +20,36 @@ def main(arguments: list[str]) -> int:
         prog="python launch/doctor.py",
         description=f"{__doc__} Takes about ten seconds: it really loads torch, torchrec, deepspeed and ray.",
         epilog="Verdicts: ok; warn: works, but slower or not everywhere; bad: training would fail. "
-        "Exit code 0 when nothing is bad, else 1.",
+        "Exit code 0 when nothing is bad, else 1; of several hosts 2. Several hosts: with --peer on two, or on each "
+        "HEAD=host0 NODES=2 VERB=launch/doctor.py bash launch/cluster/torchrun_multinode.sh configs/<run>.yaml",
+    )
+    parser.add_argument("config", nargs="?", help="YAML file of a run whose folders several hosts are to share")
+    parser.add_argument(
+        "--peer", metavar="HOST:PORT", help="on two hosts at once, the same on both: meets the other at a port of one"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
+    if options.peer is not None or os.environ.get("WORLD_SIZE", "1") != "1":
+        checks, shown = _examine_hosts(options.config, options.peer)
+        if shown:
+            show(checks)
+        return EXIT_USER_ERROR * exit_code(checks)  # which no launcher starts again
     checks = examine()
     if options.json:
         print(to_json(checks))
     else:
         show(checks)
     return exit_code(checks)
+
+
+def _examine_hosts(config: str | None, peer: str | None) -> tuple[list[Check], bool]:
+    from rankmixer_dist.config import load_config
+    from rankmixer_dist.parallel.host_checks import examine_hosts, meet_peer
+
+    run = None if config is None else load_config(config, [])
+    if peer is not None:
+        meet_peer(peer)
+    return examine_hosts(run and run.runs, run and run.data.prepared)
 
 
 if __name__ == "__main__":

@@ -174,10 +174,14 @@ class _Shown(io.FileIO):
 
 def mark_of_rank() -> str:
     """`[host rank 3] ` for a rank whose job has several hosts, as its launcher says; else nothing."""
-    world_size = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" not in os.environ or world_size == os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE")):
+    env = os.environ
+    world_size = env.get("WORLD_SIZE", "1")
+    on_host = env.get("LOCAL_WORLD_SIZE", env.get("LOCAL_SIZE"))
+    if on_host is None and env.get("MASTER_ADDR", "").startswith(("127.", "localhost")):
+        on_host = world_size
+    if "RANK" not in env or world_size in ("1", on_host):
         return ""
-    return "" if world_size == "1" else f"[{socket.gethostname()} rank {os.environ['RANK']}] "
+    return f"[{socket.gethostname()} rank {env['RANK']}] "
 
 
 def _stream(stream: Any, descriptor: int, name: str) -> Any:

@@ -6,7 +6,7 @@
 # Shared by all hosts, under the same path: the folders `runs` and `data.prepared` of the config. The same on each: this
 # folder with its .venv, the config and the command line; hosts that differ are refused. Try the hosts first:
 #
-#   HEAD=host0 NODES=4 VERB=launch/doctor.py bash launch/cluster/torchrun_multinode.sh --hosts configs/<run>.yaml
+#   HEAD=host0 NODES=4 VERB=launch/doctor.py bash launch/cluster/torchrun_multinode.sh configs/<run>.yaml
 #
 # NODES=2:4 goes on with what is left when a host is lost, down to 2, and takes a host in again that comes back; with
 # NODES=4 the others wait for it.

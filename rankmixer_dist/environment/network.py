@@ -13,13 +13,18 @@ LOOPBACK = "127.0.0.1"
 def hostname() -> Check:
     """The machine's own name resolves to one of its own addresses, which is where other ranks look for it."""
     name = socket.gethostname()
-    mend = f"add a line `{LOOPBACK} {name}` to /etc/hosts, or set GLOO_SOCKET_IFNAME (lo for one machine)"
+    mend = (
+        f"one host needs none; for several, add a line `ADDRESS {name}` to /etc/hosts with the address that the others "
+        "reach, in the place of one with 127., or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to its interface"
+    )
     try:
         address = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
         with socket.socket() as listener:
             listener.bind((address, 0))
     except OSError as error:
         return Check("host name", f"{name}: {describe(error)}", "warn", mend)
+    if str(address).startswith("127."):
+        return Check("host name", f"{name} is {address}, which other hosts cannot reach", "warn", mend)
     return Check("host name", f"{name} is {address}")
 
 

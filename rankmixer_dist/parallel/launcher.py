@@ -6,8 +6,10 @@ torchrun on one host listens on all of its interfaces, and unpickles what it is 
 import logging
 import os
 import signal
+import socket
 import sys
 import uuid
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from torch.distributed import run as torchrun
@@ -18,11 +20,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import api
 
-from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, one_line
 from rankmixer_dist.parallel.meeting import LOOPBACK
 
 _FINAL = (EXIT_USER_ERROR, EXIT_PREEMPTED)
 """Exit codes of ranks after which a new start would end alike, or was asked not to be."""
+_SILENT_S = 60
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What is passed on to the ranks: torchrun's own, and SIGUSR1, which stops a run as SIGTERM does."""
 
@@ -36,7 +39,7 @@ def launch(arguments: list[str]) -> NoReturn:
     `--max_restarts` says.
 
     Raises:
-        UserError: several hosts and no place to meet, or that place is gone.
+        UserError: several hosts and no place to meet.
     """
     args = torchrun.parse_args(arguments)
     one_host = args.standalone or torchrun.parse_min_max_nnodes(args.nnodes) == (1, 1)
@@ -56,7 +59,12 @@ def launch(arguments: list[str]) -> NoReturn:
         codes = set(_Agent.ended)
         sys.exit(EXIT_PREEMPTED if codes == {EXIT_PREEMPTED} else 128 + stop.sigval)
     except RendezvousError as error:
-        raise UserError(f"the hosts do not meet at {args.rdzv_endpoint} any more: {error}") from error
+        cause = one_line(error.__cause__ or error)
+        print(
+            f"error: the hosts do not meet at {args.rdzv_endpoint} any more ({cause}); start them again",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     sys.exit(0)
 
 
@@ -86,6 +94,10 @@ class _Agent(LocalElasticAgent):
 
     ended: tuple[int | None, ...] = ()
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        _give_up_on_silent_peers()
+
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
         if any(failure.exitcode in _FINAL for failure in result.failures.values()):
@@ -97,6 +109,21 @@ class _Agent(LocalElasticAgent):
         if self._pcontext is not None:
             handlers = self._pcontext.subprocess_handlers.values()  # type: ignore[attr-defined]
             _Agent.ended = tuple(handler.proc.returncode for handler in handlers)
+
+
+def _give_up_on_silent_peers() -> None:
+    """Makes the kernel end connections, of which this process has one to the store, whose other end says nothing.
+
+    The store itself waits for ever for the answer of a host that lost its power, and this launcher with it.
+    """
+    options = {socket.TCP_USER_TIMEOUT: 1000 * _SILENT_S, socket.TCP_KEEPIDLE: _SILENT_S // 3}
+    options |= {socket.TCP_KEEPINTVL: _SILENT_S // 3, socket.TCP_KEEPCNT: 2}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
+            if int(name) > 2 and one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in options.items():
+                    one.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _code_of(error: ChildFailedError) -> int:

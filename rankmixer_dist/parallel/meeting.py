@@ -12,7 +12,7 @@ from threading import Event, Thread
 
 import torch.distributed as dist
 
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import RankError, UserError
 
 LOOPBACK = "127.0.0.1"
 _TOLD_AFTER_S, _TOLD_EVERY_S = 10.0, 60.0
@@ -36,6 +36,8 @@ def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: 
         # Else gloo and NCCL listen where the host's name leads, which others reach.
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ[name] = os.environ.get(name) or "lo"
+    else:
+        _require_reachable_name()
     timeout = timedelta(seconds=timeout_s)
     has_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     fd = _listener(host, port) if has_store and one_host else None
@@ -54,6 +56,22 @@ def _meeting_place() -> tuple[str, int]:
     if not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"MASTER_PORT is {port!r}; make it a free port of rank 0's host, 1024 to 65535")
     return host, int(port)
+
+
+def _require_reachable_name() -> None:
+    """Of several hosts: gloo listens where the own name leads, unless it is told an interface."""
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "no address"
+    if address == "no address" or address.startswith("127."):
+        raise RankError(
+            f"the name of this host, {name}, leads to {address}, where other hosts cannot reach it; write its address "
+            "in their network into /etc/hosts, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to its interface"
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -128,8 +128,8 @@ class Watchdog:
             f"watchdog: rank {self._with_host(beat.rank)} has not moved for {idle_s:.1f} s (the limit is "
             f"{self._timeout_s:g} s); it is at step {beat.step} {beat.doing!r}"
         )
-        if not waits_for:
-            line += self._in_network()
+        collective = collective_waited_for()
+        line += f", in {collective}" if collective else ""
         if self._topology.world_size == 1:
             return line
         last_first = sorted(waits_for, key=lambda other: (other.step, other.turn, other.began_at))
@@ -142,6 +142,9 @@ class Watchdog:
         if unknown:
             more = ", ..." if len(unknown) > _MOST_NAMED else ""
             line += f"; nothing is known of rank {', '.join(unknown[:_MOST_NAMED])}{more}"
+        peers = silent_peers()
+        if peers:
+            line += f"; nothing of what it sent to {', '.join(peers[:_MOST_NAMED])} was answered"
         return line
 
     def _name(self, other: Heartbeat) -> str:
@@ -155,12 +158,6 @@ class Watchdog:
     def _with_host(self, rank: int) -> str:
         hosts = self._topology.hosts
         return str(rank) if len(set(hosts)) == 1 else f"{rank} on {hosts[rank]}"
-
-    def _in_network(self) -> str:
-        """What a rank with nobody behind it waits for, which may be the wire."""
-        said, peers = collective_waited_for(), silent_peers()
-        words = f", in {said}" if said else ""
-        return words + (f"; nothing of what it sent to {', '.join(peers[:_MOST_NAMED])} was answered" if peers else "")
 
     def _report(self, line: str) -> None:
         with tempfile.TemporaryFile() as file:  # faulthandler holds the GIL while it writes, which must not be for long

@@ -43,7 +43,8 @@ def stands_out(ranks: Mapping[str, Mapping[str, Any]], step_s: float) -> str:
     if slow:
         name = max(slow, key=lambda one: _excess(slow[one]))
         found = slow[name]
-        return f"{_who(found)} {_NAMES[name]} {found['max']:.2g} s a step, the median rank {found['median']:.2g} s"
+        largest_ms, usual_ms = 1000 * found["max"], 1000 * found["median"]
+        return f"{_who(found)} {_NAMES[name]} {largest_ms:.0f} ms a step, the median rank {usual_ms:.0f} ms"
     memory = ranks.get("mem_gb")
     if memory is not None and memory["max"] > _TIMES_MEMORY * memory["median"]:
         return f"{_who(memory)} takes {memory['max']:.1f} GiB, the median rank {memory['median']:.1f} GiB"

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -88,12 +89,15 @@ class Hosts:
         for space in [*map(self._space, range(len(self.names))), f"{self._id}s"]:
             subprocess.run(["ip", "netns", "delete", space], check=False, capture_output=True)
 
-    def start(self, index: int, *command: str, log: Path, unshared: Path | None = None, **env: str) -> subprocess.Popen:
+    def start(
+        self, index: int, *command: str, log: Path, mounts: Mapping[Path, Path] = MappingProxyType({}), **env: str
+    ) -> subprocess.Popen:
         """Starts a command on a host, from the root of this tree; what it says goes to the end of `log`.
 
-        Instead of the folder `unshared` the host has an empty one of its own.
+        Args:
+            mounts: folders that on this host are not what they are elsewhere, and what they are.
         """
-        own = "" if unshared is None else f"mount -t tmpfs none '{unshared}' && "
+        own = "".join(f"mount --bind '{source}' '{target}' && " for target, source in mounts.items())
         inside = ["unshare", "--uts", "sh", "-c", f'hostname "$0" && {own}exec "$@"', self.names[index], *command]
         values = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         with log.open("ab") as file:

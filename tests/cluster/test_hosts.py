@@ -2,12 +2,15 @@
 
 import json
 import re
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_pipeline.preprocess import preprocess
+from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import EXIT_USER_ERROR
 from rankmixer_dist.train.row_audit import trained_rows
 from tests.cluster.hosts import Hosts, told_on_failure, until
@@ -54,7 +57,7 @@ def test_a_host_loses_its_power_and_comes_back(small_config: Path, tmp_path: Pat
         job.hosts.cut_power(1)
         until(lambda: "1 ranks on cpu" in job.log(0), "the other goes on alone", jobs=[first])
         assert re.search(
-            r"watchdog: rank 0 on host0 .*, in \w+ over all ranks; nothing .* sent to 10\.203\.77\.2 was answered; no rank",
+            r"watchdog: rank 0 on host0 .*; nothing of what it sent to 10\.203\.77\.2 was answered",
             job.log(0),
         )
         before = run.lines()
@@ -100,24 +103,32 @@ def test_launchers_end_when_the_head_is_gone(small_config: Path, tmp_path: Path)
 
 def test_hosts_that_differ_are_refused(small_config: Path, tmp_path: Path) -> None:
     run = a_run(small_config, "differ", epochs=3, batch_size=64)
+    config, other = load_config(small_config), tmp_path / "other"
+    changes = [f"source.path={tmp_path / 'raw'}", "source.seed=8", f"data.prepared={other}"]
+    preprocess(load_config(small_config, changes), progress=False)
     with ExitStack() as stack:
         job = Job(stack, run, tmp_path, hosts=2)
-        for change, key in (("dense.lr=0.002", "dense.lr"), ("seed=8", "seed")):
-            agents = [job.start(0), job.start(1, change)]
+        for changes, mounts, key in (
+            (["dense.lr=0.002"], {}, "dense.lr"),
+            (["seed=8"], {}, "seed"),
+            ([], {config.data.prepared: other}, "prepared"),
+        ):
+            agents = [job.start(0), job.start(1, *changes, mounts=mounts)]
             assert [agent.wait(END_S) for agent in agents] == [EXIT_USER_ERROR] * 2
             for index in range(2):
                 line = job.errors(index)[-1]
                 assert re.search(rf"ranks differ: .*{key} is .* host host[01], and .* host host[01]", line), line
-        assert len(job.errors(1)) == 2
+        assert len(job.errors(1)) == 3
         assert not run.folder.exists()
 
 
 def test_runs_that_are_not_shared_are_refused_at_the_first_save(small_config: Path, tmp_path: Path) -> None:
     run = a_run(small_config, "unshared", epochs=1, batch_size=64)
     run.folder.parent.mkdir(exist_ok=True)
+    (empty := tmp_path / "empty").mkdir()
     with ExitStack() as stack:
         job = Job(stack, run, tmp_path, hosts=2)
-        agents = [job.start(0), job.start(1, unshared=run.folder.parent)]
+        agents = [job.start(0), job.start(1, mounts={run.folder.parent: empty})]
         assert [agent.wait(END_S) for agent in agents] == [EXIT_USER_ERROR] * 2
         (line,) = job.errors(1)
         assert "host1" in line and "share" in line, line
@@ -129,9 +140,56 @@ def test_a_host_with_a_slow_disk_is_named(small_config: Path, tmp_path: Path) ->
         job = Job(stack, run, tmp_path, hosts=2)
         agents = [job.start(0), job.start(1, script="tests/cluster/slow_train.py")]
         assert [agent.wait(END_S) for agent in agents] == [0, 0]
-        (slow,) = [rank for rank in (0, 1) if f"[host1 rank {rank}] " in job.log(1)]
+        (slow,) = json.loads((run.folder / "plan.json").read_text())["hosts"]["host1"]
         assert re.search(
-            rf"rank {slow} on host1 waits for data \S+ s a step, the median rank \S+ s", "".join(map(job.log, (0, 1)))
+            rf"rank {slow} on host1 waits for data \S+ ms a step, the median rank", "".join(map(job.log, (0, 1)))
         )
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert {line["ranks"]["data_wait_s"]["host"] for line in lines[1:]} == {"host1"}
+
+
+def test_the_doctor_looks_at_all_hosts(small_config: Path, tmp_path: Path) -> None:
+    run = a_run(small_config, "examined", epochs=1, batch_size=64)
+    run.folder.parent.mkdir(exist_ok=True)
+    (empty := tmp_path / "empty").mkdir()
+    with ExitStack() as stack:
+        job = Job(stack, run, tmp_path, hosts=2)
+        multinode = ["bash", "launch/cluster/torchrun_multinode.sh", str(small_config)]
+        env = {"HEAD": "host0", "NODES": "2", "RANKS_PER_NODE": "1", "VERB": "launch/doctor.py", "COLUMNS": "300"}
+
+        def examined(*command: str, code: int, mounts: dict[Path, Path]) -> str:
+            for log in job.logs:
+                log.write_text("")
+            doctors = [
+                job.hosts.start(index, *command, log=job.logs[index], mounts=mounts if index else {}, **env)
+                for index in range(2)
+            ]
+            assert [doctor.wait(END_S) for doctor in doctors] == [code, code]
+            return job.log(0) + job.log(1)
+
+        told = examined(*multinode, code=0, mounts={})
+        for words in ("2 ranks on 2 hosts met", "16 MiB took", "are the same on all hosts", "is one folder on all"):
+            assert words in told
+        peer = examined("sh", "-c", "$PYTHON launch/doctor.py --peer host1:29511", code=0, mounts={})
+        assert "2 ranks on 2 hosts met" in peer
+        told = examined(*multinode, code=EXIT_USER_ERROR, mounts={run.folder.parent: empty})
+        assert re.search(r"bad: runs: .*runs", told) and "host1" in told
+
+
+def test_a_name_that_leads_to_the_loopback_is_told(small_config: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Hosts(1, loopback_name=True) as hosts, told_on_failure(log):
+        names = {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "host0",
+            "MASTER_PORT": "29500",
+        }
+        train = hosts.start(
+            0, sys.executable, "launch/train.py", str(small_config), log=log, GLOO_SOCKET_IFNAME="", **names
+        )
+        assert train.wait(END_S) == EXIT_USER_ERROR
+    assert (
+        "error: the name of this host, host0, leads to 127.0.1.1, where other hosts cannot reach it" in log.read_text()
+    )

@@ -36,8 +36,9 @@ def test_a_rank_that_hangs_is_named_with_its_stack(launch, tmp_path):
     assert any("in sleeps_for_ever" in frame for frame in stacks)
     line, *stacks = report(tmp_path, 0)
     assert re.fullmatch(
-        r"watchdog: rank 0 has not moved for \d\.\d s \(the limit is 4 s\); it is at step 3 'step' and waits for "
-        r"rank 1, which was last seen at step 3 'waiting for data' \d\.\d s ago",
+        r"watchdog: rank 0 has not moved for \d\.\d s \(the limit is 4 s\); it is at step 3 'step', "
+        r"in all_reduce over all ranks and waits for rank 1, "
+        r"which was last seen at step 3 'waiting for data' \d\.\d s ago",
         line,
     )
     assert any("in sum_over_ranks" in frame for frame in stacks)
@@ -52,8 +53,9 @@ def test_a_rank_that_is_stopped_is_named_by_the_other(launch, tmp_path):
     assert f"exitcode  : {EXIT_STALLED}" in ended.stderr
     line, *stacks = report(tmp_path, 0)
     assert re.fullmatch(
-        r"watchdog: rank 0 has not moved for \d\.\d s \(the limit is 4 s\); it is at step 3 'step' and waits for "
-        r"rank 1, which was last seen at step 3 'waiting for data' \d\.\d s ago and has given no sign of life for "
+        r"watchdog: rank 0 has not moved for \d\.\d s \(the limit is 4 s\); it is at step 3 'step', "
+        r"in all_reduce over all ranks and waits for rank 1, "
+        r"which was last seen at step 3 'waiting for data' \d\.\d s ago and has given no sign of life for "
         r"\d\.\d s",
         line,
     )

@@ -235,7 +235,15 @@ def test_a_host_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     check = network.hostname()
     assert check.verdict == "warn"
-    assert "127.0.0.1 box" in check.mend
+    assert "box" in check.mend and "GLOO_SOCKET_IFNAME" in check.mend
+
+
+def test_a_host_name_that_leads_other_hosts_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", returning(own))
+    check = network.hostname()
+    assert check.verdict == "warn"
+    assert "127.0.1.1, which other hosts cannot reach" in check.found and "GLOO_SOCKET_IFNAME" in check.mend
 
 
 def test_a_host_name_that_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:

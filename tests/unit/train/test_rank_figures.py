@@ -16,10 +16,10 @@ def figure(median: float, largest: float) -> dict[str, Any]:
     [
         ({}, ""),
         ({"own_s": figure(0.4, 0.49), "data_wait_s": figure(0.0, 0.1), "mem_gb": figure(2.0, 2.9)}, ""),
-        ({"data_wait_s": figure(0.001, 0.6)}, "rank 3 on h1 waits for data 0.6 s a step, the median rank 0.001 s"),
+        ({"data_wait_s": figure(0.001, 0.6)}, "rank 3 on h1 waits for data 600 ms a step, the median rank 1 ms"),
         (
             {"own_s": figure(0.4, 0.7), "data_wait_s": figure(0.0, 0.2)},
-            "rank 3 on h1 computes 0.7 s a step, the median rank 0.4 s",
+            "rank 3 on h1 computes 700 ms a step, the median rank 400 ms",
         ),
         (
             {"own_s": figure(0.4, 0.4), "mem_gb": figure(2.0, 3.1)},
