@@ -13,6 +13,7 @@ from torch.multiprocessing import start_processes
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from rankmixer_dist.batch import JaggedIds
+from rankmixer_dist.checkpoint.storage import read_pieces, read_whole, write_pieces
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema
 from rankmixer_dist.sparse.placement import Room
@@ -169,6 +170,24 @@ def assembled(tables: ShardedTables, ranks: int) -> dict[str, torch.Tensor]:
     return whole
 
 
+def taken_up(ranks: int, folder: Path) -> list[str]:
+    """Tensors that differ after this many ranks have loaded what fewer saved; saves its own for more ranks."""
+    declared, fixed = cases()["both modules, row_wise"]
+    room, module = room_of(ranks, 2**30), EmbeddingTables(declared, device=torch.device("meta"))
+    tables, _ = shard_tables(module, settings=SETTINGS, fixed=fixed, room=room)
+    saved = folder / f"saved{ranks - 1}"
+    different = []
+    if saved.exists():
+        read_pieces(table_pieces(tables), saved)
+        found, expected = assembled(tables, ranks), read_whole(saved)
+        assert found.keys() == expected.keys()
+        different = [key for key in found if not torch.equal(found[key], expected[key])]
+    init_tables(tables, scale=0.1, seed=ranks)
+    backward(tables, declared, 0, dist.get_rank(), ranks)
+    write_pieces(table_pieces(tables), folder / f"saved{ranks}")
+    return different
+
+
 def rank_main(rank: int, ranks: int, folder: str) -> None:
     store = dist.FileStore(f"{folder}/store{ranks}", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
@@ -187,8 +206,9 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
         results[name] = {"gap": max(gaps.values()), "plan": {t["name"]: [t["sharding"], t["reason"]] for t in plan}}
     refusals: list = [None] * ranks
     dist.all_gather_object(refusals, refusal(ranks, memory_bytes=1000))
+    told = {"cases": results, "refusals": refusals, "taken_up": taken_up(ranks, Path(folder))}
     if rank == 0:
-        Path(folder, f"ranks{ranks}.json").write_text(json.dumps({"cases": results, "refusals": refusals}))
+        Path(folder, f"ranks{ranks}.json").write_text(json.dumps(told))
     dist.barrier()
     os._exit(0)  # as the verbs end: gloo's threads may abort a process in its static destructors
 

@@ -32,6 +32,11 @@ def test_all_ranks_refuse_tables_beyond_their_memory(trained, ranks):
     assert "\n" not in told[0]
 
 
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_more_ranks_load_tables_of_any_size_that_fewer_saved(trained, ranks):
+    assert trained[ranks]["taken_up"] == []
+
+
 def test_the_cut_is_the_one_that_torchrec_makes():
     for rows, ranks in itertools.product(range(2, 120), range(1, 17)):
         sizes, _ = calculate_shard_sizes_and_offsets(torch.empty(rows, 4, device="meta"), ranks, ranks, ROW_WISE)

@@ -92,9 +92,8 @@ def test_rows_are_counted_by_weight_and_unknown_labels_are_not():
 def test_a_rate_beyond_the_peak_takes_it_again():
     peak = Peak(torch.device("cpu"), torch.float32)
     real = measured_peak(torch.float32)
-    assert peak.share(real * 1e-3) == pytest.approx(1e-3, rel=0.9)
+    assert 0 < peak.share(real * 1e-3) < 0.1
     peak._flops = 1.0  # as if the machine had been busy
-    share = peak.share(real * 1e-3)
-    assert share < 0.1  # measured again, not merely raised to the rate
+    assert peak.share(real * 1e-3) < 0.1  # measured again, not merely raised to the rate
     assert peak.share(1e30) == 1.0  # no measurement comes near: the rate itself is what the machine can do
     assert peak.share(0.5e30) == 0.5
