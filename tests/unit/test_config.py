@@ -327,6 +327,24 @@ def test_the_default_values_are_themselves_valid(tmp_path: Path) -> None:
     assert RunConfig.model_validate(config.model_dump()) == config
 
 
+def test_a_thousand_features_with_tables_are_read(tmp_path: Path) -> None:
+    def change(run: dict[str, Any]) -> None:
+        for number in range(1000):
+            run["features"]["tables"][f"t{number}"] = {"rows": 64, "dim": 8}
+            run["features"]["features"][f"f{number}"] = {"kind": "id", "table": f"t{number}", "group": "who"}
+
+    assert len(load_config(write_run(tmp_path, change), ["seed=2"]).features.features) == 1005
+
+
+def test_anchors_merges_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    path.write_text(
+        "\ufeff" + path.read_text() + "loader: &shared {batch_size: 64}\neval: {<<: *shared, split: test}\n"
+    )
+    config = load_config(path)
+    assert (config.loader.batch_size, config.eval.batch_size, config.eval.split) == (64, 64, "test")
+
+
 def test_a_run_can_extend_another(tmp_path: Path) -> None:
     base = write_run(tmp_path)
     folder = tmp_path / "elsewhere"
