@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RankError, UserError
-from rankmixer_dist.library_errors import explain
+from rankmixer_dist.library_errors import explain, is_lost_rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,7 +125,7 @@ def _code_of(main: Callable[[list[str]], int | None]) -> int:
         if not _is_first():
             time.sleep(_LAST_WORD_S)  # who is still there then has met it alone, and speaks
         _say(f"error: {line} ({_TRACEBACK}=1 shows where)", alone=True)
-        return EXIT_USER_ERROR
+        return 1 if is_lost_rank(error) else EXIT_USER_ERROR
 
 
 class _Ranks:

@@ -73,6 +73,11 @@ def explain(error: BaseException) -> str | None:
     return next((line.format(said=said) for name, line in _BY_CLASS.items() if name in _names(error)), None)
 
 
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether a rank ended because another one, or its host, was gone: a new start may go on."""
+    return "torch.distributed.DistNetworkError" in _names(error)
+
+
 @contextmanager
 def quiet_board() -> Iterator[None]:
     """Inside the block, TensorBoard's thread that cannot write prints no traceback: its owner's next call raises it."""

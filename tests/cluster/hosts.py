@@ -1,6 +1,7 @@
 """Hosts on one machine: network namespaces with names of their own, on one switch, that can lose their power."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ class Hosts:
 
     def __init__(self, count: int, *, loopback_name: bool = False) -> None:
         self.names = [f"host{index}" for index in range(count)]
-        self._id = f"rm{uuid.uuid4().hex[:6]}"
+        self._id = f"rm{os.getpid()}-{uuid.uuid4().hex[:4]}"
         self._jobs: list[subprocess.Popen] = []
         self._loopback_name = loopback_name
 
@@ -47,6 +48,7 @@ class Hosts:
         return self
 
     def _make(self) -> None:
+        _remove_left_ones()
         switch = f"{self._id}s"
         run("ip", "netns", "add", switch)
         run("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
@@ -137,6 +139,15 @@ class Hosts:
         for pid in map(int, pids.stdout.split()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _remove_left_ones() -> None:
+    """Namespaces of a test process that was killed."""
+    for line in run("ip", "netns", "list").splitlines():
+        owner = re.match(r"rm(\d+)-", line)
+        if owner and not Path("/proc", owner[1]).exists():
+            subprocess.run(["ip", "netns", "delete", line.split()[0]], check=False, capture_output=True)
+            shutil.rmtree(Path("/etc/netns") / line.split()[0], ignore_errors=True)
 
 
 @contextmanager

@@ -49,6 +49,12 @@ def test_a_verb_ends_with_its_code_and_one_line(body):
     assert (ended.returncode, ended.stderr) == CASES[body]
 
 
+def test_a_rank_that_lost_another_may_be_started_again():
+    ended = run("import torch.distributed; raise torch.distributed.DistNetworkError('Broken pipe')")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the ranks cannot reach each other: Broken pipe")
+
+
 def test_other_local_ranks_let_the_first_one_speak():
     start = time.monotonic()
     ended = run(PREEMPTED, local_rank="1")
