@@ -11,7 +11,8 @@ What counts as the same id, whatever column, file and type it comes from:
 - Bytes are the string that they spell. The empty string is a missing id.
 
 An integer goes by its 64 bits (two's complement), any other string by FNV-1a 64 over its bytes; both are mixed with a
-salt by the SplitMix64 finaliser, so equal ids of two tables land on unrelated rows.
+salt by the SplitMix64 finaliser, so equal ids of two tables land on unrelated rows. A change that moves an id to
+another row has to raise `schema.ID_HASH`.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt
 
 from rankmixer_dist.checksum import json_checksum
 from rankmixer_dist.config import BackboneName, ModelConfig
-from rankmixer_dist.schema import IdFeature, Schema, Strict
+from rankmixer_dist.schema import ID_HASH, IdFeature, Schema, Strict
 
 Difference = tuple[str, Any, Any]
 """A key, what stood there and what stands there now."""
@@ -79,8 +79,8 @@ def parts(features: Schema, model: ModelConfig) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for name, table in features.tables.items():
-        salt = features.salt(name) if table.ids == "hash" else None
-        found[f"table {name}"] = {"rows": table.rows, "dim": table.dim, "ids": table.ids, "salt": salt}
+        hashed = {"hash": ID_HASH, "salt": features.salt(name)} if table.ids == "hash" else {}
+        found[f"table {name}"] = {"rows": table.rows, "dim": table.dim, "ids": table.ids, **hashed}
     for name, feature in features.features.items():
         content = feature.model_dump(mode="json")
         found[f"feature {name}"] = {**content, "column": feature.column or name}

@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 MISSING_ID = 0
 """Row of every table that a missing or unknown id is mapped to; real ids start at 1."""
 
+ID_HASH = 2
+"""Version of the hash that takes ids to rows of tables: a change that moves an id to another row has to raise it, so
+that no checkpoint's rows are taken for those of other ids. 2 = a string of digits has the row of the integer."""
+
 ROW_ID, USER_ID, TIMESTAMP = "row_id", "user_id", "timestamp"
 """Columns that every prepared row carries beside its features and labels."""
 

@@ -48,8 +48,8 @@ def beginning(config: RunConfig, saved: Sequence[Path], data: DataSeen) -> Begin
         difference = then.difference(now) if then is not None and now is not None else None
         if difference is not None:
             raise UserError(
-                f"{saved[-1]}: was trained on other rows than {config.data.prepared} holds: {difference}; to train its "
-                f"weights on these, choose another `name` and set train.start_from.run={config.run_dir}"
+                f"{saved[-1]}: stands in another stream of rows than {config.data.prepared} gives: {difference}; to "
+                f"train its weights on this one, choose another `name` and set train.start_from.run={config.run_dir}"
             )
         # Of a run that goes on, the checkpoint knows it of the weights that the run began with.
         before = about.trained_until if start is not None else 0

@@ -14,6 +14,7 @@ import yaml
 from data_pipeline.manifest import load_manifest
 from data_pipeline.preprocess import preprocess
 from data_pipeline.reading import open_prepared, open_split
+from rankmixer_dist import identity
 from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.config import load_config
@@ -237,7 +238,7 @@ def test_a_position_in_other_rows_is_refused_with_a_way_out(runs, tmp_path):
     other = runs.config(**log)
     preprocess(other, progress=False)
     message = told(runs.train, runs.config("stream", **{"data.prepared": str(tmp_path / "prepared")}))
-    assert "was trained on other rows than" in message
+    assert "stands in another stream of rows than" in message
     assert "choose another `name` and set train.start_from.run=" in message
     copied = runs.config("copied", seed=3)
     shutil.copytree(runs.config("stream").run_dir / "checkpoints", copied.run_dir / "checkpoints")
@@ -290,6 +291,13 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_part_that_differs(runs,
     ]
     for change, expected in cases:
         assert expected in refused(change)
+
+
+def test_ids_that_another_program_hashes_otherwise_are_refused(runs, monkeypatch):
+    monkeypatch.setattr(identity, "ID_HASH", identity.ID_HASH + 1)
+    for name, start in (("one", {}), ("hashed", {"train.start_from.run": str(runs.folder / "runs/one")})):
+        message = told(runs.train, runs.config(name, **start))
+        assert "written by a program to which table author meant something else" in message
 
 
 def test_a_checkpoint_of_an_older_format_is_told(runs, expected, tmp_path):

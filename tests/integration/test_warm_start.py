@@ -102,7 +102,9 @@ def test_a_renamed_table_and_layer_are_taken_under_their_old_names(small_config,
     assert began.renamed["author"] == "video"
     assert began.renamed["backbone.blocks.0.ffn.up.weight"] == "backbone.blocks.1.ffn.up.weight"
     assert began.fresh_tables == {}
-    assert torch.equal(held(tables)["author"][0], held_there["tables/video.weight"])
+    for table in ("author", "video"):  # one table there, two here
+        assert torch.equal(held(tables)[table][0], held_there["tables/video.weight"])
+        assert torch.equal(held(tables)[table][1], held_there["tables/video.sum"])
     taken = held_there[dense_key("backbone.blocks.1.ffn.up.weight")]
     assert torch.equal(model.backbone.blocks[0].ffn.up.weight.view(-1), taken)
     assert "author" in began.unused
