@@ -133,7 +133,7 @@ class _Ranks:
 
 
 def ranks_have_met() -> None:
-    """From now on a `UserError` is one that all ranks raise alike, but for a `RankError`: they speak with each other."""
+    """From now on all ranks raise a `UserError` alike, but for a `RankError`, and the first of each host speaks."""
     _Ranks.have_met = True
 
 

@@ -6,6 +6,7 @@ read with `weights_only`, so a checkpoint can hold nothing but numbers.
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -55,7 +56,10 @@ def write_pieces(pieces: Sequence[Piece], folder: Path, *, group: dist.ProcessGr
         dcp.save(held, storage_writer=_Writer(folder), planner=_SavePlanner(), process_group=group)
     except dcp.api.CheckpointException as error:
         rank, (first, _) = min(error.failures.items())
-        raise OSError(f"rank {rank}: {first}") from error
+        reason = one_line(first)
+        if "inline_container" in reason:  # torch's writer of archives does not say why it could not write
+            reason = f"its file could not be written whole; the disk has {shutil.disk_usage(folder).free:,} bytes left"
+        raise OSError(f"rank {rank}: {reason}") from error
 
 
 def read_pieces(pieces: Sequence[Piece], folder: Path, *, group: dist.ProcessGroup | None = None) -> None:
