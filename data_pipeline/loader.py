@@ -23,7 +23,7 @@ from data_pipeline.manifest import Manifest, Shard, prepared_columns
 from data_pipeline.shard_files import too_large
 from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.batch import Batch, Position
-from rankmixer_dist.errors import RankError, one_line
+from rankmixer_dist.errors import RankError, UserError, one_line
 from rankmixer_dist.schema import Schema
 
 _CACHED_CHUNKS = 4
@@ -41,6 +41,7 @@ class Loader:
         prefetch: batches that a background thread reads ahead.
 
     Raises:
+        UserError: while iterating, when the position lies beyond the rows.
         RankError: while iterating, when a shard cannot be read; names the file and the row group.
     """
 
@@ -74,6 +75,8 @@ class Loader:
 
     def epoch(self, position: Position) -> Iterator[tuple[Batch, Position]]:
         """The rest of an epoch from `position`: each batch with the position after it."""
+        if position.row > self.rows:
+            raise UserError(f"the data position is row {position.row:,} of {self.rows:,}; it is of other data")
         stop = threading.Event()
         ready: queue.Queue[tuple[Batch, Position] | BaseException | None] = queue.Queue(self._prefetch)
 

@@ -11,6 +11,7 @@ from torch import nn
 from rankmixer_dist.batch import Position
 from rankmixer_dist.checkpoint.about import About, DataPosition
 from rankmixer_dist.checkpoint.folder import TENSORS
+from rankmixer_dist.checkpoint.index import read_index
 from rankmixer_dist.checkpoint.opening import open_checkpoint
 from rankmixer_dist.checkpoint.storage import read_pieces
 from rankmixer_dist.config import RunConfig
@@ -130,5 +131,10 @@ def _open(checkpoint: Path, module: nn.Module, topology: Topology) -> About:
                     f"{checkpoint}: saved from another model: parameter {name} has shape {about.shapes.get(name)} "
                     f"there and {shapes.get(name)} here"
                 )
+        if topology.is_first:
+            keys = [key for key in read_index(checkpoint / TENSORS) if key.startswith("dense/")]
+            kinds = sorted({key.rsplit(".", 1)[-1] for key in keys} - {"weight"})
+            if kinds != sorted(about.moments):
+                raise UserError(f"{checkpoint}: damaged: it is said to hold {sorted(about.moments)}, but holds {kinds}")
     assert about is not None
     return about

@@ -109,6 +109,13 @@ def row_ids(batch):
     return batch.row_id_B[batch.weight_B > 0].tolist()
 
 
+def test_a_position_beyond_the_rows_is_refused(prepared):
+    loader = make(prepared)
+    assert list(loader.epoch(Position(0, loader.rows))) == []
+    with pytest.raises(UserError, match=r"the data position is row [\d,]+ of [\d,]+; it is of other data"):
+        next(loader.epoch(Position(0, loader.rows + 1)))
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("batch_size", [24, 48, 120])
 def test_every_rank_count_sees_the_same_global_batches_and_each_row_once(prepared, world_size, batch_size):

@@ -21,6 +21,7 @@ from rankmixer_dist.checkpoint.opening import open_checkpoint
 from rankmixer_dist.checkpoint.storage import read_pieces, read_whole
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.pieces import Piece, whole
+from rankmixer_dist.train import checkpoint as train_checkpoint
 
 NUMBERS = [-1, 1, 2**40, 2**70, 1.0, True, "3", None, [], {}]
 PATIENCE_S = 20.0
@@ -297,3 +298,13 @@ def test_boxes_cover_a_shape_exactly_as_counting_says():
     assert min(seen.values()) > 500
     assert covers_once((), [((), ())]) and not covers_once((), []) and not covers_once((), [((), ())] * 2)
     assert covers_once((0, 3), []) and covers_once((0, 3), [((0, 0), (0, 3))])
+
+
+@pytest.mark.parametrize("moments", [(), ("exp_avg", "exp_avg_sq"), ("../x",)])
+def test_moments_other_than_those_it_holds(saved, one_rank, moments):
+    module = torch.nn.Module()
+    module.layer = torch.nn.Parameter(torch.zeros(3, 4))
+    assert train_checkpoint._open(saved, module, one_rank).moments == ("exp_avg",)
+    read_about(saved).model_copy(update={"moments": moments}).write(saved)
+    with pytest.raises(UserError, match=r"is said to hold \[.*\], but holds \['exp_avg'\]"):
+        train_checkpoint._open(saved, module, one_rank)
