@@ -64,7 +64,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
         self._copies: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-        self.waited_s = 0.0
+        self.waited_s, self.failed = 0.0, 0
 
     def save(self, about: About, pieces: Sequence[Piece]) -> None:
         """Copies this rank's pieces and begins to write them; a save that is still under way is waited for first."""
@@ -118,6 +118,7 @@ class Saver:
             self._write_together(about, pieces)
         except Exception as error:
             self._failure = self._say(about.step, error)
+            self.failed += 1
 
     def _write_together(self, about: About, pieces: Sequence[Piece]) -> None:
         final = checkpoint_path(self._run_dir, about.step)

@@ -32,6 +32,7 @@ LOG_COLUMNS = (
     "skipped_steps",
     "tasks_out_of_range",
     "checkpoint_wait_s",
+    "failed_checkpoints",
     "routing/active_ratio",
     "routing/target",
     "routing/lambda",

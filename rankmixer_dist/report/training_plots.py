@@ -53,7 +53,7 @@ def loss_plot(log: TrainingLog) -> Plot:
         legend=(
             LegendEntry(css_color(SERIES[0]), "all tasks", formats.metric(last_average(log, log.columns["loss"]))),
         ),
-        note=" ".join(filter(None, (_range_note(log), _skipped_note(log)))),
+        note=" ".join(filter(None, (_range_note(log), _skipped_note(log), _unsaved_note(log)))),
     )
 
 
@@ -212,6 +212,17 @@ def _range_note(log: TrainingLog) -> str:
         f"The loss of up to {out.max():.0f} of {len(log.loss_per_task)} tasks left its range, three times the loss of "
         f"predicting a task's share of positives: in {len(lines)} of {len(out)} lines, from step {first:.0f} to "
         f"{last:.0f}."
+    )
+
+
+def _unsaved_note(log: TrainingLog) -> str:
+    failed = log.total("failed_checkpoints")
+    if not failed:
+        return ""
+    last = log.columns["step"][np.flatnonzero(np.nan_to_num(log.columns["failed_checkpoints"]))[-1]]
+    return (
+        f"Checkpoints that could not be saved, because of the disk or of weights that were not finite: {failed:.0f}, "
+        f"the last in the line of step {last:.0f}."
     )
 
 

@@ -106,6 +106,7 @@ class RunHooks:
     def on_log(self, line: dict[str, Any]) -> None:
         """Writes and shows the figures of an interval."""
         line["checkpoint_wait_s"], self._saver.waited_s = self._saver.waited_s, 0.0
+        line["failed_checkpoints"], self._saver.failed = self._saver.failed, 0
         line |= self._exchange_figures(line["steps"]) | self._routing_figures()
         ranks = rank_figures(line, self._topology)
         line |= {"ranks": ranks} if ranks else {}

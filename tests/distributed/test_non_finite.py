@@ -146,6 +146,8 @@ def test_lost_weights_are_not_saved_and_end_the_run(ended):
     assert all(tensor.isfinite().all() for key, tensor in ended.tensors("explode").items() if "random" not in key)
     refused = [line for line in ended.process.stderr.splitlines() if line.startswith("warning: ") and "saved" in line]
     assert len(refused) == 5  # steps 8 to 16
+    # The last two may have failed only after the last line was written.
+    assert 3 <= sum(line["failed_checkpoints"] for line in ended.lines("explode")) <= 5
     assert all("not saved, step-00000006 is kept" in line and line.endswith("is not finite") for line in refused)
 
 

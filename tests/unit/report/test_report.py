@@ -301,6 +301,13 @@ def test_a_loss_that_left_its_range_is_told(tmp_path: Path) -> None:
     assert "left its range" not in as_text(rendered(tmp_path))
 
 
+def test_checkpoints_that_failed_are_told(tmp_path: Path) -> None:
+    write_log(tmp_path, [log_line(step, failed_checkpoints=number) for step, number in ((10, 1), (20, 2), (30, 0))])
+    assert "were not finite: 3, the last in the line of step 20." in as_text(rendered(tmp_path))
+    write_log(tmp_path, [log_line(step, failed_checkpoints=0) for step in (10, 20)])
+    assert "could not be saved" not in as_text(rendered(tmp_path))
+
+
 def test_one_log_line_without_any_figure(tmp_path: Path) -> None:
     write_log(tmp_path, [{"step": 1}])
     assert "1 log line up to step 1." in as_text(rendered(tmp_path)) and "<svg" not in rendered(tmp_path)
