@@ -110,7 +110,9 @@ class MultiIdFeature(_Feature):
     kind: Literal["multi_id"] = "multi_id"
     table: str
     pooling: Literal["sum", "mean"] = "mean"
-    separator: str | None = Field(default=None, description="set when the raw column is one joined string")
+    separator: str | None = Field(
+        default=None, min_length=1, description="set when the raw column is one joined string"
+    )
 
 
 class SequenceFeature(_Feature):

@@ -115,14 +115,15 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
     """The folder's files that match, sorted by name.
 
     Raises:
-        UserError: there is no such folder, no such file in it, or a pipe, a socket or a device under such a name.
+        UserError: there is no such folder, no such file in it, or anything but a file under such a name.
     """
     if not folder.is_dir():
         raise UserError(f"source.path {folder}: no such folder")
     paths = sorted(folder.glob(pattern), key=lambda path: path.name)
     for path in paths:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
-            raise UserError(f"{path}: is no regular file; move it away")
+        if not path.is_file():  # reading a pipe would wait for ever
+            what = "a folder" if path.is_dir() else "no regular file" if path.exists() else "a link to nothing"
+            raise UserError(f"{path}: is {what}; move it away")
     if not paths:
         raise UserError(f"source.path {folder}: holds no {pattern}")
     return paths

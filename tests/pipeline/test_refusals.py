@@ -109,6 +109,17 @@ def test_an_unreadable_file_among_good_ones(log, job, damage, capfd):
     assert first >> 40 == 12
 
 
+def test_what_is_no_file_among_the_log_files_is_named(log):
+    folder, prepare = log
+    (folder / "log_x.parquet").mkdir()
+    with pytest.raises(UserError, match=r"log_x\.parquet: is a folder; move it away"):
+        prepare(SerialJob())
+    (folder / "log_x.parquet").rmdir()
+    (folder / "log_x.parquet").symlink_to(folder / "nothing")
+    with pytest.raises(UserError, match=r"log_x\.parquet: is a link to nothing; move it away"):
+        prepare(SerialJob(), "data.on_unreadable_file=skip")
+
+
 def test_no_setting_is_advised_that_would_drop_most_of_a_log(log):
     folder, prepare = log
     for path in logs(folder)[:7]:
@@ -189,6 +200,7 @@ def test_a_file_that_lacks_a_column_is_named(log):
         ("features.features.age_segment.column=tags", "age_segment.*integers or strings"),
         ("features.tasks.finish.column=age_segment", "feature age_segment.*is the label of task finish"),
         ("features.tasks.finish.column=finnish", "no column 'finnish'; did you mean 'finish'"),
+        ("features.features.tags.separator=''", "features.tags.*separator.*at least 1 character"),
         ("source.users=61", "users is 60, the config's is 61"),
         ("data.splits.test.end=2026-01-07T00:00:00.001Z", r"data\.splits\.test holds no row; .* 2026-01-01T00"),
     ],

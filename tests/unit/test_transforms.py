@@ -42,7 +42,9 @@ def prepared(schema=SCHEMA, **columns):
         "tags": ["1,2", "", None, "3", "1"],
         "length": [5.0, 10.0, None, 29.9, 1e6],
     } | columns
-    table = pa.table({"watched": pa.array(raw.pop("watched"), pa.list_(pa.int64())), **raw})
+    if isinstance(raw["watched"], list):
+        raw["watched"] = pa.array(raw["watched"], pa.list_(pa.int64()))
+    table = pa.table(raw)
     done = prepare(table, schema, truth_columns={}, time_ranges=[(0, 100)])
     return done.rows.to_pylist(), done.set_aside.to_pylist()
 
@@ -101,6 +103,27 @@ def test_an_unknown_label_is_masked_where_the_task_says_so():
         (3, "no_label_known"),
         (4, "label_not_0_or_1"),
     ]
+
+
+def test_an_id_has_one_row_of_a_shared_table_alone_in_a_list_and_in_a_joined_string():
+    ids = [12, 0, -5, 2**63 - 1, 7]
+    joined = [f" {number},007\t, {number}" for number in ids]
+    declared = SCHEMA.model_dump(mode="json")
+    declared["features"]["watched"] = {"kind": "sequence", "table": "hashed", "pooling": "mean", "group": "all"}
+    lists = pa.array([[number, 7] for number in ids], pa.list_(pa.int64(), 2))
+    rows, aside = prepared(schema=Schema.model_validate(declared), word=ids, tags=joined, watched=lists)
+    assert not aside
+    seven, other = (hash_ids(read_ids(pa.array([text])), salt="hashed", rows=50)[0] for text in ("7", "007"))
+    assert seven != other
+    for row in rows:
+        assert row["watched"] == [row["word"], seven]
+        assert row["tags"] == [row["word"], other, row["word"]]
+
+
+def test_lists_of_a_fixed_size_may_all_be_null():
+    rows, aside = prepared(watched=pa.array([None] * 5, pa.list_(pa.int64(), 3)))
+    assert not aside
+    assert [row["watched"] for row in rows] == [[]] * 5
 
 
 @pytest.mark.parametrize(("salt", "hashed_as"), [({}, "clip"), ({"salt": "word"}, "word")])
