@@ -22,6 +22,7 @@ from torch.distributed.launcher import api
 
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, one_line
 from rankmixer_dist.parallel.meeting import LOOPBACK
+from rankmixer_dist.parallel.preemption import STOP_SIGNALS
 
 _FINAL = (EXIT_USER_ERROR, EXIT_PREEMPTED)
 """Exit codes of ranks after which a new start would end alike, or was asked not to be."""
@@ -56,8 +57,9 @@ def launch(arguments: list[str]) -> NoReturn:
             print(error, file=sys.stderr)
         sys.exit(code)
     except SignalException as stop:
-        codes = set(_Agent.ended)
-        sys.exit(EXIT_PREEMPTED if codes == {EXIT_PREEMPTED} else 128 + stop.sigval)
+        # A rank that was told to stop before it had begun ends by the signal itself, and has nothing to save.
+        as_told = set(_Agent.ended) <= {EXIT_PREEMPTED, -stop.sigval}
+        sys.exit(EXIT_PREEMPTED if as_told and stop.sigval in STOP_SIGNALS else 128 + stop.sigval)
     except RendezvousError as error:
         cause = one_line(error.__cause__ or error)
         print(

@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from rankmixer_dist.parallel.topology import Topology
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Which ask a run to stop after the step it is in."""
 
 _left_under_way: list[Any] = []
 """Groups that a failing rank leaves while an exchange is under way. Gloo frees a group only after its last exchange,
@@ -19,9 +20,8 @@ which the other ranks may never come to; so the failing rank would not end, and 
 class StopRequest:
     """Turns SIGTERM and SIGUSR1 into a flag for the length of a `with` block, which all ranks enter and leave together.
 
-    torchrun and the deepspeed launcher pass SIGTERM on to their ranks and kill them 30 s later (torchrun:
-    `--shutdown-timeout`); SLURM sends what `--signal` says, also to torchrun itself, which lives through it only when
-    TORCHELASTIC_SIGNALS_TO_HANDLE names it. Only the main thread may enter, since only it may handle signals.
+    launch/torchrun.py passes both on to its ranks, torchrun and the deepspeed launcher SIGTERM, and all kill them 30 s
+    later (torchrun: `--shutdown_timeout`). Only the main thread may enter, since only it may handle signals.
 
     The block's end puts the former handlers back, unless the ranks have agreed to stop: then they are on their way out,
     which a second signal, or the same one come late, must not cut short.
@@ -37,7 +37,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         if self._topology.world_size > 1:
             self._group = dist.new_group(backend="gloo")
-        self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         return self
 
     def __exit__(

@@ -16,8 +16,9 @@ from rankmixer_dist.train.rank_figures import rank_figures
 
 
 def main(arguments: list[str]) -> None:
-    """Takes how to end: `well`, `mistaken`, `killed` (rank 1, at its first start only) or `stopped` (by a signal); or
-    `slow`: rank 1 computes for 0.2 s between the collectives of a step."""
+    """Takes how to end: `well`, `mistaken`, `killed` (rank 1, at its first start only) or `stopped` (by a signal),
+    `unready` (by a signal that it does not await); or `slow`: rank 1 computes for 0.2 s between a step's collectives.
+    """
     (end,) = arguments
     with process_group() as topology:
         total = int(sum_over_ranks(torch.ones(1)))
@@ -34,6 +35,9 @@ def main(arguments: list[str]) -> None:
             raise UserError("this is a mistake")
         if end == "killed" and topology.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
+        if end == "unready":
+            print("loops", flush=True)
+            time.sleep(300)
         if end == "stopped":
             with StopRequest(topology) as request:
                 print("loops", flush=True)

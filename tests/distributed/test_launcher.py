@@ -40,16 +40,18 @@ def test_a_rank_that_computes_longer_than_the_other_is_found(launch):
     assert (wait["median"], wait["max"], wait["rank"]) == (0.0, 0.25, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_ranks_that_were_asked_to_stop_are_not_started_again(launch, tmp_path, number):
+@pytest.mark.parametrize(
+    ("end", "number"), [("stopped", signal.SIGTERM), ("stopped", signal.SIGUSR1), ("unready", signal.SIGUSR1)]
+)
+def test_ranks_that_were_asked_to_stop_are_not_started_again(launch, tmp_path, end, number):
     log = tmp_path / "log"
-    with launch.started(*command("stopped"), log=log) as process:
+    with launch.started(*command(end), log=log) as process:
         give_up = time.monotonic() + 100
         while log.read_text().count("loops") < 2 and time.monotonic() < give_up:
             time.sleep(0.02)
         process.send_signal(number)
         assert process.wait(100) == EXIT_PREEMPTED, log.read_text()
-    assert log.read_text().count("stopped: asked to stop") == 1
+    assert log.read_text().count("stopped: asked to stop") == (end == "stopped")
 
 
 def test_ranks_that_are_missing_are_named_and_a_port_that_is_taken_too(launch, tmp_path):

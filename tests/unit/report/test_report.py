@@ -425,3 +425,14 @@ def test_formats() -> None:
     assert [gap(value) for value in (-0.0123, 0.02, None)] == ["−0.0123", "+0.0200", "–"]
     assert [seconds(value) for value in (2.5, 0.05, None)] == ["2.5 s", "50 ms", "–"]
     assert rank_ranges([3, 0, 1, 2, 6]) == "0–3, 6" and count(1234567) == "1\u202f234\u202f567"
+
+
+def test_the_rank_that_holds_the_others_up_stands_beside_the_median_one(tmp_path: Path) -> None:
+    write_plan(tmp_path, world_size=2)
+    plan = json.loads((tmp_path / "plan.json").read_text()) | {"hosts": {"left": [0], "right": [1]}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    slow = {"median": 0.001, "max": 0.6, "rank": 1, "host": "right"}
+    write_log(tmp_path, [log_line(step, ranks={"data_wait_s": slow}) for step in (10, 20, 30)])
+    text = as_text(rendered(tmp_path))
+    assert "Longest data wait / step 600 ms rank 1 on right; median rank 1 ms" in text
+    assert "of tables on 2 hosts" in text and "Slowest rank's own step" not in text
