@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from data_pipeline import advice
 from data_pipeline.checks import check_columns, check_names, standing_manifest
+from data_pipeline.hangup import signals_unwind
 from data_pipeline.job import Handle, Job, open_job
 from data_pipeline.manifest import Manifest, prepared_columns, prepared_meaning, read_manifest, schema_hash
 from data_pipeline.own_folder import OwnFolder, sweep
@@ -62,7 +63,7 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
     prefix = f"{folder.name}.partial-"
     for line in sweep(folder.parent, prefix):
         reporter.say(line)
-    with OwnFolder(folder.parent, prefix) as aside:
+    with signals_unwind(), OwnFolder(folder.parent, prefix) as aside:
         if job is None:
             with reporter.stage(f"start the {config.data.job} job", None):
                 job = open_job(config.data.job)

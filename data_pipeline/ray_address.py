@@ -46,3 +46,20 @@ def _found() -> str:
         return services.canonicalize_bootstrap_address_or_die("auto")
     except ConnectionError as error:
         raise UserError("RAY_ADDRESS auto: no Ray cluster runs on this machine; start one, or unset it") from error
+
+
+def require_loopback() -> None:
+    """Makes sure that this machine can talk to itself, as Ray's processes do.
+
+    Raises:
+        UserError: it cannot, as in a network namespace whose loopback interface is down.
+    """
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=_PATIENCE_S),
+        ):
+            return
+    except OSError as error:
+        mend = "`ip link set lo up`, or set data.job=serial"
+        raise UserError(f"Ray cannot be started: 127.0.0.1 does not answer ({one_line(error)}); {mend}") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline import ray_reaper
 from data_pipeline.own_folder import OwnFolder, sweep
-from data_pipeline.ray_address import require_cluster
+from data_pipeline.ray_address import require_cluster, require_loopback
 from rankmixer_dist.errors import UserError, one_line
 
 _OBJECT_STORE_BYTES = 2 << 30  # a cap, not a reservation; what does not fit is spilled to disk
@@ -61,6 +61,7 @@ def spill_folder() -> Path:
 
 
 def _start(ray: Any) -> None:
+    require_loopback()
     wanted = spill_folder()
     # The short folder may be of a small disk: what does not fit memory goes where it was wanted.
     parents = dict.fromkeys((short_enough(wanted), wanted))

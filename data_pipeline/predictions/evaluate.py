@@ -10,10 +10,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.hangup import signals_unwind
 from data_pipeline.job import Handle, Job, RayJob
 from data_pipeline.own_folder import OwnFolder, sweep
 from data_pipeline.predictions.files import Predictions
-from data_pipeline.predictions.hangup import signals_unwind
 from data_pipeline.predictions.stages import (
     Kind,
     PrecisionReport,

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.hangup import signals_unwind
 from data_pipeline.job import SerialJob
 from data_pipeline.predictions import ColumnNames, evaluate_predictions, figures_path, find_predictions, write_figures
-from data_pipeline.predictions.hangup import signals_unwind
 from rankmixer_dist.errors import UserError
 from tests.integration.test_bad_input import refuse
 

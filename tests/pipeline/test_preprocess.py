@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +54,29 @@ def test_workers_that_are_killed_change_no_byte(small_config, tmp_path):
     killed = {path.name for path in (tmp_path / "killed").iterdir()}
     assert killed == {"read_units", "block_range", "order_rows", "write_shard"}
     assert contents(tmp_path / "ray") == contents(tmp_path / "serial")
+
+
+ENDED_WHILE_IT_WRITES = """
+import os, sys
+from data_pipeline import preprocess as module
+from data_pipeline.job import SerialJob
+from rankmixer_dist.config import load_config
+module.write_shard = lambda *call: os.kill(os.getpid(), int(sys.argv[1]))
+module.preprocess(load_config(sys.argv[2], sys.argv[3:]), progress=False, job=SerialJob())
+"""
+
+
+def test_who_is_asked_to_end_leaves_nothing_and_who_is_killed_only_until_the_next_start(small_config, tmp_path):
+    folder = tmp_path / "data" / "p"
+    for number, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
+        command = [sys.executable, "-c", ENDED_WHILE_IT_WRITES, str(int(number)), small_config]
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        ended = subprocess.run([*command, f"data.prepared={folder}"], env=env, check=False)
+        assert ended.returncode == (128 + number if number == signal.SIGTERM else -number)
+        assert len(list(folder.parent.iterdir())) == left
+    prepare(small_config, folder, SerialJob())
+    assert list(folder.parent.iterdir()) == [folder]
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_shards_are_what_the_manifest_says(small_config, tmp_path):

@@ -1,6 +1,10 @@
 """A RAY_ADDRESS at which no cluster answers is one line within seconds; a long TMPDIR gives way to a short folder."""
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,3 +78,17 @@ def test_a_path_that_is_too_long_for_sockets_gives_way(tmp_path: Path, monkeypat
         UserError, match=r"^TMPDIR .*x: too long a path for the sockets of Ray.*; set RAY_TMPDIR to one$"
     ):
         short_enough(long)
+
+
+def test_a_machine_that_cannot_talk_to_itself() -> None:
+    ray_address.require_loopback()
+    code = "from data_pipeline.ray_address import require_loopback; require_loopback()"
+    alone = [shutil.which("unshare") or "no unshare", "--net", sys.executable, "-c"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    try:
+        subprocess.run([*alone, "pass"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network namespace can be made here, only root may: {error}")
+    ended = subprocess.run([*alone, code], env=env, capture_output=True, text=True, check=False)
+    told = "UserError: Ray cannot be started: 127.0.0.1 does not answer (["
+    assert told in ended.stderr and "or set data.job=serial" in ended.stderr
