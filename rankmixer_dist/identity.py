@@ -72,29 +72,36 @@ class DataSeen(Strict):
     stream: Stream | None = None
 
 
-def parts(features: Schema, model: ModelConfig) -> dict[str, dict[str, Any]]:
+def parts(features: Schema, model: ModelConfig, *, defaults: bool = True) -> dict[str, dict[str, Any]]:
     """What decides the meaning of a model's weights, by part: `table video`, `feature watched`, ..., `model`, `order`.
 
     How much a task weighs and how it takes unknown labels is how it learns, and no part.
+
+    Args:
+        defaults: whether options of features and of the model that have their default are told too.
     """
+    told: dict[str, Any] = {"mode": "json", "exclude_defaults": not defaults}
     found: dict[str, dict[str, Any]] = {}
     for name, table in features.tables.items():
         hashed = {"hash": ID_HASH, "salt": features.salt(name)} if table.ids == "hash" else {}
         found[f"table {name}"] = {"rows": table.rows, "dim": table.dim, "ids": table.ids, **hashed}
     for name, feature in features.features.items():
-        content = feature.model_dump(mode="json")
-        found[f"feature {name}"] = {**content, "column": feature.column or name}
+        found[f"feature {name}"] = {
+            **feature.model_dump(**told),
+            "kind": feature.kind,
+            "column": feature.column or name,
+        }
     found |= {f"group {name}": {"tokens": tokens} for name, tokens in features.groups.items()}
     found |= {f"task {name}": {"column": column} for name, column in features.label_columns().items()}
     of_others = {*get_args(BackboneName)} - {model.backbone}
-    found["model"] = model.model_dump(mode="json", exclude=of_others)
+    found["model"] = {**model.model_dump(**told, exclude=of_others), "backbone": model.backbone}
     found["order"] = {key: [*getattr(features, key)] for key in ORDERED if key != "tables"}
     return found
 
 
-def checksums(of_parts: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """One a part."""
-    return {part: json_checksum(content) for part, content in of_parts.items()}
+def checksums(features: Schema, model: ModelConfig) -> dict[str, str]:
+    """One a part. An option that a later program adds leaves them as they are, as long as it has its default."""
+    return {part: json_checksum(content) for part, content in parts(features, model, defaults=False).items()}
 
 
 class Rename:

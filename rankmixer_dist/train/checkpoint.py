@@ -16,7 +16,7 @@ from rankmixer_dist.checkpoint.opening import open_checkpoint
 from rankmixer_dist.checkpoint.storage import read_pieces
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.identity import DataSeen, checksums, parts
+from rankmixer_dist.identity import DataSeen, checksums
 from rankmixer_dist.parallel.engine import DenseEngine
 from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.pieces import Piece, module_pieces, places_of, whole
@@ -55,7 +55,7 @@ def describe(
         versions={package: version(package) for package in ("torch", "torchrec", "deepspeed")},
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         trained_until=_trained_until(config, progress.position, trained_before),
-        identity=checksums(parts(config.features, config.model)),
+        identity=checksums(config.features, config.model),
         data=data or DataSeen(),
         planned_steps=planned_steps,
     )

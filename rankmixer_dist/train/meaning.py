@@ -21,7 +21,7 @@ def what_it_means(checkpoint: Path, about: About) -> tuple[Schema, ModelConfig]:
         model = ModelConfig.model_validate(about.config.get("model"))
     except ValueError as error:
         raise UserError(f"{checkpoint}: its config is not one of this program: {one_line(error)}") from error
-    found = checksums(parts(features, model))
+    found = checksums(features, model)
     for part in sorted(found.keys() | about.identity.keys()):
         if found.get(part) != about.identity.get(part):
             raise UserError(f"{checkpoint}: written by a program to which {part} meant something else; use that one")

@@ -3,7 +3,7 @@
 import pytest
 
 from rankmixer_dist.config import ModelConfig
-from rankmixer_dist.identity import DataSeen, NumericScale, Rename
+from rankmixer_dist.identity import DataSeen, NumericScale, Rename, checksums, parts
 from rankmixer_dist.schema import Schema
 from rankmixer_dist.train.counterparts import Counterparts
 from rankmixer_dist.train.parameter_runs import Run, parameter_runs
@@ -146,3 +146,29 @@ def test_a_tokenizer_that_reads_the_whole_row_is_taken_if_the_row_is_the_same(ki
     for change, taken in (({}, True), ({"features__age__transform": "log1p"}, False)):
         models = compare(schema(**change), my_model=model, their_model=model)
         assert bool(parameter_runs("tokenizer.outputs.weight", (12, 22), shapes, models)) == taken
+
+
+def test_every_part_has_a_checksum_that_new_options_leave_alone():
+    model = ModelConfig.model_validate({})
+    found = checksums(schema(), model)
+    assert found.keys() == parts(schema(), model).keys()
+
+    class WithMore(ModelConfig):
+        more: int = 1
+
+    assert checksums(schema(), WithMore()) == found
+    assert checksums(schema(), WithMore(more=2)) | {"model": ""} == found | {"model": ""}
+    assert checksums(schema(), WithMore(more=2))["model"] != found["model"]
+    changes = [
+        ({"tables__video__salt": "film"}, {"table video"}),
+        ({"tables__video__salt": "video"}, set()),
+        ({"features__age": {"kind": "numeric", "group": "what"}}, {"feature age"}),
+        ({"features__length__boundaries": [1, 3]}, {"feature length"}),
+        ({"tasks": {"finish": {}, "like": {"column": "heart"}}}, {"task like"}),
+        ({"tasks": {"finish": {"weight": 2}, "like": {"unknown": "mask"}}}, set()),
+        ({"tasks": {"like": {}, "finish": {}}}, {"order"}),
+        ({"groups": {"who": 2, "what": 2}}, {"group who"}),
+    ]
+    for change, differing in changes:
+        other = checksums(schema(**change), model)
+        assert {part for part in found if other[part] != found[part]} == differing
