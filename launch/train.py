@@ -41,11 +41,14 @@ def check(config: RunConfig) -> "Manifest":
     """Finds the mistakes that the config, the folders and the manifest alone can tell, without torch."""
     from data_pipeline.reading import data_seen, find_prepared
     from rankmixer_dist.checkpoint.folder import checkpoints
-    from rankmixer_dist.small_file import require_place
+    from rankmixer_dist.small_file import require_file_or_none, require_place
     from rankmixer_dist.train.beginning import beginning, start_checkpoint
     from rankmixer_dist.train.run_dir import check_run_dir, in_runs_order
 
-    require_place(config.run_dir, "runs")
+    for folder in ("", "checkpoints", "tensorboard"):
+        require_place(config.run_dir / folder, "runs")
+    for name in ("lock", "metrics.jsonl"):
+        require_file_or_none(config.run_dir / name)
     check_run_dir(config)
     saved = checkpoints(config.run_dir)
     start_checkpoint(config, saved)

@@ -223,7 +223,8 @@ def _is_orphan(parent: int) -> bool:
 
 
 def _is_first() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    return local_rank == "0" or not local_rank.isdecimal()
 
 
 def _say(line: str, *, alone: bool = False) -> None:

@@ -90,3 +90,13 @@ def require_place(folder: Path, key: str) -> None:
             raise UserError(f"{key} {folder}: this user may not write into {there}; name another place")
     except OSError as error:
         raise UserError(f"{key} {folder}: {error.strerror or one_line(error)}; name another place") from error
+
+
+def require_file_or_none(path: Path) -> None:
+    """Makes sure that a file can be appended to without waiting for whoever reads a pipe.
+
+    Raises:
+        UserError: something else lies there.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file, and one is written there; move it away")

@@ -84,6 +84,18 @@ def ranks_of_srun(env: Mapping[str, str]) -> dict[str, str]:
     return ranks | ({} if "LOCAL_WORLD_SIZE" in env else {"LOCAL_WORLD_SIZE": on_node})
 
 
+def _number(env: Mapping[str, str], key: str, *, least: int = 0, otherwise: int = 0) -> int:
+    """A variable of the launchers, `otherwise` where it is not set.
+
+    Raises:
+        UserError: it is no number, or below `least`.
+    """
+    text = env.get(key, str(otherwise))
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{key} is {text!r}, not a number from {least} on; launchers set it, else unset it")
+    return int(text)
+
+
 @contextmanager
 def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     """Joins the default process group for the length of a `with` block; a single process gets a group of its own.
@@ -97,9 +109,11 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     env = os.environ
     if "RANK" not in env:  # srun without torchrun in between
         env.update(ranks_of_srun(env))
-    rank, world_size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
-    local_rank = int(env.get("LOCAL_RANK", 0))
-    local_world_size = int(env.get("LOCAL_WORLD_SIZE", env.get("LOCAL_SIZE", world_size)))
+    world_size, rank = _number(env, "WORLD_SIZE", least=1, otherwise=1), _number(env, "RANK")
+    local_rank, local_size = _number(env, "LOCAL_RANK"), _number(env, "LOCAL_SIZE", least=1, otherwise=world_size)
+    local_world_size = _number(env, "LOCAL_WORLD_SIZE", least=1, otherwise=local_size)
+    if rank >= world_size:
+        raise UserError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; launchers set both")
     for key in ("MASTER_ADDR", "MASTER_PORT"):
         if world_size > 1 and key not in env:
             raise UserError(

@@ -3,6 +3,7 @@
 All of it is told before torch, deepspeed, Ray or scikit-learn are loaded.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -241,6 +242,17 @@ def test_places(good: Path, tmp_path: Path) -> None:
         Case("compare", "the same twice", [run, run], "again"),
         Case("compare", "its parent", [str(Path(run).parent)], "no config.yaml"),
     ]
+    for name, title in itertools.product(
+        ("lock", "metrics.jsonl", "checkpoints", "tensorboard"), ("a pipe", "a folder")
+    ):
+        if title == "a folder" and name in ("checkpoints", "tensorboard"):
+            continue  # as it should be
+        copied = a_copy(good, tmp_path / f"{name} {title}")
+        if (copied / name).is_dir():
+            shutil.rmtree(copied / name)
+        (copied / name).write_text("")
+        PLACES[title](copied / name)
+        cases.append(Case("train", f"{name} {title}", [str(tmp_path / f"{name} {title}" / "config.yaml")], name))
     assert not (wrong := faults(cases, tmp_path)), "\n".join(wrong)
 
 

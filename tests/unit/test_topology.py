@@ -1,6 +1,7 @@
 """Who is a rank of several, as the launchers' environments say it."""
 
 import os
+import re
 
 import pytest
 
@@ -54,4 +55,22 @@ def test_ranks_that_do_not_know_where_to_meet_are_told_so(monkeypatch, given):
     monkeypatch.setattr(os, "environ", os.environ | given)
     missing = "MASTER_PORT" if "MASTER_ADDR" in given else "MASTER_ADDR"
     with pytest.raises(UserError, match=rf"ranks, but {missing} is not set"), process_group():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"RANK": "x"}, "RANK is 'x', not a number from 0 on"),
+        ({"RANK": "-1"}, "RANK is '-1', not a number from 0 on"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a number from 1 on"),
+        ({"RANK": "0", "LOCAL_RANK": ""}, "LOCAL_RANK is '', not a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
+    ],
+)
+def test_variables_of_launchers_that_make_no_sense_are_named(monkeypatch, given, told):
+    for key in [key for key in os.environ if key.startswith("SLURM_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setattr(os, "environ", os.environ | given)
+    with pytest.raises(UserError, match=re.escape(told)), process_group():
         pass
