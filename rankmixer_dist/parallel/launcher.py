@@ -61,6 +61,8 @@ def launch(arguments: list[str]) -> NoReturn:
         as_told = set(_Agent.ended) <= {EXIT_PREEMPTED, -stop.sigval}
         sys.exit(EXIT_PREEMPTED if as_told and stop.sigval in STOP_SIGNALS else 128 + stop.sigval)
     except RendezvousError as error:
+        if len(set(_Agent.ended)) == 1 and _Agent.ended[0] in _FINAL:
+            sys.exit(_Agent.ended[0])  # the head, whose ranks ended alike, was only quicker
         cause = one_line(error.__cause__ or error)
         print(
             f"error: the hosts do not meet at {args.rdzv_endpoint} any more ({cause}); start them again",

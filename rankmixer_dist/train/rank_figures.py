@@ -12,7 +12,7 @@ FIGURES = ("own_s", "data_wait_s", "mem_gb")
 """A rank's own part of a step, its wait for data (seconds a step) and its peak memory (GiB). All ranks' steps last as
 long as the slowest rank's, since they exchange; which one that is shows in what each does without the others."""
 _NAMES = {"own_s": "computes", "data_wait_s": "waits for data"}
-_SHARE_OF_STEP = 0.1
+_SHARE_OF_STEP = 0.25
 _TIMES_MEMORY = 1.5
 
 
@@ -37,7 +37,7 @@ def _spread(values_R: tuple[float, ...], topology: Topology) -> dict[str, Any]:
 
 
 def stands_out(ranks: Mapping[str, Mapping[str, Any]], step_s: float) -> str:
-    """In words, the rank that costs the others more than a tenth of their step, or takes half as much memory again as
+    """In words, the rank that costs the others more than a quarter of their step, or takes half as much memory again as
     the median rank; empty where none does."""
     slow = {name: ranks[name] for name in _NAMES if name in ranks and _excess(ranks[name]) > _SHARE_OF_STEP * step_s}
     if slow:

@@ -1,4 +1,4 @@
-"""The rank that holds the others up is told where it costs them a tenth of a step."""
+"""The rank that holds the others up is told where it costs them a quarter of a step."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def figure(median: float, largest: float) -> dict[str, Any]:
     ("ranks", "told"),
     [
         ({}, ""),
-        ({"own_s": figure(0.4, 0.49), "data_wait_s": figure(0.0, 0.1), "mem_gb": figure(2.0, 2.9)}, ""),
+        ({"own_s": figure(0.4, 0.49), "data_wait_s": figure(0.0, 0.24), "mem_gb": figure(2.0, 2.9)}, ""),
         ({"data_wait_s": figure(0.001, 0.6)}, "rank 3 on h1 waits for data 600 ms a step, the median rank 1 ms"),
         (
             {"own_s": figure(0.4, 0.7), "data_wait_s": figure(0.0, 0.2)},
