@@ -1,6 +1,8 @@
 """What a run does on a full disk: it trains on without its log, says so once, and leaves nothing half-written."""
 
+import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,7 +54,7 @@ class RecordFile:
         with self._complaint.instead_of_error(self._path):
             if self._descriptor is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._descriptor = _open(self._path)
                 self._size = os.fstat(self._descriptor).st_size
             if os.fstat(self._descriptor).st_size != self._size:  # a part of a record that could not be removed
                 os.ftruncate(self._descriptor, self._size)
@@ -72,3 +74,13 @@ class RecordFile:
             with self._complaint.instead_of_error(self._path):
                 os.close(self._descriptor)
             self._descriptor = None
+
+
+def _open(path: Path) -> int:
+    """Opens a regular file to append to it, and does not wait for the reader of a pipe."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor

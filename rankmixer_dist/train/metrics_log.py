@@ -30,7 +30,7 @@ def cut_back(path: Path, step: int, *, keep: Callable[[dict[str, Any]], bool] = 
     """
     kept = [line for line in read_lines(path) if line["step"] <= step or keep(line)]
     text = "".join(json.dumps(line) + "\n" for line in kept).encode()
-    if path.exists() and path.read_bytes().startswith(text):
+    if path.is_file() and path.read_bytes().startswith(text):
         os.truncate(path, len(text))  # which a full disk has room for
         return
     aside = path.with_suffix(".partial")

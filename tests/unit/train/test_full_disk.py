@@ -119,6 +119,16 @@ def test_lines_in_another_order_that_cannot_be_cut_off_stay_as_they_are(tmp_path
     assert capsys.readouterr().err.count("warning: ") == 1
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")])
+def test_what_is_no_file_gets_no_lines_and_nobody_waits(tmp_path, capsys, make):
+    make(tmp_path / "metrics.jsonl")
+    log = MetricsLog(tmp_path, resume_step=0)
+    log.write(line(1))
+    log.close()
+    assert shown(tmp_path) == [(1, 0.125)]
+    assert capsys.readouterr().err.count("warning: ") == (0 if (tmp_path / "metrics.jsonl").is_file() else 1)
+
+
 class Rows:
     """A batch of which the audit wants two things."""
 
