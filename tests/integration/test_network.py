@@ -22,7 +22,7 @@ def listeners(launcher) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.thorough)])
 def test_a_training_listens_on_the_loopback_only(launch, small_config, tmp_path, launcher):
     run = Run(small_config, (f"name=listens_{launcher}", "train.max_steps=12"))
     command = torchrun(run)
