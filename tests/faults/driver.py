@@ -17,8 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 HEAVY = ("torch", "torchrec", "deepspeed", "ray", "sklearn")
 SILENCE_S = 20
+"""Of a process that does nothing."""
+MOST_S = 120
 
 
 def run(main: Any, script: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -29,11 +33,15 @@ def run(main: Any, script: str, job: dict[str, Any]) -> dict[str, Any]:
     pid = os.fork()
     if pid == 0:
         _become(main, script, job, out, err, loaded)
-    code = None
-    while code is None and time.monotonic() - start < SILENCE_S:
+    code, worked, since = None, 0.0, start
+    while code is None and time.monotonic() - since < SILENCE_S:
         done, status = os.waitpid(pid, os.WNOHANG)
         code = os.waitstatus_to_exitcode(status) if done else None
         time.sleep(0.005)
+        if code is None and time.monotonic() - start < MOST_S:
+            # On a machine with much else to do seconds pass without a chance to say anything.
+            now = sum(psutil.Process(pid).cpu_times()[:2])
+            worked, since = (now, time.monotonic()) if now > worked + 0.5 else (worked, since)
     seconds = time.monotonic() - start
     if code is None:
         os.kill(pid, signal.SIGKILL)

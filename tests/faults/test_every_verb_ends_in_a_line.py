@@ -20,7 +20,7 @@ import yaml
 
 from rankmixer_dist.checkpoint.about import About, DataPosition
 from rankmixer_dist.config import load_config
-from rankmixer_dist.identity import checksums, parts
+from rankmixer_dist.identity import checksums
 from tests.faults.inputs import CONFIGS, DAMAGES, OVERRIDES, PLACES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +103,7 @@ def good(small_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     About(
         step=1, rows=128, position=DataPosition(epoch=0, row=128), updates=1, moments=(), shapes={}, world_size=1,
         config=resolved.model_dump(mode="json"), versions={},
-        identity=checksums(parts(resolved.features, resolved.model)),
+        identity=checksums(resolved.features, resolved.model),
     ).write(checkpoint)  # fmt: skip
     figures = dict.fromkeys(("auc", "uauc", "uauc_unweighted", "logloss", "ne", "calibration"), 0.5)
     figures |= {"auc_ci95": [0.4, 0.6], "positives": 5, "users_scored": 3}
