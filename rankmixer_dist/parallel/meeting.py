@@ -33,9 +33,7 @@ def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: 
     )
     if one_host:
         host = LOOPBACK
-        # Else gloo and NCCL listen where the host's name leads, which others reach.
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ[name] = os.environ.get(name) or "lo"
+        stay_on_loopback()
     else:
         _require_reachable_name()
     timeout = timedelta(seconds=timeout_s)
@@ -49,6 +47,12 @@ def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: 
                 raise _taken(port, error) from error
             raise UserError(f"rank 0 did not come to {host}:{port} within {timeout_s:g} s; is it started?") from error
     return _of_this_start(store, rank, world_size, timeout_s)
+
+
+def stay_on_loopback() -> None:
+    """Of one host: else gloo and NCCL listen where the host's name leads, which others may reach; also for one rank."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ[name] = os.environ.get(name) or "lo"
 
 
 def _meeting_place() -> tuple[str, int]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from rankmixer_dist.command_line import ranks_have_met
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.parallel.meeting import meeting_store
+from rankmixer_dist.parallel.meeting import meeting_store, stay_on_loopback
 
 _FIRST_STEP_OF_SLURM = 0xFFFF0000
 """Steps of SLURM's own, such as the batch script and the interactive shell, have the highest numbers of 32 bits."""
@@ -126,7 +126,11 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     else:
         device, backend = torch.device("cpu"), "gloo"
     env.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-    store = dist.HashStore() if world_size == 1 else meeting_store(rank, world_size, local_world_size, timeout_s)
+    if world_size == 1:
+        stay_on_loopback()
+        store: dist.Store = dist.HashStore()
+    else:
+        store = meeting_store(rank, world_size, local_world_size, timeout_s)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
