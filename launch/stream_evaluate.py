@@ -58,11 +58,11 @@ def run(config: RunConfig) -> None:
             )
     if not config.stream.gpus_per_actor:  # before anything looks for them
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    find_prepared(config, config.train.splits)  # before the wait for a run that needs them too
     follow = config.stream.shards or config.data.prepared
     if not follow.is_dir():
         raise UserError(f"stream.shards {follow}: no such folder; make it, or name the one where shards arrive")
     require_place(config.run_dir, "runs")
-    find_prepared(config, config.train.splits)  # before the wait for a run that needs them too
     run_dir = _followed_run(config, stop)
     config = in_runs_order(config)
     with ExitStack() as held:
