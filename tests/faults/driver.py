@@ -5,6 +5,7 @@ Python does to start.
 """
 
 import atexit
+import importlib
 import importlib.util
 import json
 import os
@@ -80,5 +81,7 @@ if __name__ == "__main__":
     assert spec is not None and spec.loader is not None
     verb = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(verb)
+    if Path(script).stem in ("compare", "evaluate"):  # what they load for themselves, once for all jobs
+        importlib.import_module("rankmixer_dist.report.compare")
     ended = [run(verb.main, script, job) for job in json.loads(Path(jobs).read_text())]
     Path(results).write_text(json.dumps(ended))
