@@ -29,6 +29,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
         if not override.startswith("features="):
             _include_features(merged, path)
         with telling(f"override {shortened(override)}"):
+            _require_change(merged, change, override)
             merged.merge_with(change)
     _include_features(merged, path)
     with telling(str(path)):
@@ -42,6 +43,16 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
+
+
+def _require_change(merged: DictConfig, change: DictConfig, override: str) -> None:
+    """Raises a `UserError` for an empty mapping over one with keys: mappings merge, so all keys would stay."""
+    key = override.partition("=")[0]
+    given, there = OmegaConf.select(change, key), OmegaConf.select(merged, key)
+    if isinstance(given, DictConfig) and not given and isinstance(there, DictConfig) and there:
+        raise UserError(
+            f"override {shortened(override)} would keep all keys of {key}, since mappings merge; name keys to change"
+        )
 
 
 def _read_run(path: Path, within: tuple[Path, ...] = ()) -> DictConfig:

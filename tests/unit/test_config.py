@@ -187,6 +187,12 @@ def test_an_override_without_a_key_or_value_is_refused(override: str) -> None:
     assert message(QUICKSTART, override) == f"override {override!r} is not of the form section.key=value"
 
 
+def test_an_override_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    assert "mappings merge" in message(path, "features.tasks={}")
+    assert load_config(path, ["sparse.sharding={}"]).sparse.sharding == {}
+
+
 def test_an_override_with_a_typo_names_the_nearest_key() -> None:
     assert message(QUICKSTART, "train.epoch=3").endswith("unknown key train.epoch; did you mean 'epochs'?")
 
