@@ -51,9 +51,9 @@ def check(config: RunConfig) -> "Manifest":
         require_file_or_none(config.run_dir / name)
     check_run_dir(config)
     saved = checkpoints(config.run_dir)
-    start_checkpoint(config, saved)
+    others = start_checkpoint(config, saved)
     manifest = find_prepared(config, _splits(config))
-    beginning(in_runs_order(config), saved, data_seen(config, manifest))
+    beginning(in_runs_order(config), saved, others, data_seen(config, manifest))
     return manifest
 
 

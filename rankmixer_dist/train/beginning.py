@@ -35,8 +35,12 @@ def start_checkpoint(config: RunConfig, saved: Sequence[Path]) -> Path | None:
     return None if start is None or saved else find_checkpoint(start.run, key="train.start_from.run")
 
 
-def beginning(config: RunConfig, saved: Sequence[Path], data: DataSeen) -> Beginning:
-    """What the newest of the run's own checkpoints says, or of another run's that it starts from; else nothing.
+def beginning(config: RunConfig, saved: Sequence[Path], others: Path | None, data: DataSeen) -> Beginning:
+    """What the newest of the run's own checkpoints says, or another run's that it starts from; else nothing.
+
+    Args:
+        saved: the run's own checkpoints.
+        others: what `start_checkpoint` found.
 
     Raises:
         UserError: the checkpoint is damaged, of another model, or stands in the midst of other rows.
@@ -54,7 +58,6 @@ def beginning(config: RunConfig, saved: Sequence[Path], data: DataSeen) -> Begin
         # Of a run that goes on, the checkpoint knows it of the weights that the run began with.
         before = about.trained_until if start is not None else 0
         return Beginning(about.data, planned_steps=about.planned_steps, trained_before=before)
-    others = start_checkpoint(config, saved)
     if start is None or others is None:
         return Beginning(data)
     about = describe_checkpoint(others)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from rankmixer_dist.checkpoint.folder import named_checkpoint
+from rankmixer_dist.checkpoint.folder import checkpoint_path, named_checkpoint, step_of
 from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.errors import disk_errors_told
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.alike import require_shared
-from rankmixer_dist.parallel.topology import Topology, failing_together
+from rankmixer_dist.parallel.topology import Topology, broadcast_object, failing_together
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.build import build_model, build_tables, expert_grid_of, spread_out
 from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring
@@ -50,14 +50,15 @@ def evaluate(
     """
     share = topology.share_of(config.eval.batch_size)
     keep_freed_memory(topology.device)
-    checkpoint, epoch = Path(), 0
+    step, epoch, name = 0, 0, config.eval.checkpoint
     with failing_together():
         if topology.is_first:
             require_run(config)
+            step = step_of(named_checkpoint(config.run_dir, name, key=f"eval.checkpoint {name}:"))
     require_shared(config.run_dir, topology, key="runs")
+    # Rank 0 says which it is: where the run is being trained, another may be the newest a moment later.
+    checkpoint = checkpoint_path(config.run_dir, broadcast_object(step))
     with failing_together():
-        name = config.eval.checkpoint
-        checkpoint = named_checkpoint(config.run_dir, name, key=f"eval.checkpoint {name}:")
         epoch = require_same_meaning(checkpoint, config).position.epoch
     slices: list[SliceColumn] = []
     if config.eval.slices:

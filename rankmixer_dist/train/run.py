@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from rankmixer_dist.batch import Position
-from rankmixer_dist.checkpoint.folder import checkpoints
+from rankmixer_dist.checkpoint.folder import checkpoint_path, checkpoints, step_of
 from rankmixer_dist.checkpoint.saver import finish_interrupted
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
@@ -36,6 +36,7 @@ from rankmixer_dist.train.peak import Peak
 from rankmixer_dist.train.routing import Routing
 from rankmixer_dist.train.run_dir import check_run_dir, claim_run_dir, only_job, write_json
 from rankmixer_dist.train.run_hooks import RunHooks
+from rankmixer_dist.train.same_start import require_same_checkpoint
 from rankmixer_dist.train.scoring import ScoredRows
 from rankmixer_dist.train.step import TrainStep
 from rankmixer_dist.train.stopwatch import Stopwatch
@@ -68,21 +69,23 @@ def train(
         UserError: the config cannot be run on these ranks, the run directory holds another config, or a checkpoint of
             another model or of other rows, another job trains in it, or the loss is no longer finite.
     """
+    others: Path | None = None
     with ExitStack() as held:
         with failing_together():
             if topology.is_first:
                 # Before the lock, so that a start that is refused touches nothing.
                 check_run_dir(config)
-                start_checkpoint(config, checkpoints(config.run_dir))
+                others = start_checkpoint(config, checkpoints(config.run_dir))
                 held.enter_context(only_job(config.run_dir))
         require_shared(config.run_dir, topology, key="runs")
-        _train(config, topology, rows, data, validation_rows)
+        _train(config, topology, rows, others, data, validation_rows)
 
 
 def _train(
     config: RunConfig,
     topology: Topology,
     rows: TrainingRows,
+    others: Path | None,
     data: DataSeen,
     validation_rows: ScoredRows | None,
 ) -> None:
@@ -91,10 +94,15 @@ def _train(
     share = topology.share_of(config.loader.batch_size)
     keep_freed_memory(topology.device)
     grid = expert_grid_of(config)
-    saved: list[Path] = broadcast_object(checkpoints(config.run_dir) if topology.is_first else None)
+    # Rank 0 says which checkpoints, as there may be newer ones a moment later; each rank has its own path to `runs`.
+    known = ([step_of(path) for path in checkpoints(config.run_dir)], others) if topology.is_first else None
+    steps, others = broadcast_object(known)
+    saved = [checkpoint_path(config.run_dir, step) for step in steps]
+    if others is not None:
+        require_same_checkpoint(others, topology)
     begins = Beginning(data)
     with failing_together():
-        begins = beginning(config, saved, data)
+        begins = beginning(config, saved, others, data)
     model = build_model(config, begins.data, grid=grid)
     cost = model.cost()
     tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True)

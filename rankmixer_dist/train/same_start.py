@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rankmixer_dist.checkpoint.about import ABOUT_NAME
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.identity import order_of
@@ -37,6 +38,15 @@ def require_same_start(config: RunConfig, topology: Topology, *, manifest: Path)
             "data.prepared": _checksum(manifest),
         }
         require_alike(record, topology)
+
+
+def require_same_checkpoint(checkpoint: Path, topology: Topology) -> None:
+    """Makes sure that a run starts from one checkpoint: each rank reads its own part of it; all ranks call it.
+
+    Raises:
+        UserError: on every rank: a host has another one under the same path, or none; names it.
+    """
+    require_alike({"train.start_from.run": _checksum(checkpoint / ABOUT_NAME)}, topology)
 
 
 def _compared(config: RunConfig) -> dict[str, Any]:

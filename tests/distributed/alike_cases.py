@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from tests.unit.checkpoint.conftest import about
 def main(arguments: list[str]) -> None:
     """Takes a config file, a folder for what each case was refused with, and the cases; the last of them ends it.
 
-    A case: `rank`, which is the odd one, its `overrides`, and the root of its `code`.
+    A case: `rank`, which is the odd one, its `overrides`, the root of its `code`, and where it has another `checkpoint`
+    than the others to start from; `all` are overrides of all ranks, `name` the run's, else the case's.
     """
     path, folder, cases = arguments
     spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
@@ -36,8 +38,11 @@ def main(arguments: list[str]) -> None:
         for name, case in (parsed := json.loads(cases)).items():
             odd = topology.rank == case["rank"]
             same_start._ROOT = Path(case["code"]) if odd and "code" in case else root
-            alike_overrides = [f"name=alike-{name}", "loader.batch_size=126", "train.max_steps=1"]
+            alike_overrides = [f"name=alike-{case.get('name', name)}", "loader.batch_size=126", "train.max_steps=1"]
+            alike_overrides += case.get("all", [])
             config = load_config(path, [*alike_overrides, *(case["overrides"] if odd else [])])
+            if "checkpoint" in case:
+                os.chdir(case["checkpoint"] if odd else config.runs)
             try:
                 train.run_on(config, topology)
                 told = "nothing"

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from data_pipeline.manifest import MANIFEST_NAME
+from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.config import load_config
 from tests.conftest import ROOT
+from tests.unit.checkpoint.conftest import about
 
 HOST = re.escape(socket.gethostname())
 
@@ -31,6 +33,10 @@ def told(launch, small_config, tmp_path_factory):
     shutil.copytree(config.data.prepared, folder / "other")
     content = json.loads((folder / "other" / MANIFEST_NAME).read_text())
     (folder / "other" / MANIFEST_NAME).write_text(json.dumps(content))
+    (folder / "runs").symlink_to(config.runs)
+    old = folder / "old" / "alike-moved" / "checkpoints" / "step-00000001"
+    old.mkdir(parents=True)
+    about(1).model_copy(update={"config": config.model_dump(mode="json")}).write(old)
     cases = {
         "rate": {"rank": 1, "overrides": ["dense.lr=0.002"]},
         "seed": {"rank": 0, "overrides": ["seed=7"]},
@@ -40,6 +46,13 @@ def told(launch, small_config, tmp_path_factory):
         "code": {"rank": 2, "overrides": ["dense.lr=0.002"], "code": str(folder / "code")},
         "runs": {"rank": 1, "overrides": [f"runs={folder / 'runs-of-one'}"]},
         "moved": {"rank": 1, "overrides": [f"data.prepared={folder / 'moved'}", "source.path=/nowhere"]},
+        "goes_on": {"rank": 1, "overrides": [f"runs={folder / 'runs'}"], "name": "moved", "all": ["train.max_steps=2"]},
+        "start": {
+            "rank": 1,
+            "overrides": [],
+            "all": ["train.start_from.run=alike-moved/checkpoints/step-00000001"],
+            "checkpoint": str(folder / "old"),
+        },
         "end": {"rank": 1, "overrides": ["sparse.lr=0.3"]},
     }
     ended = launch.torchrun(
@@ -85,6 +98,17 @@ def test_a_run_directory_of_its_own_is_refused(told, small_config):
 
 def test_the_same_data_may_lie_elsewhere(told):
     assert set(told["moved"]) == {"nothing"}
+
+
+def test_a_host_may_call_the_runs_otherwise(told, small_config):
+    assert set(told["goes_on"]) == {"nothing"}
+    run_dir = load_config(small_config, ["name=alike-moved"]).run_dir
+    assert [path.name for path in checkpoints(run_dir)] == ["step-00000001", "step-00000002"]
+
+
+def test_a_host_that_has_another_checkpoint_to_start_from_is_named(told):
+    (line,) = set(told["start"])
+    assert re.match(rf'ranks differ: train.start_from.run is "\w+" on rank 1, host {HOST}, and ', line), line
 
 
 def test_a_save_that_rank_0_does_not_see_is_not_sealed_and_nothing_is_pruned(told):
