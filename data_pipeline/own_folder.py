@@ -54,7 +54,7 @@ class OwnFolder:
 
     def remove(self) -> None:
         """Removes the folder, if it is still this process's; once."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         os.close(self._mark)
 
     def __enter__(self) -> Self:
@@ -76,7 +76,8 @@ def sweep(parent: Path, prefix: str) -> list[str]:
     """
     told = []
     for folder in sorted(_named(parent, prefix)):
-        with suppress(OSError), (folder / OWNER_NAME).open() as mark:
+        # Open for writing, which nothing does: NFS locks no other file.
+        with suppress(OSError), (folder / OWNER_NAME).open("r+") as mark:
             owner = _owner(mark.read())
             if owner is None or folder.stat().st_uid != os.geteuid():
                 continue
@@ -86,9 +87,21 @@ def sweep(parent: Path, prefix: str) -> list[str]:
                 continue
             with suppress(BlockingIOError):
                 fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
                 told.append(f"{folder}: removed; process {owner['process']} was killed while it worked in it")
     return told
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, the owner's mark last: whoever is killed meanwhile leaves what the next start can judge."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != OWNER_NAME:
+                with suppress(OSError):
+                    os.unlink(entry.path)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _named(parent: Path, prefix: str) -> list[Path]:

@@ -51,6 +51,29 @@ def test_a_killed_process_is_tidied_up_after_and_a_living_one_is_not(held, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+REMOVE = """
+import os, sys
+from pathlib import Path
+from data_pipeline.own_folder import OWNER_NAME, OwnFolder
+own = OwnFolder(Path(sys.argv[1]), "spill-")
+for name in range(30):
+    (own.path / f"folder{name}").mkdir()
+    (own.path / f"rows{name}").touch()
+def watch(event, arguments):
+    if event == "os.remove" and os.fspath(arguments[0]).endswith(OWNER_NAME):
+        print(os.listdir(own.path))
+sys.addaudithook(watch)
+own.remove()
+"""
+
+
+def test_the_owners_mark_goes_last(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REMOVE, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.check_output(command, text=True, env=environment) == f"{[OWNER_NAME]}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_folders_of_other_machines_and_of_nobody_stay(tmp_path: Path) -> None:
     for name, owner in (("far", {"boot": "another", "host": "h7", "process": 5}), ("new", None), ("odd", [])):
         (tmp_path / f"spill-{name}").mkdir()
