@@ -28,6 +28,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _NULL_HASH = np.uint64(0x6E756C6C)
 _DIGITS = r"\A(?:0|-?[1-9][0-9]{0,19})\z"
 _LOWEST, _HIGHEST = -(1 << 63), (1 << 64) - 1
+_FLOAT_DIGITS = 15  # decimals of no more digits differ as 64-bit floats too
 _WHOLE_BELOW = {pa.float16(): 2.0**11, pa.float32(): 2.0**24, pa.float64(): 2.0**53}
 
 
@@ -95,18 +96,17 @@ def mix(values: np.ndarray) -> np.ndarray:
 def hash_values(values: pa.Array) -> np.ndarray:
     """A 64-bit hash of each number, string or moment, uint64 [N]; equal ids hash alike, nulls and NaN share one hash.
 
-    A number that is no id hashes by the bits of its 64-bit float, a moment by its number in its own unit.
-    Raises `TypeError` for any other type.
+    A number that is no id hashes by the bits of its 64-bit float, one of more digits than that holds by its digits, a
+    moment by its seconds and nanoseconds, whatever its unit. Raises `TypeError` for any other type.
     """
     values = kinds.decoded(values)
-    if kinds.is_time(values.type) or pa.types.is_duration(values.type) or pa.types.is_time(values.type):
-        values = values.view(pa.int32() if values.type.bit_width == 32 else pa.int64())
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    if kinds.is_time(values.type):
+        return np.where(known, mix(_moments(values)), _NULL_HASH)
     ids = read_ids(values)
     bits = ids.bits
     if ids.faulty.any():
-        floats = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
-        bits = np.where(ids.faulty, floats.view(np.uint64), bits)
-    known = values.is_valid().to_numpy(zero_copy_only=False)
+        bits = np.where(ids.faulty, _no_ids(values), bits)
     if pa.types.is_floating(values.type):
         known = ids.present
     return np.where(known, mix(bits), _NULL_HASH)
@@ -158,6 +158,28 @@ def _decimals(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         numbers = whole.filter(chosen).cast(kind).to_numpy(zero_copy_only=False)
         bits[chosen.to_numpy(zero_copy_only=False)] = numbers.view(np.uint64)
     return bits, fits.to_numpy(zero_copy_only=False)
+
+
+def _no_ids(values: pa.Array) -> np.ndarray:
+    """Bits that tell floats or decimals from each other, equal for equal ones; uint64 [N]."""
+    bits = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False).view(np.uint64)
+    if not pa.types.is_decimal(values.type):
+        return bits
+    digits = values.cast(pa.string())
+    long = pc.greater(pc.binary_length(pc.utf8_rtrim(digits, "0")), _FLOAT_DIGITS)
+    return np.where(pc.fill_null(long, False).to_numpy(zero_copy_only=False), hash_strings(digits), bits)
+
+
+def _moments(values: pa.Array) -> np.ndarray:
+    """Bits that are equal for equal moments of any unit; uint64 [N], those of nulls arbitrary."""
+    if pa.types.is_date32(values.type):
+        per_second, seconds_each, number = 1, 86_400, pa.int32()
+    else:
+        unit = "ms" if pa.types.is_date64(values.type) else values.type.unit
+        per_second, seconds_each, number = kinds.PER_SECOND[unit], 1, pa.int64()
+    raw = pc.fill_null(values.view(number).cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+    seconds, rest = np.divmod(raw, per_second)
+    return mix((seconds * seconds_each).view(np.uint64)) ^ (rest * (10**9 // per_second)).view(np.uint64)
 
 
 def _decimal(value: int) -> pa.Scalar:

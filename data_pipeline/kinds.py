@@ -8,6 +8,9 @@ import pyarrow.compute as pc
 
 types = pa.types
 
+PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+"""A timestamp's unit -> how many make a second."""
+
 
 def plain(kind: pa.DataType) -> pa.DataType:
     """The type without its encoding: a dictionary's values, a view's strings or bytes."""

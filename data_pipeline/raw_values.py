@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from data_pipeline import kinds
 from data_pipeline.hashing import read_ids
 
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _LOWEST, _HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
@@ -48,7 +47,7 @@ def milliseconds(values: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         values = values.view(pa.int32())
         up, down = 86_400_000, 1
     else:
-        per_second = 1_000 if pa.types.is_date64(values.type) else _PER_SECOND[values.type.unit]
+        per_second = 1_000 if pa.types.is_date64(values.type) else kinds.PER_SECOND[values.type.unit]
         up, down = max(1, 1_000 // per_second), max(1, per_second // 1_000)
         values = values.view(pa.int64())
     raw = pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)

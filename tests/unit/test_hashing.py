@@ -89,6 +89,24 @@ def test_rows_of_equal_values_hash_alike_whatever_types_hold_them():
     assert len({*hashes, *hash_rows(pa.table(row | {"b": ["x", None]})).to_pylist()}) == 3
 
 
+def test_a_moment_hashes_alike_in_every_unit():
+    days = pa.array([19_000, -3, None], pa.date32())
+    in_ms = days.cast(pa.timestamp("ms"))
+    for kind in (pa.date64(), *map(pa.timestamp, ("s", "us", "ns"))):
+        assert hash_values(in_ms.cast(kind)).tolist() == hash_values(days).tolist() == hash_values(in_ms).tolist()
+    for number in (1_650_816_000_123_456_789, -1):
+        fine = pa.array([number, number // 1000 * 1000], pa.timestamp("ns"))
+        coarse = fine.cast(pa.timestamp("us"), safe=False).slice(1)
+        assert hash_values(fine)[0] != hash_values(fine)[1] == hash_values(coarse)[0]
+
+
+def test_decimals_that_no_float_tells_apart_are_not_equal():
+    for numbers in (["12345678901234567.01", "12345678901234567.02"], [str(2**70) + ".00", str(2**70 + 1) + ".00"]):
+        first, second = hash_values(pa.array(map(Decimal, numbers), pa.decimal128(38, 2)))
+        assert first != second
+    assert hash_values(pa.array([Decimal("1.50")], pa.decimal128(38, 20))) == hash_values(pa.array([1.5]))
+
+
 def test_a_null_is_not_a_zero_or_an_empty_string():
     assert hash_strings(pa.array([None, "b", None])).tolist() == [fnv_1a(word) for word in ("", "b", "")]
     for kind, empty in ((pa.int64(), 0), (pa.float64(), 0.0), (pa.string(), ""), (pa.bool_(), False)):
