@@ -11,10 +11,13 @@ from rankmixer_dist.errors import UserError, disk_errors_told, one_line
 MAX_BYTES = 256 << 20
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, grows: bool = False) -> str:
     """The text of a regular file in UTF-8, a byte order mark left out.
 
     Never waits: a named pipe or a device is refused.
+
+    Args:
+        grows: It may be of any size, as the log of a long run.
 
     Raises:
         UserError: there is no such file, it is a folder or no regular file, larger than `MAX_BYTES`, not UTF-8, or the
@@ -25,7 +28,7 @@ def read_text(path: Path) -> str:
             raise UserError(f"{path}: is a folder; name a file")
         if not path.is_file():
             raise UserError(f"{path}: {'is no regular file; name one' if path.exists() else 'no such file'}")
-        if path.stat().st_size > MAX_BYTES:
+        if path.stat().st_size > MAX_BYTES and not grows:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes; a file of its kind has less than {MAX_BYTES:,}")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -125,7 +125,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line other than the last is not JSON, or one has no step.
     """
-    lines = read_text(path).splitlines() if path.is_file() else []
+    lines = read_text(path, grows=True).splitlines() if path.is_file() else []
     entries = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rankmixer_dist import small_file
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import TaskMetrics
 from rankmixer_dist.report import render_report
 from rankmixer_dist.report.curves import prediction_curves, roc_curve, smoothed, thinned
 from rankmixer_dist.report.formats import count, flops, gap, rank_ranges, scaled, seconds, size
 from rankmixer_dist.report.inputs import read_run
+from rankmixer_dist.report.training_log import read_log
 
 TASKS = {"finish": 0.4, "like": 0.02}
 
@@ -220,6 +222,14 @@ def test_a_truncated_last_line_is_left_out(full_run: Path) -> None:
     log = read_run(full_run).log
     assert log is not None and log.columns["step"][-1] == 990 and len(log.columns["step"]) == 99
     assert "99 log lines" in as_text(rendered(full_run))
+
+
+def test_a_log_may_be_larger_than_any_other_file(full_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_file, "MAX_BYTES", 10)
+    log = read_log(full_run / "metrics.jsonl")
+    assert log is not None and len(log.columns["step"]) == 99
+    with pytest.raises(UserError, match=r"config\.yaml: [\d,]+ bytes; a file of its kind has less than 10"):
+        read_run(full_run)
 
 
 def test_a_broken_line_elsewhere_is_an_error_with_its_number(full_run: Path) -> None:
