@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.predictions.files import Predictions
 from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.small_file import read_json
 
 MARK = "predictions"
 """Key that only these files have: a run's own eval.json is without."""
@@ -57,7 +58,7 @@ def write_figures(path: Path, predictions: Predictions, figures: dict[str, Any])
 
 def _is_ours(path: Path) -> bool:
     try:
-        held = json.loads(path.read_text())
-    except (OSError, ValueError):
+        held = read_json(path)
+    except UserError:
         return False
     return isinstance(held, dict) and MARK in held

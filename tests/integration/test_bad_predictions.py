@@ -219,6 +219,9 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path: Path) -> None:
         UserError, match=r"eval.json holds something else, which is not overwritten; name another file by --out"
     ):
         figures_path(run, tmp_path / "eval.json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe holds something else"):
+        figures_path(run, tmp_path / "pipe")
     with pytest.raises(UserError, match=r"^--out .*x.json: there is no folder "):
         figures_path(run, tmp_path / "no" / "x.json")
     with pytest.raises(UserError, match=r"no/x.json: cannot be written, name another file by --out: .*No such file"):
