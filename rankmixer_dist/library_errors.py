@@ -4,6 +4,7 @@ The classes are known by name, so that none of the libraries is imported.
 """
 
 import errno
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -68,8 +69,9 @@ def explain(error: BaseException) -> str | None:
                 port = re.search(r"port: (\d+)", str(error))
                 return line.format(said=said, port=port[1] if port else "of MASTER_PORT")
     if _names(error) & {"pyarrow.lib.ArrowException"}:
-        path = re.search(r"/[^\s'\"]+", str(error))
-        return f"{said}; mend or replace {path[0].rstrip('.,:;')}" if path else None
+        paths = (found.rstrip(".,:;") for found in re.findall(r"/[^\s'\"]+", str(error)))
+        path = next((path for path in paths if os.path.isdir(path.rpartition("/")[0])), None)  # not "and/or"
+        return f"{said}; mend or replace {path}" if path else None
     return next((line.format(said=said) for name, line in _BY_CLASS.items() if name in _names(error)), None)
 
 

@@ -85,6 +85,7 @@ def test_what_a_task_of_ray_met_is_told_as_itself() -> None:
         lambda: int("x"),
         lambda: os.close(10_000),  # a number of a file that is not open: nobody's file
         lambda: pyarrow.array([1, "x"]),
+        lambda: pyarrow.array([0], pyarrow.timestamp("ms", "No/Where")).cast(pyarrow.string()),  # no path
     ],
 )
 def test_a_mistake_of_the_program_keeps_its_traceback(call: Callable[[], object]) -> None:
