@@ -10,11 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from hypothesis import settings
 
 from data_pipeline.preprocess import preprocess
 from rankmixer_dist.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
+settings.register_profile("untimed", deadline=None)  # on a busy machine any example may take a second
+settings.load_profile("untimed")
 DAYS = ("train", "day2", "day3", "day4")
 """Splits of `days_config` that are trained on in turn; `test` is the day after."""
 

@@ -6,11 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
-
-# The time of an example says nothing on a machine that has other work.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 Partitions = Callable[..., Iterator[Any]]
 
