@@ -31,15 +31,14 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.peer is not None or os.environ.get("WORLD_SIZE", "1") != "1":
         checks, shown = _examine_hosts(options.config, options.peer)
-        if shown:
-            show(checks)
-        return EXIT_USER_ERROR * exit_code(checks)  # which no launcher starts again
-    checks = examine()
-    if options.json:
-        print(to_json(checks))
+        bad = EXIT_USER_ERROR  # which no launcher starts again
     else:
+        checks, shown, bad = examine(), True, 1
+    if shown and options.json:
+        print(to_json(checks))
+    elif shown:
         show(checks)
-    return exit_code(checks)
+    return bad * exit_code(checks)
 
 
 def _examine_hosts(config: str | None, peer: str | None) -> tuple[list[Check], bool]:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import uuid
 from contextlib import suppress
@@ -17,7 +18,8 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher import api
 
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, one_line
@@ -40,11 +42,10 @@ def launch(arguments: list[str]) -> NoReturn:
     `--max_restarts` says.
 
     Raises:
-        UserError: several hosts and no place to meet.
+        UserError: several hosts and no place to meet, or an option's value that makes no sense.
     """
     args = torchrun.parse_args(arguments)
-    one_host = args.standalone or torchrun.parse_min_max_nnodes(args.nnodes) == (1, 1)
-    _settle(args, one_host=one_host)
+    _settle(args, one_host=_hosts(args) == (1, 1))
     # It tells of a rank what the ranks, or the report below, tell anyway.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     config, command, command_args = torchrun.config_from_args(args)
@@ -63,21 +64,41 @@ def launch(arguments: list[str]) -> NoReturn:
     except RendezvousError as error:
         if len(set(_Agent.ended)) == 1 and _Agent.ended[0] in _FINAL:
             sys.exit(_Agent.ended[0])  # the head, whose ranks ended alike, was only quicker
-        cause = one_line(error.__cause__ or error)
-        print(
-            f"error: the hosts do not meet at {args.rdzv_endpoint} any more ({cause}); start them again",
-            file=sys.stderr,
-        )
+        print(f"error: {_unmet(error, args)}; start them again", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 
 
+def _hosts(args: Any) -> tuple[int, int]:
+    """The fewest and the most hosts; refuses what torchrun meets with a traceback, or waits for without an end."""
+    try:
+        fewest, most = torchrun.parse_min_max_nnodes(args.nnodes)
+    except (ValueError, RuntimeError):
+        fewest, most = 0, 0
+    if not 0 < fewest <= most:
+        raise UserError(f"--nnodes {args.nnodes} is not a number of hosts, nor the fewest and the most, as 2:4")
+    if args.standalone and most > 1:
+        raise UserError(f"--standalone is for one host, and --nnodes is {args.nnodes}; leave one of them out")
+    if args.max_restarts < 0:
+        raise UserError(f"--max_restarts {args.max_restarts} is below 0")
+    if args.run_path:
+        raise UserError("--run_path starts ranks whose exit codes nobody sees; leave it out")
+    return fewest, most
+
+
+def _ranks(args: Any) -> int:
+    try:
+        ranks = torchrun.determine_local_world_size(args.nproc_per_node)
+    except ValueError as error:
+        raise UserError(f"--nproc_per_node {args.nproc_per_node}: {one_line(error)}") from error
+    if ranks < 1:
+        raise UserError(f"--nproc_per_node {args.nproc_per_node} is below 1")
+    return ranks
+
+
 def _settle(args: Any, *, one_host: bool) -> None:
     """Completes torchrun's arguments, and the environment that its ranks inherit."""
-    # Else a new start finds the addresses of the dead, and a host that comes back takes all others down.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    ranks = torchrun.determine_local_world_size(args.nproc_per_node)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    threads = max(1, len(os.sched_getaffinity(0)) // _ranks(args))
     if "SIGUSR1" not in args.signals_to_handle:
         args.signals_to_handle = _SIGNALS
     if args.log_dir is None:
@@ -89,8 +110,16 @@ def _settle(args: Any, *, one_host: bool) -> None:
         args.standalone, args.local_addr = False, LOOPBACK
     elif not args.rdzv_endpoint:
         raise UserError("several hosts need a place to meet; give --rdzv_endpoint HOST:PORT, the same on each")
-    elif args.rdzv_backend == "static":
-        args.rdzv_backend = "c10d"
+    else:
+        try:
+            parse_rendezvous_endpoint(args.rdzv_endpoint, default_port=-1)
+        except ValueError as error:
+            raise UserError(f"--rdzv_endpoint {args.rdzv_endpoint} is not HOST:PORT ({one_line(error)})") from error
+        if args.rdzv_backend == "static":
+            args.rdzv_backend = "c10d"
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Else a new start finds the addresses of the dead, and a host that comes back takes all others down.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 
 
 class _Agent(LocalElasticAgent):
@@ -123,11 +152,24 @@ def _give_up_on_silent_peers() -> None:
     options = {socket.TCP_USER_TIMEOUT: 1000 * _SILENT_S, socket.TCP_KEEPIDLE: _SILENT_S // 3}
     options |= {socket.TCP_KEEPINTVL: _SILENT_S // 3, socket.TCP_KEEPCNT: 2}
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
-            if int(name) > 2 and one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for option, value in options.items():
-                    one.setsockopt(socket.IPPROTO_TCP, option, value)
+        with suppress(OSError):
+            if int(name) > 2 and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                _set_options(int(name), options)
+
+
+def _set_options(descriptor: int, options: dict[int, int]) -> None:
+    with socket.socket(fileno=os.dup(descriptor)) as one:
+        if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in options.items():
+                one.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _unmet(error: RendezvousError, args: Any) -> str:
+    if isinstance(error, RendezvousTimeoutError):
+        return f"fewer hosts came to {args.rdzv_endpoint} in time than --nnodes {args.nnodes} asks for"
+    cause = one_line(error.__cause__ or error) or type(error).__name__
+    return f"the hosts do not meet at {args.rdzv_endpoint} any more ({cause})"
 
 
 def _code_of(error: ChildFailedError) -> int:

@@ -26,6 +26,7 @@ def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: 
 
     Raises:
         UserError: the port is taken on rank 0's host, or a rank did not come within `timeout_s`.
+        DistNetworkError: the port is taken, and a launcher had found it: the next start gets another.
     """
     host, port = _meeting_place()
     one_host = local_world_size == world_size and (
@@ -94,7 +95,9 @@ def _listener(host: str, port: int) -> int:
         return listener.detach()
 
 
-def _taken(port: int, error: Exception) -> UserError:
+def _taken(port: int, error: Exception) -> Exception:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return dist.DistNetworkError(f"port: {port} was free when the launcher chose it; {error}")
     return UserError(
         f"port {port} cannot be listened on ({error}); choose another MASTER_PORT (deepspeed: --master_port)"
     )

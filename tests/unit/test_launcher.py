@@ -1,0 +1,48 @@
+"""What launch/torchrun.py refuses before it starts anything, and what it starts again."""
+
+import os
+import socket
+
+import pytest
+import torch.distributed as dist
+
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.library_errors import explain, is_lost_rank
+from rankmixer_dist.parallel.launcher import launch
+from rankmixer_dist.parallel.meeting import meeting_store
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--nproc_per_node=many", "--nproc_per_node many: "),
+        ("--nproc_per_node 0", "--nproc_per_node 0 is below 1"),
+        ("--nnodes x", "--nnodes x is not a number of hosts"),
+        ("--nnodes 2:1", "--nnodes 2:1 is not a number of hosts"),
+        ("--nnodes 1:2:3", "--nnodes 1:2:3 is not a number of hosts"),
+        ("--nnodes 2", "give --rdzv_endpoint HOST:PORT"),
+        ("--standalone --nnodes 2", "--standalone is for one host, and --nnodes is 2"),
+        ("--nnodes 2 --rdzv_endpoint host0:port", "--rdzv_endpoint host0:port is not HOST:PORT"),
+        ("--max_restarts=-1", "--max_restarts -1 is below 0"),
+        ("--run_path", "--run_path starts ranks"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options, told):
+    with pytest.raises(UserError, match=told):
+        launch([*options.split(), "launch/train.py"])
+
+
+@pytest.mark.parametrize("by_launcher", [False, True])
+def test_a_port_that_is_taken_is_a_mistake_only_of_who_chose_it(monkeypatch, by_launcher):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | (
+            {"TORCHELASTIC_RUN_ID": "1"} if by_launcher else {}
+        )
+        monkeypatch.setattr(os, "environ", os.environ | given)
+        with pytest.raises(dist.DistNetworkError if by_launcher else UserError) as raised:
+            meeting_store(0, 2, 2, 5.0)
+    assert is_lost_rank(raised.value) == by_launcher
+    if by_launcher:
+        line = explain(raised.value)
+        assert line is not None and f"the port {port} is in use" in line
