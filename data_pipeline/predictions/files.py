@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from data_pipeline import kinds
 from data_pipeline.predictions.listing import list_files
 from data_pipeline.sources import Unit
 from data_pipeline.sources.parquet_log import Footer, read_footers
@@ -14,8 +15,6 @@ from rankmixer_dist.schema import LABEL_PREFIX, SCORE_PREFIX, USER_ID
 
 LABEL, SCORE = "label", "score"
 """Columns that are looked for where none are named and there are none of a run's."""
-
-_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 @dataclass(frozen=True)
@@ -125,22 +124,21 @@ def _check(path: Path, schema: pa.Schema, columns: Columns) -> None:
 
 def _check_same_users(schemas: Mapping[Path, pa.Schema], name: str) -> None:
     """Raises a `UserError` where files write user ids in kinds that cannot be compared."""
-    kinds = {path: _kind_of_user(schema.field(name).type) for path, schema in schemas.items()}
-    first = next(iter(kinds))
-    for path, kind in kinds.items():
-        if kind != kinds[first]:
-            raise UserError(f"{path}: column {name!r} holds {kind}, in {first} {kinds[first]}; write them alike")
+    found = {path: _kind_of_user(schema.field(name).type) for path, schema in schemas.items()}
+    first = next(iter(found))
+    for path, kind in found.items():
+        if kind != found[first]:
+            raise UserError(f"{path}: column {name!r} holds {kind}, in {first} {found[first]}; write them alike")
 
 
 def _kind_of_user(kind: pa.DataType) -> str:
-    if pa.types.is_integer(kind):
-        return "unsigned 64-bit integers" if kind == pa.uint64() else "integers"
+    if kinds.is_integer(kind):
+        return "unsigned 64-bit integers" if kinds.plain(kind) == pa.uint64() else "integers"
     return "strings"
 
 
 def _is_user(kind: pa.DataType) -> bool:
-    text = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_integer(kind) or any(is_text(text) for is_text in _TEXTS)
+    return kinds.is_integer(kind) or kinds.is_text(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:

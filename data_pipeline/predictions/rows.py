@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_pipeline import kinds
 from data_pipeline.hashing import hash_strings, mix
 from data_pipeline.predictions.files import Columns
 from data_pipeline.sources import Unit
@@ -86,7 +87,7 @@ def checked_rows(piece: Piece, columns: Columns) -> Iterator[tuple[str, dict[str
 
 def _users(piece: Piece, name: str) -> NDArray[np.int64]:
     """User ids; strings, bytes and unsigned ones as 64 bits that stand for them."""
-    column = piece.batch.column(name)
+    column = kinds.decoded(piece.batch.column(name))
     if column.null_count:
         piece.refuse(name, _nulls(column), None, "every row needs its user")
     if not pa.types.is_integer(column.type):
