@@ -37,11 +37,11 @@ def bad_rows(reports: Sequence["ReadReport"], schema: Schema) -> str | None:
 
 def _unknown_labels(reports: Sequence["ReadReport"], schema: Schema) -> list[str]:
     """What to do about labels that are null or NaN."""
-    rows = sum(report.raw_rows for report in reports)
+    rows = sum(report.in_splits for report in reports)
     advice = []
     for task, column in schema.label_columns().items():
         unknown = sum(report.unknown_labels[column] for report in reports)
-        if unknown == rows:
+        if unknown and unknown == rows:
             advice.append(f"leave task {task} out: none of its labels is known")
         elif unknown:
             keeps = f"which keeps the {unknown:,} rows without {column!r}"

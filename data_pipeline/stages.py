@@ -58,6 +58,7 @@ class ReadReport:
     unreadable: list[str] = field(default_factory=list)
     first_bad: BadRow | None = None
     unreadable_rows: int = 0
+    in_splits: int = 0
     unknown_labels: Counter[str] = field(default_factory=Counter)
     time: TimeFound = field(default_factory=TimeFound)
 
@@ -95,6 +96,7 @@ def read_units(
         report.raw_rows += raw.num_rows
         report.good_rows += prepared.rows.num_rows
         report.time.add(prepared.time_ms, ranges, str(unit.path))
+        report.in_splits += prepared.in_splits
         report.unknown_labels.update(prepared.unknown_labels)
         report.flags.update({name: pc.sum(raw[name]).as_py() or 0 for name in recipe.source.flags})
         if prepared.set_aside.num_rows:

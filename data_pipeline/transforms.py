@@ -61,12 +61,14 @@ class Prepared:
 
     Attributes:
         time_ms: int64, of all rows that have a time.
-        unknown_labels: Label column -> rows that are bad because it is null or NaN.
+        in_splits: Rows with a user and a time in a split; the others are out before anybody looks at their labels.
+        unknown_labels: Label column -> rows of these that are bad because it is null or NaN.
     """
 
     rows: pa.Table
     set_aside: pa.Table
     time_ms: np.ndarray
+    in_splits: int
     unknown_labels: Mapping[str, int]
 
 
@@ -92,6 +94,7 @@ def prepare(
         USER_ID: pa.array(users.bits.view(np.int64)),
         TIMESTAMP: pa.array(time),
     }
+    in_splits = ~faults.any
     refused: dict[str, int] = {}
     unlabelled = np.ones(raw.num_rows, dtype=bool)
     for task, name in schema.label_columns().items():
@@ -99,7 +102,7 @@ def prepare(
         unknown = np.isnan(label) & ~wrong
         masked = unknown & (schema.tasks[task].unknown == "mask")
         faults.add(BAD_LABEL, name, wrong | (unknown & ~masked))
-        refused[name] = int((unknown & ~masked).sum())
+        refused[name] = int((unknown & ~masked & in_splits).sum())
         unlabelled &= masked
         columns[LABEL_PREFIX + task] = pa.array(label)
     faults.add(NO_LABEL, "", unlabelled)
@@ -116,7 +119,7 @@ def prepare(
         columns[ROW_HASH] = _column(raw, ROW_HASH)
         target = target.append(pa.field(ROW_HASH, pa.int64(), nullable=False))
     rows = pa.table(columns).filter(pa.array(~faults.any))
-    return Prepared(rows.cast(target), faults.take(raw), time[timed & ~bad_time], refused)
+    return Prepared(rows.cast(target), faults.take(raw), time[timed & ~bad_time], int(in_splits.sum()), refused)
 
 
 def has_truth(schema: Schema, truth_columns: Mapping[str, str]) -> bool:

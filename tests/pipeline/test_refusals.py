@@ -162,6 +162,16 @@ def test_labels_that_are_not_known_name_the_mask_that_keeps_their_rows(log, ever
         assert manifest.rows("train") + manifest.rows("test") == 3000
 
 
+def test_the_mask_keeps_no_rows_that_lie_outside_of_all_splits(log):
+    folder, prepare = log
+    for path in logs(folder):
+        table = pq.read_table(path)
+        values = [None if row % 3 == 0 else label for row, label in enumerate(table["like"].to_pylist())]
+        pq.write_table(table.set_column(table.column_names.index("like"), "like", pa.array(values, pa.int8())), path)
+    with pytest.raises(UserError, match=r" (\d{3}) of 1,\d{3} rows are bad; mend them, .* keeps the \1 rows without"):
+        prepare(SerialJob(), "data.splits.train.start=2026-01-04T00:00:00Z")
+
+
 def test_a_split_without_rows_names_those_that_have_some(small_config):
     config = load_config(small_config)
     held = r"2,571 of 'train' \(2026-01-01T00.* to 2026-01-06T23.*\), 429 of 'test' \(2026-01-07T00"
