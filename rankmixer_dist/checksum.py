@@ -18,11 +18,16 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: it cannot be opened, or is not a regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return open(regular_descriptor(path, os.O_RDONLY), "rb")
+
+
+def regular_descriptor(path: Path, flags: int) -> int:
+    """The same by the flags of `os.open`, which may ask for a file that is not there yet; raises as `open_regular`."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return open(descriptor, "rb")
+    return descriptor
 
 
 def file_inside(folder: Path, name: str) -> Path:

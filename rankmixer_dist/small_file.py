@@ -77,6 +77,28 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
+def append_whole(descriptor: int, record: bytes, *, sync: bool = False) -> None:
+    """Writes all of a record at the end of a file, or nothing.
+
+    Args:
+        descriptor: opened to append.
+        sync: the record is on disk when this returns.
+
+    Raises:
+        OSError: a full disk, or worse; what it took of the record is cut off again, if that can be done.
+    """
+    before, left = os.fstat(descriptor).st_size, memoryview(record)
+    try:
+        while left:  # a disk that is nearly full takes a part
+            left = left[os.write(descriptor, left) :]
+        if sync:
+            os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, before)
+        raise
+
+
 def require_place(folder: Path, key: str) -> None:
     """Makes sure that a folder can be made, or written into, without touching anything.
 

@@ -1,12 +1,11 @@
 """A file of JSON lines that outlives whoever writes it: each line is on disk before work goes on."""
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rankmixer_dist.errors import UserError, disk_errors_told
+from rankmixer_dist.small_file import append_whole
 
 
 class LineFile:
@@ -37,17 +36,8 @@ class LineFile:
         Raises:
             UserError: the disk is full, or worse; the file is as it was.
         """
-        left = json.dumps(line).encode() + b"\n"
-        before = os.fstat(self._file.fileno()).st_size
         with disk_errors_told(self._path):
-            try:
-                while left:  # a disk that is nearly full takes a part
-                    left = left[self._file.write(left) :]
-                os.fsync(self._file.fileno())
-            except OSError:
-                with suppress(OSError):
-                    self._file.truncate(before)
-                raise
+            append_whole(self._file.fileno(), json.dumps(line).encode() + b"\n", sync=True)
         self.lines.append(line)
 
     def close(self) -> None:

@@ -1,14 +1,14 @@
 """What a run does on a full disk: it trains on without its log, says so once, and leaves nothing half-written."""
 
-import errno
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rankmixer_dist.checksum import regular_descriptor
 from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.small_file import append_whole
 
 
 class Complaint:
@@ -54,18 +54,11 @@ class RecordFile:
         with self._complaint.instead_of_error(self._path):
             if self._descriptor is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = _open(self._path)
+                self._descriptor = regular_descriptor(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
                 self._size = os.fstat(self._descriptor).st_size
             if os.fstat(self._descriptor).st_size != self._size:  # a part of a record that could not be removed
                 os.ftruncate(self._descriptor, self._size)
-            try:
-                left = memoryview(record)
-                while left:
-                    left = left[os.write(self._descriptor, left) :]
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self._descriptor, self._size)
-                raise
+            append_whole(self._descriptor, record)
             self._size += len(record)
 
     def close(self) -> None:
@@ -74,13 +67,3 @@ class RecordFile:
             with self._complaint.instead_of_error(self._path):
                 os.close(self._descriptor)
             self._descriptor = None
-
-
-def _open(path: Path) -> int:
-    """Opens a regular file to append to it, and does not wait for the reader of a pipe."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return descriptor
