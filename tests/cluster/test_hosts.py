@@ -79,11 +79,7 @@ def test_an_agent_is_replaced_on_four_hosts(small_config: Path, tmp_path: Path) 
         job.hosts.kill(2)
         agents[2] = job.start(2)
         assert [agent.wait(END_S) for agent in agents] == [0, 0, 0, 0]
-        assert (
-            job.log(0).count("replaced: 4 ranks on cpu")
-            + sum(job.log(index).count("replaced: 4 ranks on cpu") for index in (1, 2, 3))
-            == 2
-        )
+        assert sum(job.log(index).count("replaced: 4 ranks on cpu") for index in range(4)) == 2
     hosts = json.loads((run.folder / "plan.json").read_text())["hosts"]
     assert sorted(hosts) == ["host0", "host1", "host2", "host3"]
     assert sorted(rank for ranks in hosts.values() for rank in ranks) == [0, 1, 2, 3]

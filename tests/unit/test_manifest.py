@@ -21,6 +21,7 @@ from data_pipeline.manifest import (
 from rankmixer_dist.checksum import file_checksum, text_checksum
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema
+from tests.changes import changed
 
 DECLARED = {
     "tables": {"video": {"rows": 50, "dim": 8}, "tag": {"rows": 9, "dim": 4}},
@@ -37,14 +38,7 @@ DECLARED = {
 
 def schema_with(**changes):
     """The declared schema with values replaced, by path: `features__length__transform="log1p"`."""
-    declared = json.loads(json.dumps(DECLARED))
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        place = declared
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return Schema.model_validate(declared)
+    return Schema.model_validate(changed(DECLARED, changes))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from rankmixer_dist.identity import DataSeen, NumericScale, Rename, checksums, p
 from rankmixer_dist.schema import Schema
 from rankmixer_dist.train.counterparts import Counterparts
 from rankmixer_dist.train.parameter_runs import Run, parameter_runs
+from tests.changes import changed
 
 
 def schema(**changes):
@@ -23,13 +24,7 @@ def schema(**changes):
         },
         "tasks": {"finish": {}, "like": {}},
     }
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        place = declared
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return Schema.model_validate(declared)
+    return Schema.model_validate(changed(declared, changes))
 
 
 def compare(mine, *, theirs=None, rename=None, my_model=None, their_model=None):
