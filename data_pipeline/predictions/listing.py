@@ -26,7 +26,7 @@ _MOST_JSON_BYTES = 1 << 24
 
 def list_files(path: Path) -> tuple[list[Path], list[str]]:
     """The file, or the Parquet files of the folder and of those below it, links followed, in the order of their names;
-    and what has to be told: files and folders that are reached twice and read once.
+    and what has to be told: files and folders that are reached twice and read once, and files that are not Parquet.
 
     As Spark and pyarrow do, names that begin with a dot or an underscore are left out.
 
@@ -59,6 +59,7 @@ class _Walk:
 
     found: list[Path] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    _left_out: list[Path] = field(default_factory=list)
     _links: deque[Path] = field(default_factory=deque)
     _reached: dict[object, Path] = field(default_factory=dict)
 
@@ -76,6 +77,9 @@ class _Walk:
                 self._folder(link, real)
             else:
                 self._file(link, real, status)
+        if self._left_out:
+            more = f" and {len(self._left_out) - 1:,} more" if len(self._left_out) > 1 else ""
+            self.told.append(f"{self._left_out[0]}{more}: not Parquet, and left out")
 
     def _folder(self, root: Path, real_root: str) -> None:
         waiting = [(root, real_root)]
@@ -99,6 +103,7 @@ class _Walk:
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path}: is no regular file; move it away, or name the folder of the files alone")
         if not _is_parquet(path):
+            self._left_out.append(path)
             return
         hard_link = (status.st_dev, status.st_ino) if status.st_nlink > 1 else real
         if not self._is_second(path, real) and (hard_link == real or not self._is_second(path, hard_link)):

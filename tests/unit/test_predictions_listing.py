@@ -95,6 +95,10 @@ def test_what_holds_no_rows_is_left_out(name: str, content: bytes, folder: Path)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
     assert names(folder) == ["day=1/part-0.parquet"]
+    hidden = name.startswith((".", "_"))
+    assert list_files(folder)[1] == ([] if hidden else [f"{folder / name}: not Parquet, and left out"])
+    (folder / "zz").touch()
+    assert list_files(folder)[1][0].endswith(f"{'zz' if hidden else ' and 1 more'}: not Parquet, and left out")
 
 
 @pytest.mark.parametrize(
