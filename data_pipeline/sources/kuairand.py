@@ -138,7 +138,7 @@ class KuaiRandLog:
         require_columns(self._sequences[0], sequences.column_names, (USER_ID, *_HISTORY))
         for name in LISTS.values():
             found = {sequences.schema.field(name).type: self._sequences[0]}
-            require_types(name, found, _is_list_of_integers, "lists of integers")
+            require_types(name, found, _is_list_of_integers, "plain lists of integers")
         users, videos = _read_side(self._users), _read_side(self._videos)
         require_columns(self._users, users.column_names, [USER_ID])
         require_columns(self._videos, videos.column_names, ["video_id"])
@@ -261,7 +261,8 @@ def _comparable(kind: pa.DataType) -> bool:
 
 
 def _is_list_of_integers(kind: pa.DataType) -> bool:
-    return kinds.is_list(kind) and kinds.is_integer(kind.value_type)
+    # Views and lists of a fixed size have no offsets that say where each list ends.
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and kinds.is_integer(kind.value_type)
 
 
 def _unknown_to_null(rows: pa.Table) -> pa.Table:

@@ -155,14 +155,19 @@ def test_equal_rows_of_files_of_other_types_are_equal(folder, serial, tmp_path):
     pd.testing.assert_frame_equal(rows, serial[0])
 
 
-def test_sequences_that_are_no_lists_of_integers_are_named(folder, tmp_path):
+@pytest.mark.parametrize(
+    "lists",
+    [pa.array([["1"]]), pa.array([[1]], pa.list_(pa.int64(), 1)), pa.array([[1]], pa.list_view(pa.int64()))],
+    ids=["strings", "fixed", "view"],
+)
+def test_sequences_that_are_no_lists_of_integers_are_named(folder, tmp_path, lists):
     other = tmp_path / "raw"
     shutil.copytree(folder, other)
     path = other / "user_sequences_until_0424.parquet"
     sequences = pq.read_table(path)
     place = sequences.column_names.index("like_seq")
-    pq.write_table(sequences.set_column(place, "like_seq", pa.array([["1"]])), path)
-    with pytest.raises(UserError, match=r"0424\.parquet: column 'like_seq' is list<.*; lists of integers are needed"):
+    pq.write_table(sequences.set_column(place, "like_seq", lists), path)
+    with pytest.raises(UserError, match=r"0424\.parquet: column 'like_seq' is .*list.*; plain lists of integers are"):
         prepared(other, tmp_path / "prepared", SerialJob())
 
 
