@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rankmixer_dist.errors import disk_errors_told
 
@@ -72,7 +72,8 @@ def sweep(parent: Path, prefix: str) -> list[str]:
     Those of a living process, of another machine on a shared file system and of another user stay.
 
     Returns:
-        A line for each folder that was removed, and for each of another start or machine that may be in the way.
+        A line for each folder that was removed, and for each that may be in the way: of another start or machine, or on
+        a file system without locks.
     """
     told = []
     for folder in sorted(_named(parent, prefix)):
@@ -81,15 +82,25 @@ def sweep(parent: Path, prefix: str) -> list[str]:
             owner = _owner(mark.read())
             if owner is None or folder.stat().st_uid != os.geteuid():
                 continue
-            if owner["boot"] != _boot():
+            lives = _lives(mark) if owner["boot"] == _boot() else None
+            if lives is None:
                 who = f"process {owner['process']} of {owner['host']}"
                 told.append(f"{folder}: {who} worked in it; remove it if that has ended")
-                continue
-            with suppress(BlockingIOError):
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif not lives:
                 _remove(folder)
                 told.append(f"{folder}: removed; process {owner['process']} was killed while it worked in it")
     return told
+
+
+def _lives(mark: TextIO) -> bool | None:
+    """Whether the owner holds its lock; None where the file system has no locks. Takes the lock if nobody does."""
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def _remove(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """What a killed process left is removed by the next one; what belongs to a living or unknown one stays."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -85,6 +87,17 @@ def test_folders_of_other_machines_and_of_nobody_stay(tmp_path: Path) -> None:
     assert line.startswith(f"{tmp_path}/spill-far: process 5 of h7 worked in it")
     assert sorted(tmp_path.rglob("*")) == before
     assert sweep(tmp_path / "nowhere", "spill-") == []
+
+
+def test_without_locks_a_folder_stays_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with OwnFolder(tmp_path, "x-") as own:
+        (line,) = sweep(tmp_path, "x-")
+        assert line.startswith(f"{own.path}: process {os.getpid()} of ") and own.path.is_dir()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_published_is_nobodys(tmp_path: Path) -> None:
