@@ -46,7 +46,7 @@ _BY_CLASS = {
     "ray.exceptions.RayError": _RAY,
 }
 _BY_WORDS = {
-    r"EADDRINUSE|[Aa]ddress already in use": "the port {port} is in use; choose another one as MASTER_PORT (torchrun: "
+    r"EADDRINUSE|address already in use": "the port {port} is in use; choose another one as MASTER_PORT (torchrun: "
     "--master-port), or end the process that holds it",
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|CUDA out of memory|Storage size calculation overflowed": (
         _MEMORY

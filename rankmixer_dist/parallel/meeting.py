@@ -26,7 +26,7 @@ def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: 
 
     Raises:
         UserError: the port is taken on rank 0's host, or a rank did not come within `timeout_s`.
-        DistNetworkError: the port is taken, and a launcher had found it: the next start gets another.
+        DistNetworkError: the same where torchrun chose ranks and port: its next start finds others.
     """
     host, port = _meeting_place()
     one_host = local_world_size == world_size and (
@@ -46,7 +46,7 @@ def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: 
         except dist.DistNetworkError as error:
             if has_store:
                 raise _taken(port, error) from error
-            raise UserError(f"rank 0 did not come to {host}:{port} within {timeout_s:g} s; is it started?") from error
+            raise _unmet(f"rank 0 did not come to {host}:{port} within {timeout_s:g} s; is it started?") from error
     return _of_this_start(store, rank, world_size, timeout_s)
 
 
@@ -96,11 +96,13 @@ def _listener(host: str, port: int) -> int:
 
 
 def _taken(port: int, error: Exception) -> Exception:
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return dist.DistNetworkError(f"port: {port} was free when the launcher chose it; {error}")
-    return UserError(
-        f"port {port} cannot be listened on ({error}); choose another MASTER_PORT (deepspeed: --master_port)"
-    )
+    return _unmet(f"port {port} cannot be listened on ({error}); choose another MASTER_PORT (deepspeed: --master_port)")
+
+
+def _unmet(line: str) -> Exception:
+    """A mistake of who started the ranks; but a host that torchrun counted on may be lost, and a port taken since."""
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    return dist.DistNetworkError(line) if by_torchrun else UserError(line)
 
 
 def _of_this_start(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> dist.Store:
@@ -128,7 +130,7 @@ def _of_this_start(store: dist.Store, rank: int, world_size: int, timeout_s: flo
                 if store.check([f"{start}/{word}"]):
                     return dist.PrefixStore(f"{start}/group/", store)
             time.sleep(0.02)
-    raise UserError(f"rank 0 did not answer within {timeout_s:g} s; are all ranks started?")
+    raise _unmet(f"rank 0 did not answer within {timeout_s:g} s; are all ranks started?")
 
 
 def _wait_for_all(store: dist.Store, start: int, world_size: int, give_up: float) -> None:
@@ -140,7 +142,7 @@ def _wait_for_all(store: dist.Store, start: int, world_size: int, give_up: float
         while not store.check([f"{start}/{other}"]):
             now = time.monotonic()
             if now > give_up:
-                raise UserError(
+                raise _unmet(
                     f"{_named(missing())} of {world_size} did not come; start all of them at about the same time"
                 )
             if now > told:

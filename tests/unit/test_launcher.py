@@ -32,17 +32,20 @@ def test_options_that_make_no_sense_are_named(options, told):
         launch([*options.split(), "launch/train.py"])
 
 
-@pytest.mark.parametrize("by_launcher", [False, True])
-def test_a_port_that_is_taken_is_a_mistake_only_of_who_chose_it(monkeypatch, by_launcher):
+@pytest.mark.parametrize("by_torchrun", [False, True])
+def test_who_does_not_come_and_a_port_that_is_taken_are_mistakes_only_where_torchrun_did_not_choose(
+    monkeypatch, by_torchrun
+):
+    def told(rank: int, port: int) -> str:
+        given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        monkeypatch.setattr(os, "environ", os.environ | given | ({"TORCHELASTIC_RUN_ID": "1"} if by_torchrun else {}))
+        with pytest.raises(dist.DistNetworkError if by_torchrun else UserError) as raised:
+            meeting_store(rank, 2, 2, 1.0)
+        assert is_lost_rank(raised.value) == by_torchrun
+        return explain(raised.value) or str(raised.value)
+
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | (
-            {"TORCHELASTIC_RUN_ID": "1"} if by_launcher else {}
-        )
-        monkeypatch.setattr(os, "environ", os.environ | given)
-        with pytest.raises(dist.DistNetworkError if by_launcher else UserError) as raised:
-            meeting_store(0, 2, 2, 5.0)
-    assert is_lost_rank(raised.value) == by_launcher
-    if by_launcher:
-        line = explain(raised.value)
-        assert line is not None and f"the port {port} is in use" in line
+        taken = other.getsockname()[1]
+        assert f"port {taken} cannot be listened on" in told(0, taken)
+    assert "rank 0 did not come to 127.0.0.1:" in told(1, taken)
+    assert "rank 1 of 2 did not come" in told(0, taken)

@@ -11,7 +11,7 @@ from tests.changes import changed
 
 
 def schema(**changes):
-    """Two groups of two features, two tasks; by path `features__age__transform="log1p"`, None removes."""
+    """Two groups of two features, two tasks; by path `features__age__transform="log1p"`."""
     declared = {
         "tables": {"video": {"rows": 50, "dim": 4}, "length": {"rows": 9, "dim": 8}},
         "groups": {"who": 1, "what": 2},
