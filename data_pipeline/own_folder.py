@@ -93,14 +93,17 @@ def sweep(parent: Path, prefix: str) -> list[str]:
 
 
 def _lives(mark: TextIO) -> bool | None:
-    """Whether the owner holds its lock; None where the file system has no locks. Takes the lock if nobody does."""
+    """Whether the owner holds its lock, or has ended and removed its mark itself since it was opened.
+
+    None where the file system has no locks. Takes the lock if nobody holds it.
+    """
     try:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return None
-    return False
+    return os.fstat(mark.fileno()).st_nlink == 0
 
 
 def _remove(folder: Path) -> None:

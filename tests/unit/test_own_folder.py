@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,21 @@ def test_without_locks_a_folder_stays_and_is_named(tmp_path: Path, monkeypatch: 
     with OwnFolder(tmp_path, "x-") as own:
         (line,) = sweep(tmp_path, "x-")
         assert line.startswith(f"{own.path}: process {os.getpid()} of ") and own.path.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_is_no_killed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnFolder(tmp_path, "x-")
+    flock = fcntl.flock
+
+    def late(*arguments: Any) -> None:
+        own.remove()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert sweep(tmp_path, "x-") == []
     assert not list(tmp_path.iterdir())
 
 
