@@ -28,6 +28,7 @@ from data_pipeline.sources.synthetic_world import (
 from rankmixer_dist.config import SyntheticSource
 from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.schema import ROW_ID, TIMESTAMP, USER_ID
+from rankmixer_dist.small_file import read_json
 
 WORLD_NAME = "world.json"
 GENERATOR_VERSION = 2
@@ -106,9 +107,11 @@ def write_synthetic_log(config: SyntheticSource) -> bool:
 
 def _check_existing(folder: Path, parameters: Mapping[str, Any]) -> None:
     try:
-        found = json.loads((folder / WORLD_NAME).read_text())
-    except (OSError, ValueError) as error:
+        found = read_json(folder / WORLD_NAME)
+    except UserError as error:
         raise UserError(f"source.path {folder}: exists, but is no synthetic log ({error}); choose another") from error
+    if not isinstance(found, dict):
+        raise UserError(f"source.path {folder}: its {WORLD_NAME} is not one of a synthetic log; choose another")
     for key in parameters:
         if found.get(key) != parameters[key]:
             raise UserError(

@@ -1,5 +1,6 @@
 """What a damaged or ill-fitting log ends in, on Ray as in one process, and that it leaves nothing behind."""
 
+import os
 import shutil
 
 import pyarrow as pa
@@ -238,6 +239,13 @@ def test_a_folder_of_someone_else_is_never_touched(log, tmp_path):
     with pytest.raises(UserError, match="is no synthetic log"):
         prepare(SerialJob())
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    (folder / "world.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"its world\.json is not one of a synthetic log; choose another"):
+        prepare(SerialJob())
+    (folder / "world.json").unlink()
+    os.mkfifo(folder / "world.json")
+    with pytest.raises(UserError, match=r"is no synthetic log \(.*world\.json: is no regular file"):
+        prepare(SerialJob())
 
 
 def test_prepared_data_is_refused_once_the_raw_log_or_a_shard_has_changed(log, tmp_path):
