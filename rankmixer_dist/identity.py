@@ -130,10 +130,10 @@ class Rename:
         return [*self._rename.values()]
 
 
-def bucket_boundaries(features: Schema, table: str) -> dict[str, tuple[float, ...] | None]:
-    """Raw column -> where it is cut into the table's rows, None where its values are hashed or kept."""
+def columns_of(features: Schema, table: str) -> set[tuple[str, tuple[float, ...] | None]]:
+    """Raw columns that a table's rows stand for, and where each is cut into rows, None where it is hashed or kept."""
     return {
-        feature.column or name: feature.boundaries if isinstance(feature, IdFeature) else None
+        (feature.column or name, feature.boundaries if isinstance(feature, IdFeature) else None)
         for name, feature in features.features.items()
         if getattr(feature, "table", None) == table
     }

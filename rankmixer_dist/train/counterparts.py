@@ -1,8 +1,11 @@
 """Which parts of another run's model mean the same as this run's, under their names there."""
 
 from rankmixer_dist.config import ModelConfig
-from rankmixer_dist.identity import DataSeen, NumericScale, Rename, bucket_boundaries, first_difference, parts
+from rankmixer_dist.identity import DataSeen, NumericScale, Rename, columns_of, first_difference, parts
 from rankmixer_dist.schema import NumericFeature, Schema, SequenceFeature
+
+Cut = tuple[str, tuple[float, ...] | None]
+"""A raw column and its boundaries, None where it has none."""
 
 
 class Counterparts:
@@ -32,18 +35,34 @@ class Counterparts:
         if f"table {old}" not in self._their_parts:
             return "not there"
         found = first_difference(self._their_parts[f"table {old}"], self._my_parts[f"table {table}"])
-        cut_there = bucket_boundaries(self.theirs, old)
-        cut = {c if c in cut_there else self.there(c): w for c, w in bucket_boundaries(self.mine, table).items()}
-        hashed = None in cut.values()
+        mine, theirs = self._columns_of(table)
+        hashed = any(boundaries is None for _, boundaries in mine)
         if found is not None and (found[0] != "salt" or hashed):
             key, was, now = found
             problem = f"{key} was {was!r} and is {now!r}"
             if key == "salt":
                 problem += f": set features.tables.{table}.salt: {was} and prepare the data again"
             return problem
-        if {c: w for c, w in cut.items() if w} != {c: w for c, w in cut_there.items() if w}:
+        if {each for each in mine if each[1]} != {each for each in theirs if each[1]}:
             return "its boundaries were others"
         return None
+
+    def _columns_of(self, table: str) -> tuple[set[Cut], set[Cut]]:
+        """`columns_of` a table here, by the columns' names there, and there."""
+        theirs = columns_of(self.theirs, self.old_name("table", table))
+        known = {column for column, _ in theirs}
+        mine = {(c if c in known else self.there(c), cut) for c, cut in columns_of(self.mine, table)}
+        return mine, theirs
+
+    def table_difference(self, table: str) -> str | None:
+        """What a table's ids are here and there, where it is taken though no raw column of them is the same, or None.
+
+        Ids of another column may be the same ids, as those of a history and of a candidate are; or of other things.
+        """
+        here, there = ({column for column, _ in columns} for columns in self._columns_of(table))
+        if here & there or self.table_problem(table) is not None:
+            return None
+        return f"its ids were of {', '.join(sorted(there))} and are of {', '.join(sorted(here))}"
 
     def feature_problem(self, feature: str) -> str | None:
         """Why a feature's embedding or number there is not the same here, or None; its group does not count."""
@@ -69,7 +88,8 @@ class Counterparts:
 
     def differences(self) -> list[str]:
         """In words, what has the same name there and is not quite the same, though its weights may be taken."""
-        said = [f"feature {name}: {self.feature_problem(name)}" for name in self.mine.features]
+        said = [f"table {name}: {self.table_difference(name)}" for name in self.mine.tables]
+        said += [f"feature {name}: {self.feature_problem(name)}" for name in self.mine.features]
         said += [f"task {name}: {self.task_problem(name)}" for name in self.mine.tasks]
         said = [line for line in said if not line.endswith((": None", ": not there"))]
         for name, feature in self.mine.of_kind(SequenceFeature).items():

@@ -87,7 +87,11 @@ def _of_tokenizer(parameter: str, shape: Shape, shapes: Mapping[str, Shape], mod
         return _merged(_of_groups(parameter, shape, shapes, models))
     groups = [models.old_name("group", group) for group in models.mine.groups]
     reads_the_same = groups == [*models.theirs.groups] and not models.changed_groups()
-    return _whole(parameter, shape, shapes) if reads_the_same else []
+    widths, old_widths = (
+        [columns for group in each.groups for columns in _columns(each, group).values()]
+        for each in (models.mine, models.theirs)
+    )
+    return _whole(parameter, shape, shapes) if reads_the_same and widths == old_widths else []
 
 
 def _of_groups(parameter: str, shape: Shape, shapes: Mapping[str, Shape], models: Counterparts) -> Iterator[Run]:

@@ -9,6 +9,8 @@ from rankmixer_dist.train.counterparts import Counterparts
 from rankmixer_dist.train.parameter_runs import Run, parameter_runs
 from tests.changes import changed
 
+CLIPS = {"kind": "sequence", "table": "clip", "pooling": "mean", "max_length": 5, "group": "who"}
+
 
 def schema(**changes):
     """Two groups of two features, two tasks; by path `features__age__transform="log1p"`."""
@@ -57,6 +59,37 @@ def test_a_raw_column_may_be_renamed():
     assert compare(mine).feature_problem("length") == "column was 'seconds' and is 's'"
     renamed = compare(mine, rename={"s": "seconds"})
     assert (renamed.feature_problem("length"), renamed.table_problem("length")) == (None, None)
+
+
+def test_a_column_that_a_table_holds_twice_counts_in_any_order():
+    features = {
+        "cut": {"kind": "id", "column": "seconds", "table": "length", "boundaries": [1, 2], "group": "what"},
+        "plain": {"kind": "id", "column": "seconds", "table": "length", "group": "what"},
+    }
+    declared = schema().model_dump(exclude_unset=True)
+    declared["features"] |= features
+    theirs = Schema.model_validate(declared)
+    for boundaries in ([1, 2], [1, 3]):
+        features["cut"]["boundaries"] = boundaries
+        for order in (features, dict(reversed(features.items()))):
+            mine = schema(features=schema().model_dump(exclude_unset=True)["features"] | order)
+            problem = compare(mine, theirs=theirs).table_problem("length")
+            assert problem == (None if boundaries == [1, 2] else "its boundaries were others")
+
+
+def test_a_table_that_another_takes_the_name_of_is_told():
+    features = {
+        "video": {"kind": "id", "column": "music", "table": "video", "group": "what"},
+        "clip": {"kind": "id", "column": "video", "table": "clip", "group": "what"},
+    }
+    mine = schema(
+        tables__clip={"rows": 50, "dim": 4, "salt": "video"},
+        features={**schema().model_dump(exclude_unset=True)["features"], **features, "seen": CLIPS, "also": CLIPS},
+    )
+    models = compare(mine, rename={"clip": "video"})
+    assert (models.table_problem("clip"), models.table_difference("clip")) == (None, None)
+    assert (models.table_problem("video"), models.table_difference("length")) == (None, None)
+    assert models.differences()[0] == "table video: its ids were of also, seen, video and are of music"
 
 
 def test_features_that_swapped_their_names_are_not_each_other():
@@ -138,9 +171,14 @@ def test_a_group_tokenizer_goes_by_group_token_and_column():
 def test_a_tokenizer_that_reads_the_whole_row_is_taken_if_the_row_is_the_same(kind):
     model = {"tokenizer": {"kind": kind}}
     shapes = {"tokenizer.outputs.weight": (12, 22)}
+    swapped = {"tables__video__dim": 8, "tables__length__dim": 4}
+    narrow = {"features__seen": CLIPS | {"table": "video"}, "features__also": {"kind": "numeric", "group": "who"}}
     for change, taken in (({}, True), ({"features__age__transform": "log1p"}, False)):
         models = compare(schema(**change), my_model=model, their_model=model)
         assert bool(parameter_runs("tokenizer.outputs.weight", (12, 22), shapes, models)) == taken
+    turned = compare(schema(**narrow, **swapped), theirs=schema(**narrow), my_model=model, their_model=model)
+    assert not turned.changed_groups()
+    assert parameter_runs("tokenizer.outputs.weight", (12, 22), shapes, turned) == []
 
 
 def test_every_part_has_a_checksum_that_new_options_leave_alone():
