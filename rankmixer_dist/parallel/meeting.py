@@ -17,6 +17,8 @@ from rankmixer_dist.errors import RankError, UserError
 LOOPBACK = "127.0.0.1"
 _TOLD_AFTER_S, _TOLD_EVERY_S = 10.0, 60.0
 _MOST_NAMED = 8
+_LOOKS_PER_S = 5000
+"""Of all ranks together into the store, whose one thread answers them; each look is up to four questions."""
 
 
 def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: float) -> dist.Store:
@@ -117,9 +119,9 @@ def _of_this_start(store: dist.Store, rank: int, world_size: int, timeout_s: flo
         start = store.add("count", 1)
         store.set("newest", str(start))
         _wait_for_all(store, start, world_size, give_up)
-        for other in range(1, world_size):
-            word = store.get(f"{start}/{other}").decode()
-            store.set(f"{start}/{word}", "")
+        words = store.multi_get([f"{start}/{other}" for other in range(1, world_size)])
+        answers = [f"{start}/{word.decode()}" for word in words]
+        store.multi_set(answers, [""] * len(answers))  # type: ignore[attr-defined]  # torch's stubs leave it out
         return dist.PrefixStore(f"{start}/group/", store)
     word = uuid.uuid4().hex
     with _told_when_late(lambda: f"rank {rank} waits for rank 0, or for others that rank 0 waits for"):
@@ -129,7 +131,7 @@ def _of_this_start(store: dist.Store, rank: int, world_size: int, timeout_s: flo
                 store.set(f"{start}/{rank}", word)
                 if store.check([f"{start}/{word}"]):
                     return dist.PrefixStore(f"{start}/group/", store)
-            time.sleep(0.02)
+            time.sleep(_pause_s(world_size))
     raise _unmet(f"rank 0 did not answer within {timeout_s:g} s; are all ranks started?")
 
 
@@ -138,17 +140,20 @@ def _wait_for_all(store: dist.Store, start: int, world_size: int, give_up: float
         return [other for other in range(1, world_size) if not store.check([f"{start}/{other}"])]
 
     told = time.monotonic() + _TOLD_AFTER_S
-    for other in range(1, world_size):
-        while not store.check([f"{start}/{other}"]):
-            now = time.monotonic()
-            if now > give_up:
-                raise _unmet(
-                    f"{_named(missing())} of {world_size} did not come; start all of them at about the same time"
-                )
-            if now > told:
-                _tell(f"rank 0 waits for {_named(missing())} of {world_size}")
-                told = now + _TOLD_EVERY_S
-            time.sleep(0.02)
+    keys = [f"{start}/{other}" for other in range(1, world_size)]
+    while not store.check(keys):
+        now = time.monotonic()
+        if now > give_up:
+            raise _unmet(f"{_named(missing())} of {world_size} did not come; start all of them at about the same time")
+        if now > told:
+            _tell(f"rank 0 waits for {_named(missing())} of {world_size}")
+            told = now + _TOLD_EVERY_S
+        time.sleep(_pause_s(world_size))
+
+
+def _pause_s(world_size: int) -> float:
+    """Between two looks into the store: all ranks together ask it about as often, however many they are."""
+    return max(0.02, world_size / _LOOKS_PER_S)
 
 
 def _named(ranks: list[int]) -> str:
