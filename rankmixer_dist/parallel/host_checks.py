@@ -61,7 +61,7 @@ def meet_peer(peer: str) -> None:
         UserError: no such address.
     """
     host, _, port = peer.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--peer {peer!r} is not HOST:PORT, such as host0:29500; give the same on both hosts")
     try:
         address = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]

@@ -60,7 +60,7 @@ def stay_on_loopback() -> None:
 
 def _meeting_place() -> tuple[str, int]:
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    if not port.isdigit() or not 0 < int(port) < 2**16:
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"MASTER_PORT is {port!r}; make it a free port of rank 0's host, 1024 to 65535")
     return host, int(port)
 
@@ -98,13 +98,17 @@ def _listener(host: str, port: int) -> int:
 
 
 def _taken(port: int, error: Exception) -> Exception:
-    return _unmet(f"port {port} cannot be listened on ({error}); choose another MASTER_PORT (deepspeed: --master_port)")
+    mend = "start again" if _by_torchrun() else "choose another MASTER_PORT (deepspeed: --master_port)"
+    return _unmet(f"port {port} cannot be listened on ({error}); {mend}")
 
 
 def _unmet(line: str) -> Exception:
     """A mistake of who started the ranks; but a host that torchrun counted on may be lost, and a port taken since."""
-    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    return dist.DistNetworkError(line) if by_torchrun else UserError(line)
+    return dist.DistNetworkError(line) if _by_torchrun() else UserError(line)
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _of_this_start(store: dist.Store, rank: int, world_size: int, timeout_s: float) -> dist.Store:

@@ -33,9 +33,7 @@ def test_options_that_make_no_sense_are_named(options, told):
 
 
 @pytest.mark.parametrize("by_torchrun", [False, True])
-def test_who_does_not_come_and_a_port_that_is_taken_are_mistakes_only_where_torchrun_did_not_choose(
-    monkeypatch, by_torchrun
-):
+def test_who_is_missing_and_a_taken_port_are_no_mistakes_under_torchrun(monkeypatch, by_torchrun):
     def told(rank: int, port: int) -> str:
         given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         monkeypatch.setattr(os, "environ", os.environ | given | ({"TORCHELASTIC_RUN_ID": "1"} if by_torchrun else {}))
