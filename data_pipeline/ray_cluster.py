@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,10 @@ class _Reaper:
     """A process that ends Ray's own when this one is killed (`ray_reaper.py`)."""
 
     def __init__(self, folders: list[Path]) -> None:
+        import psutil
+
+        self._me = psutil.Process()
+        self._others = set(self._me.children())  # which this process has started for another purpose
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", ray_reaper.__file__, *map(str, folders)],
             stdin=subprocess.PIPE,
@@ -130,13 +134,18 @@ class _Reaper:
         )
 
     def take_over(self) -> None:
-        """Names all processes that this one has started, and theirs, as those to end."""
+        """Names all processes that this one has started since this object was made, and theirs, as those to end."""
         import psutil
 
         assert self._process.stdin is not None
-        for process in psutil.Process().children(recursive=True):
+        family: list[psutil.Process] = []
+        for child in self._me.children():
+            if child not in self._others and child.pid != self._process.pid:
+                with suppress(psutil.NoSuchProcess):  # it has ended since
+                    family += [child, *child.children(recursive=True)]
+        for process in family:
             started = ray_reaper.start_time(process.pid)
-            if started is not None and process.pid != self._process.pid:
+            if started is not None:
                 self._process.stdin.write(f"{process.pid} {started}\n")
         self._process.stdin.flush()
 

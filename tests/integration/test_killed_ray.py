@@ -3,6 +3,8 @@
 import ipaddress
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -24,6 +26,38 @@ def listening(process: psutil.Process) -> list[str]:
 def is_loopback(address: str) -> bool:
     plain = ipaddress.ip_address(address)
     return (getattr(plain, "ipv4_mapped", None) or plain).is_loopback
+
+
+BESIDE = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from data_pipeline.ray_cluster import _Reaper
+before = subprocess.Popen(["sleep", "300"])
+reaper = _Reaper([Path(sys.argv[1])])
+after = subprocess.Popen(["sh", "-c", "sleep 300 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+print(before.pid, after.pid, after.stdout.readline().strip(), flush=True)
+reaper.take_over()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_started_before_ray_is_none_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "ray"
+    folder.mkdir()
+    command = [sys.executable, "-c", BESIDE, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as killed:
+        assert killed.stdout is not None
+        before, *after = (psutil.Process(int(pid)) for pid in killed.stdout.readline().split())
+        try:
+            until(lambda: not any(map(runs, after)) and not folder.exists(), "what came after has ended")
+            assert runs(before)
+        finally:
+            before.kill()
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow
