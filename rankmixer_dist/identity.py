@@ -57,7 +57,8 @@ class Stream(Strict):
                 return f"split {split} had {then.rows:,} rows and has {here.rows:,}"
             known = self.made_from == now.made_from != ""
             if here.content != then.content and not (known and here.cut == then.cut):
-                return f"split {split} holds other rows"
+                cut = "" if here.cut == then.cut else ", or has them in shards of other sizes"
+                return f"split {split} holds other rows{cut}"
         for key in ("row_group_rows", "shuffle", "seed"):
             if getattr(self, key) != getattr(now, key):
                 return f"{key} was {getattr(self, key)} and is {getattr(now, key)}"
