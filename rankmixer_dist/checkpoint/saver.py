@@ -27,7 +27,13 @@ from rankmixer_dist.checkpoint.folder import (
 from rankmixer_dist.checkpoint.index import INDEX_NAME
 from rankmixer_dist.checkpoint.storage import write_pieces
 from rankmixer_dist.errors import UserError, one_line
-from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together, new_gloo_group
+from rankmixer_dist.parallel.topology import (
+    Topology,
+    all_gather_objects,
+    failing_together,
+    gather_objects,
+    new_gloo_group,
+)
 from rankmixer_dist.pieces import Piece
 
 Metrics = Mapping[str, float]
@@ -135,9 +141,9 @@ class Saver:
         with failing_together(self._group):
             written = [*(aside / TENSORS).glob(f"__{self._topology.rank}_*")]
             files = describe_files(aside, [*written, *([aside / TENSORS / INDEX_NAME] if first else [])])
-        of_all = all_gather_objects(files, self._group)
+        of_all = gather_objects(files, self._group)
         with failing_together(self._group):
-            if first:
+            if of_all is not None:
                 _require_seen(aside, of_all)
                 merged = {name: file for of_rank in of_all for name, file in of_rank.items()}
                 about.model_copy(update={"files": merged}).write(aside)

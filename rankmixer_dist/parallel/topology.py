@@ -146,10 +146,10 @@ def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
     dist.destroy_process_group()
 
 
-def gather_objects(value: Any) -> list[Any] | None:
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any] | None:
     """`value` of every rank in rank order, on rank 0; None elsewhere."""
     gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, gathered)
+    dist.gather_object(value, gathered, group=group)
     return gathered
 
 
