@@ -120,7 +120,6 @@ def check(config: RunConfig) -> tuple["Manifest", list[str]]:
     """
     from data_pipeline.reading import find_prepared
     from rankmixer_dist.checkpoint.folder import named_checkpoint
-    from rankmixer_dist.schema import USER_SLICES
     from rankmixer_dist.small_file import require_place
     from rankmixer_dist.train.meaning import require_same_meaning
     from rankmixer_dist.train.run_dir import in_runs_order, require_run
@@ -130,8 +129,8 @@ def check(config: RunConfig) -> tuple["Manifest", list[str]]:
     name = config.eval.checkpoint
     checkpoint = named_checkpoint(config.run_dir, name, key=f"eval.checkpoint {name}:")
     require_same_meaning(checkpoint, in_runs_order(config))
-    asks_training = any(name in USER_SLICES and name not in config.features.features for name in config.eval.slices)
-    splits = list(dict.fromkeys([config.eval.split, *(config.train.splits if asks_training else ())]))
+    training = config.train.splits if config.features.slices_ask_training(config.eval.slices) else ()
+    splits = list(dict.fromkeys([config.eval.split, *training]))
     manifest = find_prepared(config, splits)
     if os.environ.get("RANK", "0") == "0":  # who renders the report
         from rankmixer_dist.report.inputs import read_training

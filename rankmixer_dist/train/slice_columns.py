@@ -65,11 +65,6 @@ def slice_columns(config: RunConfig, *, trained_on: Sequence[str], count_values:
     return columns
 
 
-def needs_training_rows(config: RunConfig) -> bool:
-    """Whether a slice asks what the training split knows of a user."""
-    return any(name in USER_SLICES and name not in config.features.features for name in config.eval.slices)
-
-
 def _of_all_ranks(splits: Sequence[str], column: str, count_values: CountValues) -> ValueCounts:
     mine, total = ValueCounts(), ValueCounts()
     with failing_together():

@@ -12,7 +12,7 @@ from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import ValueCounts
 from rankmixer_dist.train.checkpoint import begun_splits
-from rankmixer_dist.train.slice_columns import SliceColumn, needs_training_rows, slice_columns
+from rankmixer_dist.train.slice_columns import SliceColumn, slice_columns
 
 HOUR_MS = 3_600_000
 USER_ROWS = {11: 1, 12: 2, 13: 2, 14: 5, 15: 9, 16: 40}
@@ -119,7 +119,7 @@ def test_ids_are_called_what_can_be_known(tmp_path, feature, ids, expected):
 
 def test_users_are_known_by_their_rows_in_training(tmp_path):
     run = config(tmp_path, "eval.slices=[user_known]")
-    assert needs_training_rows(run)
+    assert run.features.slices_ask_training(run.eval.slices)
     assert labels(run, user_id=[11, 10, 99]) == ["known", "new", "new"]
 
 
@@ -137,7 +137,7 @@ def test_the_clock_is_that_of_the_split(tmp_path):
     times = [start, start + 25 * HOUR_MS, start + 24 * HOUR_MS - 1]
     assert labels(config(tmp_path, "eval.slices=[hour]"), timestamp=times) == ["00", "01", "23"]
     run = config(tmp_path, "eval.slices=[day]")
-    assert not needs_training_rows(run)
+    assert not run.features.slices_ask_training(run.eval.slices)
     assert labels(run, timestamp=times) == ["2026-01-03", "2026-01-04", "2026-01-03"]
     assert columns(run)[0].legend == "day of the row's time, at UTC+0800"
 
