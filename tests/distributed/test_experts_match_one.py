@@ -7,10 +7,10 @@ from rankmixer_dist.cost.exchange import exchange_cost, routed_rows_cost
 from tests.distributed.outcomes import distances, trained
 
 STEPS, ROWS, TOKENS, WIDTH, BLOCKS = 50, 128, 8, 64, 2
-SEED = 15
-"""Of 40 seeds the one whose gates stay farthest from 0, where they open: 3.1e-6, of which rounding is a fifteenth. With
+SEED = 12
+"""Of 40 seeds the one whose gates stay farthest from 0, where they open: 1.3e-6, of which rounding is a sixth. With
 another a gate may lie within it, which then opens on one layout only; 50 steps later the weights are 1e-3 apart."""
-EDGE = 1e-6
+EDGE = 8e-7
 # The active share crosses its target, from 0.49 to 0.21, and lambda covers three decades. Where lambda closes nearly
 # all gates, with ten times as much, Adam blows up what rounding leaves of the last gradients, and no two layouts agree
 # to better than 1e-3.
