@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from rankmixer_dist.errors import disk_errors_told
 
 OWNER_NAME = ".owner"
 _TOKEN_BYTES = 4
+_ATTEMPTS, _PAUSE_S = 30, 0.1
 
 
 class OwnFolder:
@@ -107,15 +109,31 @@ def _lives(mark: TextIO) -> bool | None:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder, the owner's mark last: whoever is killed meanwhile leaves what the next start can judge."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            elif entry.name != OWNER_NAME:
-                with suppress(OSError):
-                    os.unlink(entry.path)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes a folder, the owner's mark last: whoever is killed meanwhile leaves what the next start can judge.
+
+    Workers may still write into the folder, which then is not empty when it is to go; so it is tried again.
+    """
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE_S)
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                elif entry.name != OWNER_NAME:
+                    with suppress(OSError):
+                        os.unlink(entry.path)
+        if attempt == _ATTEMPTS - 1 or _holds_its_mark_alone(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+
+
+def _holds_its_mark_alone(folder: Path) -> bool:
+    try:
+        return set(os.listdir(folder)) <= {OWNER_NAME}
+    except OSError:
+        return True
 
 
 def _named(parent: Path, prefix: str) -> list[Path]:

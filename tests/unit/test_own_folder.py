@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,28 @@ def test_the_owners_mark_goes_last(tmp_path: Path) -> None:
     command = [sys.executable, "-c", REMOVE, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     assert subprocess.check_output(command, text=True, env=environment) == f"{[OWNER_NAME]}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_workers_still_write_into_goes_too(tmp_path: Path) -> None:
+    own = OwnFolder(tmp_path, "spill-")
+    runs = own.path / "runs"
+    runs.mkdir()
+    begun = threading.Event()
+
+    def write() -> None:
+        for number in range(100_000):
+            try:
+                (runs / str(number)).touch()
+            except FileNotFoundError:
+                return
+            begun.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begun.wait()
+    own.remove()
+    writer.join()
     assert not list(tmp_path.iterdir())
 
 
