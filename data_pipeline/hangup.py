@@ -33,6 +33,8 @@ def signals_unwind() -> Iterator[None]:
             signal.signal(number, leave)
     try:
         yield
+        if asked:  # the exit came inside a destructor or a callback of C code, which swallow what is raised
+            raise SystemExit(128 + asked[0])
     except BaseException:
         if asked:  # Ray puts an exit of its own, without the number, in the place of one that comes while it waits
             raise SystemExit(128 + asked[0]) from None

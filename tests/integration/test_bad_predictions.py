@@ -261,6 +261,20 @@ def test_a_terminal_that_is_closed_leaves_no_rows_behind(launch, tmp_path: Path)
     assert not (tmp_path / "scored.parquet.eval.json").exists()
 
 
+class SignalsWhenItGoes:
+    """Is told to end where what is raised is swallowed."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_inside_a_destructor_ends_the_block_too() -> None:
+    with pytest.raises(SystemExit) as caught, signals_unwind():
+        SignalsWhenItGoes()  # and it goes
+    assert caught.value.code == 128 + signal.SIGHUP
+
+
 @contextmanager
 def more_signals_at_the_end() -> Iterator[None]:
     try:
