@@ -173,7 +173,8 @@ def test_lost_weights_give_no_figures(ended):
 
 def test_whoever_watches_or_reads_sees_what_was_left_out(ended):
     shown = [line for line in ended.process.stderr.splitlines() if line.startswith("step 8/14  no loss ")]
-    assert shown and all(line.endswith("  not finite, left out: 1") for line in shown)
+    # A rank that holds the others up is named behind it.
+    assert shown and all("  not finite, left out: 1" in line for line in shown)
     board = EventAccumulator(str(ended.run_dir("skip") / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("skipped_steps")] == [2, 4, 6, 7, 8, 10, 12, 14]
     assert [event.step for event in board.Scalars("loss")] == [2, 4, 6, 10, 12, 14]
