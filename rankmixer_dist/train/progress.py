@@ -16,6 +16,7 @@ class TrainProgress:
     def __init__(self, *, total_steps: int, done_steps: int, enabled: bool) -> None:
         self._enabled = enabled
         self._total = total_steps
+        self._own: dict[str, Any] = {}
         self._bar: Progress | None = None
         if enabled and sys.stderr.isatty():
             self._bar = Progress(
@@ -43,6 +44,11 @@ class TrainProgress:
         if self._bar is not None:
             self._bar.advance(self._task)
 
+    def _new(self, ranks: dict[str, Any]) -> dict[str, Any]:
+        """The figures of all ranks without an own time that the line before has shown: it is measured now and then."""
+        shown, self._own = self._own, ranks.get("own_s", {})
+        return {name: figure for name, figure in ranks.items() if name != "own_s" or figure != shown}
+
     def show(self, line: dict[str, Any]) -> None:
         """The figures of a log interval."""
         if not self._enabled:
@@ -54,7 +60,7 @@ class TrainProgress:
         left_out = f"  not finite, left out: {line['skipped_steps']}" if line["skipped_steps"] else ""
         routing = line.get("routing", {})
         active = f"  active {routing['active_ratio']:.1%}" if "active_ratio" in routing else ""
-        odd = stands_out(line.get("ranks", {}), line["step_s"])
+        odd = stands_out(self._new(line.get("ranks", {})), line["step_s"])
         figures = f"{loss}{active}  {rate}  {wait}{left_out}{f'  {odd}' if odd else ''}"
         if self._bar is not None:
             self._bar.update(self._task, figures=figures)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rankmixer_dist.train.progress import TrainProgress
 from rankmixer_dist.train.rank_figures import stands_out
 
 
@@ -29,3 +30,13 @@ def figure(median: float, largest: float) -> dict[str, Any]:
 )
 def test_what_stands_out(ranks, told):
     assert stands_out(ranks, step_s=1.0) == told
+
+
+def test_a_steps_own_time_is_told_once_a_measurement(capsys):
+    line = {"step": 1, "loss": 0.5, "mfu": None, "samples_per_s": 1.0, "data_wait_share": 0.0, "skipped_steps": 0}
+    line |= {"step_s": 1.0}
+    progress = TrainProgress(total_steps=9, done_steps=0, enabled=True)
+    for largest in (0.8, 0.8, 0.9):
+        progress.show(line | {"ranks": {"own_s": figure(0.4, largest)}})
+    told = capsys.readouterr().err.splitlines()
+    assert ["computes" in text for text in told] == [True, False, True]
