@@ -70,6 +70,7 @@ def read_archive(whole: BufferedReader, start: int, length: int, dtype: torch.dt
                 raise ValueError("it is no tensor")
         file.seek(0)
         tensor = torch.load(file, map_location="cpu", weights_only=True)
+    # zipfile raises NotImplementedError of a way of packing or a version that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError("it is no tensor") from error
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype != dtype:
