@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
+from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
 from data_pipeline.shard_files import too_large
 from data_pipeline.shards import READ_OPTIONS
@@ -42,7 +43,8 @@ class Loader:
 
     Raises:
         UserError: while iterating, when the position lies beyond the rows.
-        RankError: while iterating, when a shard cannot be read; names the file and the row group.
+        RankError: while iterating, when a shard cannot be read or holds an id that its table has no row for; names the
+            file and the row group.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Loader:
         self._assemble = BatchAssembler(schema, rows=self._share, with_truth=with_truth, pin_memory=pin_memory)
         prepared = prepared_columns(schema, has_truth=manifest.has_truth)
         columns = pa.schema([prepared.field(name) for name in self._assemble.columns()])
-        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns)
+        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns, schema)
         self.batch_size = batch_size
         self.rows = manifest.rows(split)
         self.steps_per_epoch = -(-self.rows // batch_size)
@@ -163,7 +165,10 @@ class _Order:
 class _Chunks:
     """The row groups of a split, numbered in the order of time; the last few read are kept for the next slice."""
 
-    def __init__(self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema) -> None:
+    def __init__(
+        self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema, schema: Schema
+    ) -> None:
+        self._schema = schema
         self._paths = [folder / shard.path for shard in shards]
         sizes, places = [], []
         for index, shard in enumerate(shards):
@@ -195,6 +200,9 @@ class _Chunks:
             table = file.read_row_group(group, columns=self._columns.names, use_threads=False)
             if table.num_rows != self.rows[chunk]:
                 raise _DamagedError(f"it has {table.num_rows} rows, not {self.rows[chunk]}")
+            beyond = id_beyond_table(table, self._schema)
+            if beyond is not None:
+                raise _DamagedError(beyond)
         except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:
             raise RankError(
                 f"{self._paths[shard]}: row group {group} cannot be read ({one_line(error)}); "

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import prepared_columns
 from data_pipeline.shards import READ_OPTIONS
 from data_pipeline.streaming.windows import WindowPlan
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import Window
-from rankmixer_dist.schema import LABEL_PREFIX, MISSING_ID, TIMESTAMP, NumericFeature, Schema
+from rankmixer_dist.schema import LABEL_PREFIX, TIMESTAMP, Schema
 
 UNREAD = ""
 """Checksum of a shard whose bytes did not come; it is looked at again."""
@@ -149,14 +150,9 @@ def _checked_times(path: Path, group: int, table: pa.Table, schema: Schema, plan
         wrong_R = ~(np.isnan(labels_R) | (labels_R == 0) | (labels_R == 1))
         if wrong_R.any():
             raise refuse(LABEL_PREFIX + task, f"holds {labels_R[wrong_R][0]:g}; a label is 0, 1 or NaN for unknown")
-    for name, feature in schema.features.items():
-        if isinstance(feature, NumericFeature) or name not in table.column_names:
-            continue
-        column = table[name].combine_chunks()
-        ids = (column.flatten() if isinstance(column, pa.ListArray) else column).to_numpy()
-        end = schema.tables[feature.table].rows
-        if len(ids) and not MISSING_ID <= ids.min() <= ids.max() < end:
-            raise refuse(name, f"holds ids from {ids.min()} to {ids.max()}; table {feature.table!r} has {end} rows")
+    beyond = id_beyond_table(table, schema)
+    if beyond is not None:
+        raise UserError(f"{path}: row group {group}: {beyond}; publish it again under a new name")
     times_R = table[TIMESTAMP].to_numpy()
     if len(times_R) and times_R.max() > plan.latest_ms:
         # One such row would close all windows before it.

@@ -132,7 +132,7 @@ def test_a_shard_that_cannot_be_used_is_told_in_one_line(shard):
         lambda: changed(path, "label_like", labels)
     )
     ids = pa.array([1] * 100 + [16384] + [2] * 27, pa.int64())
-    assert "row group 3: column 'video_id' holds ids from 1 to 16384; table 'video' has 16384 rows" in told(
+    assert "row group 3: feature 'video_id' holds id 16384, but table 'video' has 16384 rows" in told(
         lambda: changed(path, "video_id", ids)
     )
     nulls = pa.array([None, *range(127)], pa.int64())
