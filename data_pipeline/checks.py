@@ -25,6 +25,7 @@ from rankmixer_dist.schema import (
     NumericFeature,
     Schema,
 )
+from rankmixer_dist.there import is_folder, is_there
 
 
 def check_columns(schema: Schema, source: Source) -> None:
@@ -71,10 +72,10 @@ def standing_manifest(folder: Path, prepared_from: dict[str, Any], *, verify: bo
     Raises:
         UserError: the folder holds anything else, or its shards have changed. It is never overwritten.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not is_there(folder) or (is_folder(folder) and not any(folder.iterdir())):
         return None
     advice = "delete or rename it, or set data.prepared to another folder"
-    if not (folder / MANIFEST_NAME).exists():
+    if not is_there(folder / MANIFEST_NAME):
         raise UserError(f"{folder}: exists, but holds no data prepared by this version; {advice}")
     try:
         manifest = load_manifest(folder)

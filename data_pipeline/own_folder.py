@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rankmixer_dist.errors import disk_errors_told
+from rankmixer_dist.there import is_there
 
 OWNER_NAME = ".owner"
 _TOKEN_BYTES = 4
@@ -125,7 +126,7 @@ def _remove(folder: Path) -> None:
                         os.unlink(entry.path)
         if attempt == _ATTEMPTS - 1 or _holds_its_mark_alone(folder):
             shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
+        if not is_there(folder):
             return
 
 

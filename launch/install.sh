@@ -11,18 +11,22 @@ running=$venv/install.running     # there while an install is under way, and aft
 made=$venv/install.made           # there when this script made .venv; one made by hand is never removed
 unchecked=$venv/install.unchecked # there until the doctor has found nothing bad
 compiling=                        # process id of the byte-compiler in the background
+pythons=(3.14 3.13 3.12 3.11)     # what pyproject.toml allows, the newest first
 
 usage() {
     cat <<'TEXT'
-usage: bash launch/install.sh [--check]
+usage: bash launch/install.sh [--check | --packages]
 
 Makes .venv beside pyproject.toml and installs into it what pyproject.toml pins; does nothing when that is done already.
 
-  --check   run launch/doctor.py even when nothing had to be installed
+  --check      run launch/doctor.py even when nothing had to be installed
+  --packages   install all but this project, and leave the check to the next run: an image's layer that stays as it is
+               while pyproject.toml and this script do; both are all it needs
 
-PYTHON=python3.11               the interpreter to make .venv with
-RANKMIXER_DEVICE=cpu|cuda       the build of fbgemm to install (by default cuda where nvidia-smi lists a GPU, else cpu)
-Where pip takes packages from is pip's own configuration: see `pip config list`.
+PYTHON=python3.12               the interpreter to make .venv with (by default the newest of 3.11 to 3.14 that runs)
+RANKMIXER_DEVICE=cpu|cuda       the build of fbgemm to install (by default cuda where nvidia-smi lists a GPU, else cpu);
+                                cuda also succeeds on a machine without a GPU, to build an image for one that has some
+Where pip takes packages from is pip's own configuration: see `pip config list`; for torch's CPU build docs/machines.md.
 TEXT
 }
 
@@ -43,18 +47,49 @@ device_kind() {
     esac
 }
 
-# The interpreter that .venv is, or would be, made with.
-python_version() {
-    local python=${PYTHON:-python3.11} version
-    if [[ -z ${PYTHON:-} ]] && version=$(version_of "$venv/bin/python"); then
+is_allowed() {
+    [[ " ${pythons[*]} " == *" ${1%.*} "* ]]
+}
+
+# The newest interpreter on the PATH that runs and is allowed, as its full path. One that cannot make virtual
+# environments, as Debian's without python3-venv, comes last. A name may be there several times: pyenv has one for every
+# version that it has ever installed, and most of these do not run.
+find_python() {
+    local name path version second=
+    for name in "${pythons[@]/#/python}" python3 python; do
+        while read -r path; do
+            if ! version=$(version_of "$path") || ! is_allowed "$version"; then continue; fi
+            if "$path" -c 'import ensurepip, venv' 2>/dev/null </dev/null; then
+                echo "$path"
+                return
+            fi
+            second=${second:-$path}
+        done < <(type -aP "$name")
+    done
+    [[ -n $second ]] && echo "$second"
+}
+
+# Sets python and version: the interpreter that .venv is, or would be, made with.
+choose_python() {
+    local needed="Python 3.11, 3.12, 3.13 or 3.14 is needed"
+    local -a mend=("Install one (Debian 12, Ubuntu 24.04 and later: apt-get install python3 python3-venv; Fedora and its"
+        "relatives: dnf install python3.12; else pyenv or conda), or name one: PYTHON=... bash launch/install.sh")
+    if [[ -n ${PYTHON:-} ]]; then
+        python=$PYTHON
+        version=$(version_of "$python") || fail "$python is not there or does not run; $needed." "${mend[@]}"
+        is_allowed "$version" || fail "$needed, but $python is $version." "${mend[@]}"
+    elif version=$(version_of "$venv/bin/python"); then
         python=$venv/bin/python
-    elif ! version=$(version_of "$python"); then
-        fail "$python is not there or does not run." \
-            "Install Python 3.11 (with the system's package manager, pyenv or conda), or name one: PYTHON=... bash launch/install.sh"
+        is_allowed "$version" || fail "$needed, but .venv is of Python $version; remove .venv, then run this again."
+    else
+        python=$(find_python) || fail "$needed, and none is on the PATH$(other_python)." "${mend[@]}"
+        version=$(version_of "$python")
     fi
-    [[ $version == 3.11.* ]] || fail "Python 3.11 is needed, but $python is $version." \
-        "Name another with PYTHON=...; a .venv of another Python has to be removed first."
-    echo "$version"
+}
+
+other_python() {
+    local version
+    version=$(version_of python3) && echo " (python3 is $version)"
 }
 
 # The requirement lines of one group, out of pyproject.toml.
@@ -100,9 +135,9 @@ explain_failure() {
         *"No matching distribution"* | *"Could not find a version"*)
             fail "pip's package index does not have a pinned version for this machine; see: pip config list" ;;
         *"No space left"*)
-            fail "the disk is full; free some space (a CPU install takes 3 GiB, a CUDA install 10), then run this again" ;;
+            fail "the disk is full; free some space (10 GiB, or 3 for torch's CPU build), then run this again" ;;
         *ensurepip*)
-            fail "this Python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3.11-venv" ;;
+            fail "$python cannot make virtual environments; Debian, Ubuntu: apt-get install python${version%.*}-venv" ;;
         *"onnection"* | *"name resolution"* | *"imed out"* | *"CERTIFICATE"*)
             fail "pip cannot reach its package index; see: pip config list. Then run this again" ;;
         *)
@@ -123,8 +158,7 @@ install_group() {
 
 # Faster than pip's own, which is serial; the packages' tests and Ray's RLlib are never imported.
 start_compiling() {
-    local packages=$venv/lib/python3.11/site-packages
-    "$venv/bin/python" -m compileall -q -j 0 -x 'site-packages/.*/(tests?|rllib)/' "$packages" >>"$log" 2>&1 </dev/null &
+    "$venv/bin/python" -m compileall -q -j 0 -x 'packages/.*/(tests?|rllib)/' "$venv/lib" >>"$log" 2>&1 </dev/null &
     compiling=$!
 }
 
@@ -134,10 +168,9 @@ finish_compiling() {
 }
 
 make_venv() {
-    local python=${PYTHON:-python3.11}
-    # The interpreter behind it, should .venv be active: its own one is about to be removed.
-    python=$("$python" -c 'import sys; print(sys._base_executable)') ||
-        fail "$python is not there or does not run; name a Python 3.11 with PYTHON=..."
+    # The interpreter behind it, should it be that of .venv, which is about to be removed.
+    local base
+    base=$("$python" -c 'import sys; print(sys._base_executable)')
     [[ ! -e $venv || -e $made ]] || fail "$venv has to be made anew, but this script did not make it." \
         "Remove it yourself (or make it current by hand), then run this again."
     if [[ -e $venv ]]; then
@@ -148,7 +181,7 @@ make_venv() {
     fi
     mkdir "$venv"
     touch "$made" "$running"
-    stage "virtual environment" "$python" -m venv "$venv"
+    stage "virtual environment of Python $version" "$base" -m venv "$venv"
 }
 
 install_everything() {
@@ -159,13 +192,27 @@ install_everything() {
     stage "build tools" install_group build
     stage "torchrec and fbgemm" install_group without_dependencies --no-deps
     stage "torch, ray and the other packages" install_group main
+    tell_cuda_build
     start_compiling
     stage "deepspeed, from source" install_group source --no-build-isolation
-    stage "rankmixer_dist itself, editable" pip_install --no-deps --no-build-isolation --editable "$root"
-    stage "byte code, begun beside the last two" finish_compiling
-    printf '%s\n%s\n' "$machine" "$pins" >"$stamp"
+    if [[ $mode != --packages ]]; then
+        stage "rankmixer_dist itself, editable" pip_install --no-deps --no-build-isolation --editable "$root"
+    fi
+    stage "byte code, begun beside the last stage" finish_compiling
+    printf '%s\n%s\n' "$machine" "$pins${mode/#--check/}" >"$stamp"
     rm "$running"
     echo "install: done in $SECONDS s"
+}
+
+# torch's wheel for Linux is its CUDA build unless pip's configuration leads to another one.
+tell_cuda_build() {
+    [[ $device == cpu ]] && is_cuda_build || return 0
+    echo "install: torch is its CUDA build, and .venv 5.7 GB, most of which a machine without a GPU never loads. pip takes"
+    echo "install: the CPU build where its configuration names PyTorch's index of CPU wheels too; see docs/machines.md"
+}
+
+is_cuda_build() {
+    grep -qs "^cuda: .*= '" "$venv"/lib/python3.*/site-packages/torch/version.py
 }
 
 check() {
@@ -183,10 +230,9 @@ interrupted() {
 }
 
 main() {
-    local want_check=no
-    case ${1:-} in
-        '') ;;
-        --check) want_check=yes ;;
+    mode=${1:-}
+    case $mode in
+        '' | --check | --packages) ;;
         -h | --help) usage; exit ;;
         *) usage >&2; exit 2 ;;
     esac
@@ -203,7 +249,8 @@ main() {
     fi
 
     device=$(device_kind)
-    machine="Python $(python_version), $device, $root"
+    choose_python
+    machine="Python $version, $device, $root"
     pins=$(cat "$root/pyproject.toml" "$root/launch/install.sh" | sha256sum)
     if [[ -e $running ]]; then
         echo "install: the last install was interrupted; starting over"
@@ -212,13 +259,13 @@ main() {
     elif [[ ! -e $venv || (-f $stamp && $(head -n 1 "$stamp") != "$machine") ]]; then
         make_venv
         install_everything
-    elif [[ ! -f $stamp || $(tail -n 1 "$stamp") != "$pins" ]]; then
+    elif [[ ! -f $stamp || $(tail -n 1 "$stamp") != "$pins"?("$mode") ]]; then
         [[ -x $venv/bin/python ]] || fail ".venv exists but holds no working Python; remove it and run this again"
         install_everything # into what is there, which pip then brings up to date
     else
         echo "install: up to date ($device)"
     fi
-    if [[ $want_check == yes || -e $unchecked ]]; then
+    if [[ $mode != --packages && ($mode == --check || -e $unchecked) ]]; then
         check || fail "the lines marked bad above have to be mended; check again with: bash launch/install.sh --check"
     fi
 }

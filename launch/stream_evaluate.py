@@ -18,6 +18,7 @@ from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import Preempted, UserError
 from rankmixer_dist.metrics import mean_over_windows
 from rankmixer_dist.small_file import require_place
+from rankmixer_dist.there import is_folder, is_there
 
 if TYPE_CHECKING:
     from data_pipeline.streaming.actors import ActorPool
@@ -60,7 +61,7 @@ def run(config: RunConfig) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     find_prepared(config, config.train.splits)  # before the wait for a run that needs them too
     follow = config.stream.shards or config.data.prepared
-    if not follow.is_dir():
+    if not is_folder(follow):
         raise UserError(f"stream.shards {follow}: no such folder; make it, or name the one where shards arrive")
     require_place(config.run_dir, "runs")
     run_dir = _followed_run(config, stop)
@@ -161,11 +162,11 @@ def _followed_run(config: RunConfig, stop: _Stop) -> Path:
     from rankmixer_dist.train.run_dir import require_run
 
     give_up = time.monotonic() + config.stream.run_wait_s
-    if not (config.run_dir / "config.yaml").exists():
+    if not is_there(config.run_dir / "config.yaml"):
         print(
             f"waits up to {config.stream.run_wait_s:g} s (stream.run_wait_s) for {config.run_dir} to begin", flush=True
         )
-    while not (config.run_dir / "config.yaml").exists() and time.monotonic() < give_up:
+    while not is_there(config.run_dir / "config.yaml") and time.monotonic() < give_up:
         stop.check()
         time.sleep(min(0.5, config.stream.poll_s))
     stop.check()

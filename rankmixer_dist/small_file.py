@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankmixer_dist.errors import UserError, disk_errors_told, one_line
+from rankmixer_dist.there import is_file, is_folder, is_there
 
 MAX_BYTES = 256 << 20
 
@@ -24,10 +25,10 @@ def read_text(path: Path, *, grows: bool = False) -> str:
             system does not let it be read.
     """
     try:
-        if path.is_dir():
+        if is_folder(path):
             raise UserError(f"{path}: is a folder; name a file")
-        if not path.is_file():
-            raise UserError(f"{path}: {'is no regular file; name one' if path.exists() else 'no such file'}")
+        if not is_file(path):
+            raise UserError(f"{path}: {'is no regular file; name one' if is_there(path) else 'no such file'}")
         if path.stat().st_size > MAX_BYTES and not grows:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes; a file of its kind has less than {MAX_BYTES:,}")
         return path.read_bytes().decode("utf-8-sig")
@@ -109,7 +110,7 @@ def require_place(folder: Path, key: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
             folder.lstat()  # which a name may be too long for
         there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-        if not there.is_dir():
+        if not is_folder(there):
             raise UserError(f"{key} {folder}: {there} is no folder; move it away, or name another place")
         if not os.access(there, os.W_OK | os.X_OK):
             raise UserError(f"{key} {folder}: this user may not write into {there}; name another place")
@@ -123,5 +124,5 @@ def require_file_or_none(path: Path) -> None:
     Raises:
         UserError: something else lies there.
     """
-    if path.exists() and not path.is_file():
+    if is_there(path) and not is_file(path):
         raise UserError(f"{path}: is no regular file, and one is written there; move it away")

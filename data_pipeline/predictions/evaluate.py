@@ -33,6 +33,7 @@ from rankmixer_dist.metrics.pr_auc import NOBODY, ClassTotals
 from rankmixer_dist.metrics.sorted_runs import KeyBounds, SortedRuns
 from rankmixer_dist.metrics.spilled import average_precision_of, counts_together
 from rankmixer_dist.metrics.tasks import task_figures
+from rankmixer_dist.there import is_folder
 
 GIB = 1 << 30
 MEMORY_GIB = 4.0
@@ -240,7 +241,7 @@ class _Evaluation:
 
 def _require_room(parent: Path, predictions: Predictions, *, weighted: bool) -> None:
     """Raises a `UserError` where the rows would not fit the disk."""
-    if not parent.is_dir():
+    if not is_folder(parent):
         raise UserError(f"--spill {parent}: no such folder")
     if not os.access(parent, os.W_OK):
         raise UserError(f"{parent}: cannot be written; name another folder by --spill")

@@ -9,6 +9,7 @@ from typing import Any
 from data_pipeline.predictions.files import Predictions
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.small_file import read_json
+from rankmixer_dist.there import is_folder, is_there
 
 MARK = "predictions"
 """Key that only these files have: a run's own eval.json is without."""
@@ -25,9 +26,9 @@ def figures_path(predictions: Path, out: Path | None) -> Path:
         if not resolved.name:
             raise UserError(f"{predictions} has nothing beside it where the figures could go: name a file by --out")
         out = resolved.with_name(f"{resolved.name}.eval.json")
-    if not out.parent.is_dir():
+    if not is_folder(out.parent):
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if out.exists() and not _is_ours(out):
+    if is_there(out) and not _is_ours(out):
         raise UserError(f"{out} holds something else, which is not overwritten; name another file by --out")
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"{out}: that folder cannot be written; name another file by --out")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.there import is_file, is_folder, is_there, matching
 
 _PARQUET = {".parquet", ".parq", ".pq"}
 _OTHER_ROWS = {
@@ -34,11 +35,11 @@ def list_files(path: Path) -> tuple[list[Path], list[str]]:
         UserError: no such file, one that may hold rows but is not plain Parquet, a link that leads nowhere, a table
             format whose log says which files count, a folder that cannot be listed.
     """
-    if path.is_file():
+    if is_file(path):
         return [path], []
-    if not path.exists():
+    if not is_there(path):
         raise UserError(f"--predictions {path}: no such file or folder")
-    if not path.is_dir():
+    if not is_folder(path):
         raise UserError(f"--predictions {path}: is neither a file nor a folder; name one that holds Parquet")
     walk = _Walk()
     try:
@@ -155,9 +156,9 @@ def _is_object(path: Path) -> bool:
 
 def _refuse_table(folder: Path) -> None:
     """Raises a `UserError` for a folder in which not every Parquet file counts."""
-    kind = next((kind for name, kind in _LOGS.items() if (folder / name).is_dir()), None)
+    kind = next((kind for name, kind in _LOGS.items() if is_folder(folder / name)), None)
     about = folder / "metadata"
-    if kind is None and ((about / "version-hint.text").exists() or next(about.glob("*.metadata.json"), None)):
+    if kind is None and (is_there(about / "version-hint.text") or matching(about, "*.metadata.json")):
         kind = "an Iceberg table"
     if kind is not None:
         raise UserError(

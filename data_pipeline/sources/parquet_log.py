@@ -15,6 +15,7 @@ from data_pipeline import kinds
 from data_pipeline.sources import FILE_INDEX_SHIFT, Unit, UnreadableError
 from rankmixer_dist.errors import UserError, nearest, one_line
 from rankmixer_dist.schema import ROW_ID
+from rankmixer_dist.there import is_file, is_folder, is_there, matching
 
 _MAX_FOOTER_BYTES = 1 << 26  # a damaged length must not make the fingerprint read a whole log
 
@@ -117,12 +118,15 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
     Raises:
         UserError: there is no such folder, no such file in it, or anything but a file under such a name.
     """
-    if not folder.is_dir():
-        raise UserError(f"source.path {folder}: no such folder")
-    paths = sorted(folder.glob(pattern), key=lambda path: path.name)
+    try:
+        if not is_folder(folder):
+            raise UserError(f"source.path {folder}: no such folder")
+        paths = matching(folder, pattern)
+    except OSError as error:
+        raise UserError(f"source.path {folder}: cannot be listed ({one_line(error)})") from error
     for path in paths:
-        if not path.is_file():  # reading a pipe would wait for ever
-            what = "a folder" if path.is_dir() else "no regular file" if path.exists() else "a link to nothing"
+        if not is_file(path):  # reading a pipe would wait for ever
+            what = "a folder" if is_folder(path) else "no regular file" if is_there(path) else "a link to nothing"
             raise UserError(f"{path}: is {what}; move it away")
     if not paths:
         raise UserError(f"source.path {folder}: holds no {pattern}")

@@ -29,6 +29,7 @@ from rankmixer_dist.config import SyntheticSource
 from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.schema import ROW_ID, TIMESTAMP, USER_ID
 from rankmixer_dist.small_file import read_json
+from rankmixer_dist.there import is_folder, is_there
 
 WORLD_NAME = "world.json"
 GENERATOR_VERSION = 2
@@ -89,7 +90,7 @@ def write_synthetic_log(config: SyntheticSource) -> bool:
         UserError: the folder holds a log of other parameters, or something else altogether, or cannot be written.
     """
     parameters = config.model_dump(mode="json", exclude={"kind", "path"}) | {"generator_version": GENERATOR_VERSION}
-    if config.path.exists() and not (config.path.is_dir() and not any(config.path.iterdir())):
+    if is_there(config.path) and not (is_folder(config.path) and not any(config.path.iterdir())):
         _check_existing(config.path, parameters)
         return False
     prefix = f"{config.path.name}.partial-"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.there import is_there, matching
 
 _PARTIAL = ".partial"
 
@@ -95,7 +96,7 @@ class Pins:
 
     def __init__(self, folder: Path, describe: Callable[[Path], Checkpoint]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"*{_PARTIAL}"):
+        for left in matching(folder, f"*{_PARTIAL}"):
             shutil.rmtree(left)
         self._folder, self._describe = folder, describe
         self.held = {path.name: describe(path) for path in sorted(folder.iterdir())}
@@ -113,7 +114,7 @@ class Pins:
             os.replace(aside, final)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if checkpoint.path.exists():
+            if is_there(checkpoint.path):
                 raise UserError(f"{final}: cannot be kept ({one_line(error)}); free some space") from error
             return
         self.held[final.name] = self._describe(final)

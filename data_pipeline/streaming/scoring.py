@@ -19,6 +19,7 @@ from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import Window, WindowMetrics
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, Schema
+from rankmixer_dist.there import matching
 
 SCORE_PREFIX = "score_"
 _KEY = (ROW_ID, USER_ID, TIMESTAMP)
@@ -133,7 +134,7 @@ def _first_of_each(keys_KR: np.ndarray) -> np.ndarray:
 
 def sweep(folder: Path) -> None:
     """Removes what actors that died while they wrote left in a folder of windows."""
-    for left in folder.glob(f"*/*{_PARTIAL}"):
+    for left in matching(folder, f"*/*{_PARTIAL}"):
         with suppress(FileNotFoundError):
             left.unlink()
 

@@ -18,6 +18,7 @@ from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import Window
 from rankmixer_dist.schema import LABEL_PREFIX, TIMESTAMP, Schema
+from rankmixer_dist.there import is_file, is_folder
 
 UNREAD = ""
 """Checksum of a shard whose bytes did not come; it is looked at again."""
@@ -76,7 +77,7 @@ def scan(path: Path, schema: Schema, columns: Sequence[str], plan: WindowPlan) -
     stamp, checksum = Stamp(-1, -1), UNREAD
     try:
         stamp = Stamp.of(path)
-        if not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+        if not (is_file(path) or is_folder(path)):  # reading a pipe would wait for ever
             return Facts(path.name, stamp, "none", {}, 0, None, f"{path}: is no regular file; publish one")
         checksum = file_checksum(path)
         times = [

@@ -18,6 +18,7 @@ from data_pipeline.streaming.windows import WindowPlan
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import Window
 from rankmixer_dist.metrics.windows import iso
+from rankmixer_dist.there import matching
 
 RESULTS_NAME = "stream_eval.jsonl"
 LEDGER_NAME = "ledger.jsonl"
@@ -60,7 +61,7 @@ class State:
         for name, facts in self.shards.items():  # killed before it could tell
             self.tell_problem(name, facts.problem or self.problems.get(name))
         sweep(folder / "scores")
-        self.done = {(path.name, self._named(path.parent.name)) for path in (folder / "scores").glob("*/*.parquet")}
+        self.done = {(path.name, self._named(path.parent.name)) for path in matching(folder / "scores", "*/*.parquet")}
 
     @property
     def lines(self) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from rankmixer_dist.checkpoint.about import ABOUT_NAME, About, read_about
 from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.there import is_file
 
 
 def describe_checkpoint(path: Path) -> About:
@@ -23,7 +24,7 @@ def offer(path: Path) -> str:
     """What to do about a damaged checkpoint."""
     beside = checkpoints(path.parent.parent)
     older = beside[: beside.index(path)] if path in beside else []
-    usable = [other for other in older if (other / ABOUT_NAME).is_file()]
+    usable = [other for other in older if is_file(other / ABOUT_NAME)]
     if usable:
         return f"to go on from {usable[-1].name}, the one before it, move the folder {path} away"
     return "no older checkpoint is beside it; to begin anew, choose another `name`"

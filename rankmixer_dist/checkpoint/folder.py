@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.there import is_file, is_folder, is_there, matching
 
 FOLDER_NAME = "checkpoints"
 LATEST, BEST = "latest", "best"
@@ -33,7 +34,7 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 def checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first; what has another name than `checkpoint_path` gives is nobody's."""
     folder = run_dir / FOLDER_NAME
-    found = [path for path in folder.glob(_PREFIX + "*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    found = [path for path in matching(folder, _PREFIX + "*") if _NAME.fullmatch(path.name) and is_folder(path)]
     return sorted(found, key=step_of)
 
 
@@ -53,14 +54,14 @@ def begin(final: Path) -> Path:
 
 def sweep(run_dir: Path) -> None:
     """Removes what a process that died while it wrote or removed a checkpoint left of it."""
-    for left in (run_dir / FOLDER_NAME).glob(f"*{_ASIDE}*"):
+    for left in matching(run_dir / FOLDER_NAME, f"*{_ASIDE}*"):
         if _LEFT.fullmatch(left.name):
             _delete(left)
 
 
 def publish(aside: Path, final: Path) -> None:
     """Makes a written checkpoint a complete one, and the newest."""
-    if final.exists():  # a run that went back to an older checkpoint and came by again
+    if is_there(final):  # a run that went back to an older checkpoint and came by again
         _remove(final)
     os.replace(aside, final)
     point(final, LATEST)
@@ -85,7 +86,7 @@ def point(checkpoint: Path, pointer: str) -> None:
 def pointed(run_dir: Path, pointer: str) -> Path | None:
     """The checkpoint that a pointer names, if there is one."""
     path = run_dir / FOLDER_NAME / pointer
-    if not path.is_file():
+    if not is_file(path):
         return None
     checkpoint = path.parent / path.read_text(errors="replace").strip()
     return checkpoint if checkpoint in checkpoints(run_dir) else None
@@ -122,7 +123,7 @@ def find_checkpoint(path: Path, *, key: str, pointer: str | None = None) -> Path
     Raises:
         UserError: it is neither; `key` is the config key that named it.
     """
-    if path.parent.name == FOLDER_NAME and path.is_dir():
+    if path.parent.name == FOLDER_NAME and is_folder(path):
         return path
     checkpoint = pointed(path, pointer) if pointer else next(reversed(checkpoints(path)), None)
     if checkpoint is None and pointer and checkpoints(path):
@@ -142,7 +143,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if is_folder(path) and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -35,6 +35,7 @@ from rankmixer_dist.parallel.topology import (
     new_gloo_group,
 )
 from rankmixer_dist.pieces import Piece
+from rankmixer_dist.there import is_file, matching
 
 Metrics = Mapping[str, float]
 IsBetter = Callable[[Metrics, Metrics], bool]
@@ -139,7 +140,7 @@ class Saver:
         write_pieces(pieces, aside / TENSORS, group=self._group)
         files = {}
         with failing_together(self._group):
-            written = [*(aside / TENSORS).glob(f"__{self._topology.rank}_*")]
+            written = [*matching(aside / TENSORS, f"__{self._topology.rank}_*")]
             files = describe_files(aside, [*written, *([aside / TENSORS / INDEX_NAME] if first else [])])
         of_all = gather_objects(files, self._group)
         with failing_together(self._group):
@@ -174,7 +175,7 @@ def _require_seen(folder: Path, of_all: Sequence[Mapping[str, File]]) -> None:
     for rank, files in enumerate(of_all):
         for name, file in files.items():
             path = folder / name
-            found = path.stat().st_size if path.is_file() else None
+            found = path.stat().st_size if is_file(path) else None
             if found != file.bytes:
                 told = "but rank 0 sees " + ("no such file" if found is None else f"{found:,} bytes")
                 raise UserError(

@@ -1,6 +1,6 @@
 """One line of the doctor's table, and the wrapper that turns whatever goes wrong inside a check into such a line."""
 
-# Nothing at the top of this package needs an installed package or Python 3.11: it has to run where both are missing.
+# Nothing at the top of this package needs an installed package or a new Python: it has to run where both are missing.
 from __future__ import annotations
 
 import functools

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -9,20 +10,23 @@ from importlib import metadata
 from pathlib import Path
 
 from rankmixer_dist.environment.check import REINSTALL, Check, guarded
+from rankmixer_dist.environment.machine import has_driver
 from rankmixer_dist.environment.pins import disagreement, installed, pinned
 
-PYTHON = (3, 11)
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 ROOT = Path(__file__).resolve().parents[2]
 FBGEMM_BUILDS = {"cpu": "fbgemm-gpu-cpu", "cuda": "fbgemm-gpu"}
+DRIVER_LIBRARY = "libnvidia-ml.so.1"
+"""What the CUDA build of fbgemm takes from the NVIDIA driver; all other libraries come with the wheels."""
 
 
 def python() -> Check:
-    """The interpreter is the one Python version that all pins have in common."""
+    """The interpreter is of a version for which all pins are built."""
     found = "{}.{}.{}".format(*sys.version_info[:3])
-    if sys.version_info[:2] == PYTHON:
+    if found.rpartition(".")[0] in PYTHONS:
         return Check("python", found)
-    wanted = "python{}.{}".format(*PYTHON)
-    return Check("python", found, "bad", f"install {wanted}, then run: PYTHON={wanted} bash launch/install.sh")
+    wanted = f"{', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}"
+    return Check("python", found, "bad", f"install Python {wanted}, then run: bash launch/install.sh")
 
 
 def virtual_environment() -> Check:
@@ -66,7 +70,10 @@ def torch() -> Check:
 
 @guarded("fbgemm")
 def fbgemm() -> Check:
-    """Exactly one fbgemm build is installed, it loads with this torch, and an operator of it computes."""
+    """Exactly one fbgemm build is installed, it loads with this torch, and an operator of it computes.
+
+    The CUDA build does not load without the driver's library, which a machine that only builds images does not have.
+    """
     builds = [name for name in FBGEMM_BUILDS.values() if installed(name)]
     if len(builds) != 1:
         both = "fbgemm-gpu and fbgemm-gpu-cpu, which overwrite each other" if builds else "not installed"
@@ -74,8 +81,16 @@ def fbgemm() -> Check:
     wrong = disagreement(builds[0])
     if wrong:
         return Check("fbgemm", wrong, "bad", _without_dependencies(builds[0]))
-    import fbgemm_gpu  # noqa: F401  loads the operators
     import torch
+
+    if builds[0] == FBGEMM_BUILDS["cuda"]:
+        if torch.version.cuda is None:
+            mend = "let pip find a CUDA build of torch (see: pip config list), then remove .venv and run: "
+            mend += "RANKMIXER_DEVICE=cuda bash launch/install.sh"
+            return Check("fbgemm", f"{builds[0]} is for CUDA, but torch is a CPU build", "bad", mend)
+        if not _has_driver_library():
+            return _without_driver("fbgemm", f"{installed(builds[0])} ({builds[0]})")
+    import fbgemm_gpu  # noqa: F401  loads the operators
 
     sums = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2]))
     if sums.tolist() != [0, 1, 3]:
@@ -151,6 +166,23 @@ def pyarrow() -> Check:
     if not pyarrow.parquet.read_table(pyarrow.BufferReader(buffer.getvalue())).equals(table):
         return Check("pyarrow", "a Parquet file came back different", "bad", REINSTALL)
     return Check("pyarrow", f"{pyarrow.__version__}, Parquet written and read")
+
+
+def _has_driver_library() -> bool:
+    try:
+        ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return False
+    return True
+
+
+def _without_driver(name: str, found: str) -> Check:
+    """The line of what cannot be tried without the driver's library."""
+    found = f"{found}, not tried: the driver's {DRIVER_LIBRARY} is not here"
+    if not has_driver():
+        return Check(name, found, "warn", "fine on a build machine; where it runs an NVIDIA driver is needed")
+    mend = "a driver is here without it: install the driver's libraries (Debian: libnvidia-ml1), or give the container "
+    return Check(name, found, "bad", mend + "NVIDIA_DRIVER_CAPABILITIES=compute,utility")
 
 
 def _without_dependencies(distribution: str) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics.keys import key_order
+from rankmixer_dist.there import is_there
 
 KEYS = "keys"
 ABOUT = "state.json"
@@ -122,7 +123,7 @@ class SortedRuns:
             UserError: the folder is there already.
             OSError: it cannot be written.
         """
-        if path.exists():
+        if is_there(path):
             raise UserError(f"{path} is there already: remove it or save elsewhere")
         aside = Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent))
         try:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from rankmixer_dist.checksum import text_checksum
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects, broadcast_object, failing_together
+from rankmixer_dist.there import is_there, matching
 
 _TOKEN_PREFIX = ".seen-by-all-ranks-"
 _FORGOTTEN_S = 600.0
@@ -91,7 +92,7 @@ def _write_token(folder: Path) -> str | None:
     """The name of a file that nobody else has made; None where none can be made."""
     name = f"{_TOKEN_PREFIX}{uuid.uuid4().hex}"
     try:
-        for left in folder.glob(_TOKEN_PREFIX + "*"):
+        for left in matching(folder, _TOKEN_PREFIX + "*"):
             if time.time() - left.stat().st_mtime > _FORGOTTEN_S:
                 left.unlink()
         (folder / name).touch()
@@ -102,7 +103,7 @@ def _write_token(folder: Path) -> str | None:
 
 def _sees(path: Path) -> bool:
     give_up = time.monotonic() + _PATIENCE_S
-    while not path.exists():
+    while not is_there(path):
         if time.monotonic() > give_up:
             return False
         time.sleep(0.2)

@@ -17,6 +17,7 @@ from rankmixer_dist.environment.pins import pinned
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects, barrier, process_group, sum_over_ranks
+from rankmixer_dist.there import is_there
 
 _TIMEOUT_S = 60.0
 _CLOCKS_S = 1.0
@@ -164,6 +165,6 @@ def _prepared(folder: Path, topology: Topology) -> Check:
     if len(set(known)) > 1:
         told = ", ".join(f"{said} on {host}" for host, said in dict(zip(topology.hosts, known, strict=True)).items())
         return Check("data", f"{path} differs: {told}", "bad", mend)
-    if len(mine) != 12 or not path.exists():
+    if len(mine) != 12 or not is_there(path):
         return Check("data", f"{path}: {mine} on all hosts", "warn", "prepare the data first: launch/preprocess.py")
     return Check("data", f"{path} is the same on all hosts")

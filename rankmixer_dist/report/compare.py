@@ -12,6 +12,7 @@ from rankmixer_dist.config import MANNER
 from rankmixer_dist.config.yaml_text import read_resolved
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.report.inputs import DenseCost, Evaluation, RunInputs, read_run
+from rankmixer_dist.there import is_file
 
 Metric = Literal["auc", "uauc"]
 METRICS: tuple[Metric, ...] = ("auc", "uauc")
@@ -183,7 +184,7 @@ def _evaluation(path: Path, run: RunInputs) -> Evaluation:
 
 def _flat(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.yaml"
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{run_dir}: no config.yaml; this is no run directory")
     keys = dict(_pairs(read_resolved(path), ""))
     if not isinstance(keys.get("seed"), int):

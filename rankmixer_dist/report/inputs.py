@@ -18,6 +18,7 @@ from rankmixer_dist.report.contract import Count, from_file
 from rankmixer_dist.report.slices import SlicedColumn, read_slices
 from rankmixer_dist.report.training_log import TrainingLog, read_log
 from rankmixer_dist.small_file import read_json, read_text
+from rankmixer_dist.there import is_file, is_folder, matching
 
 
 @from_file
@@ -154,7 +155,7 @@ def read_run(run_dir: Path) -> RunInputs:
     Raises:
         UserError: no such directory, or a file that does not hold what its contract says.
     """
-    if not run_dir.is_dir():
+    if not is_folder(run_dir):
         raise UserError(f"{run_dir}: no such run directory")
     config, log, plan = read_training(run_dir)
     return RunInputs(
@@ -177,7 +178,7 @@ def read_training(run_dir: Path) -> tuple[RunConfig | None, TrainingLog | None, 
 
 
 def _read_config(path: Path) -> RunConfig | None:
-    if not path.is_file():
+    if not is_file(path):
         return None
     keys = read_resolved(path)
     with _kept(path, "put back what was there"):
@@ -185,7 +186,7 @@ def _read_config(path: Path) -> RunConfig | None:
 
 
 def _read_plan(path: Path) -> Plan | None:
-    if not path.is_file():
+    if not is_file(path):
         return None
     plan = read_json(path)
     fields = PlannedTable.__dataclass_fields__
@@ -200,7 +201,7 @@ def _read_plan(path: Path) -> Plan | None:
 
 
 def _read_evaluation(path: Path) -> Evaluation | None:
-    if not path.is_file():
+    if not is_file(path):
         return None
     evaluation = read_json(path)
     with _kept(path, "launch/evaluate.py writes it anew"):
@@ -239,7 +240,7 @@ def _task_evaluation(name: str, figures: dict[str, Any]) -> TaskEvaluation:
 
 
 def _find_predictions(folder: Path) -> Predictions | None:
-    files = sorted(str(path) for path in folder.glob("*.parquet") if path.is_file())
+    files = sorted(str(path) for path in matching(folder, "*.parquet") if is_file(path))
     if not files:
         return None
     with _readable(files):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.small_file import parse_json, read_text
+from rankmixer_dist.there import is_file
 
 LOG_COLUMNS = (
     "step",
@@ -125,7 +126,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line other than the last is not JSON, or one has no step.
     """
-    lines = read_text(path, grows=True).splitlines() if path.is_file() else []
+    lines = read_text(path, grows=True).splitlines() if is_file(path) else []
     entries = []
     for number, line in enumerate(lines, start=1):
         try:

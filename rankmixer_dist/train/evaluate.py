@@ -15,6 +15,7 @@ from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, broadcast_object, failing_together
 from rankmixer_dist.sparse.shard import Tables
+from rankmixer_dist.there import is_there
 from rankmixer_dist.train.build import build_model, build_tables, expert_grid_of, spread_out
 from rankmixer_dist.train.checkpoint import begun_splits, load_for_scoring
 from rankmixer_dist.train.meaning import require_same_meaning
@@ -111,7 +112,7 @@ def _publish(run_dir: Path, aside: Path, about: dict[str, Any]) -> None:
     write_json(figures, about)
     with disk_errors_told(predictions):
         shutil.rmtree(old, ignore_errors=True)
-        if predictions.exists():
+        if is_there(predictions):
             os.replace(predictions, old)
         os.replace(aside, predictions)
         os.replace(figures, run_dir / "eval.json")

@@ -9,6 +9,7 @@ from rankmixer_dist.checkpoint.about import ABOUT_NAME, About, read_about
 from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.there import is_there
 from rankmixer_dist.train.run_dir import is_trained_now
 
 State = Literal["running", "stopped", "finished"]
@@ -55,7 +56,7 @@ class FollowedRun:
                 if key not in self._known:
                     self._known[key] = self.describe(path)
             except (UserError, FileNotFoundError) as error:
-                if not path.exists():
+                if not is_there(path):
                     continue  # training has removed it meanwhile
                 if isinstance(error, FileNotFoundError):
                     raise UserError(f"{path}: a checkpoint without {ABOUT_NAME}; remove the folder") from error

@@ -15,6 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import scalar
 
 from rankmixer_dist.report.training_log import flat, read_lines
+from rankmixer_dist.there import is_file
 from rankmixer_dist.train.full_disk import Complaint, RecordFile
 
 
@@ -30,7 +31,7 @@ def cut_back(path: Path, step: int, *, keep: Callable[[dict[str, Any]], bool] = 
     """
     kept = [line for line in read_lines(path) if line["step"] <= step or keep(line)]
     text = "".join(json.dumps(line) + "\n" for line in kept).encode()
-    if path.is_file() and path.read_bytes().startswith(text):
+    if is_file(path) and path.read_bytes().startswith(text):
         os.truncate(path, len(text))  # which a full disk has room for
         return
     aside = path.with_suffix(".partial")

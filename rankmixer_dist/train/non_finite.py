@@ -9,6 +9,7 @@ from torch import Tensor
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects
+from rankmixer_dist.there import is_there
 from rankmixer_dist.train.full_disk import Complaint, RecordFile
 from rankmixer_dist.train.metrics_log import cut_back
 
@@ -32,7 +33,7 @@ class NonFiniteRows:
         self._path, self._topology = run_dir / FILE_NAME, topology
         complaint = Complaint("the run goes on without these lines until they can be written")
         self._lines = RecordFile(self._path, complaint)
-        if topology.is_first and self._path.exists():
+        if topology.is_first and is_there(self._path):
             with complaint.instead_of_error(self._path):
                 cut_back(self._path, resume_step, keep=lambda line: not line["skipped"])
         self._recent: list[tuple[int, Tensor, Tensor]] = []

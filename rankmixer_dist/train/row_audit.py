@@ -8,6 +8,7 @@ import numpy as np
 
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.parallel.topology import Topology, failing_together
+from rankmixer_dist.there import matching
 from rankmixer_dist.train.full_disk import Complaint
 
 FOLDER_NAME = "rows_trained"
@@ -31,7 +32,7 @@ class RowAudit:
                 self._forget(resume_step)
 
     def _forget(self, resume_step: int) -> None:
-        for path in self._folder.glob("step-*"):
+        for path in matching(self._folder, "step-*"):
             found = _NAME.fullmatch(path.name)
             if found and (int(found[1]) > resume_step or path.suffix == ".partial"):
                 path.unlink()
@@ -57,6 +58,6 @@ class RowAudit:
 
 def trained_rows(run_dir: Path) -> np.ndarray:
     """Ids of all rows that a run has trained on, once for each time."""
-    paths = [path for path in sorted((run_dir / FOLDER_NAME).glob("step-*.npy")) if _NAME.fullmatch(path.name)]
+    paths = [path for path in sorted(matching(run_dir / FOLDER_NAME, "step-*.npy")) if _NAME.fullmatch(path.name)]
     parts = [np.load(path) for path in paths]
     return np.concatenate([np.empty(0, np.int64), *parts])

@@ -17,6 +17,7 @@ from rankmixer_dist.config.yaml_text import read_resolved
 from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.identity import Difference, Rename, first_difference, in_order_of, order_of
 from rankmixer_dist.small_file import write_text
+from rankmixer_dist.there import is_there
 from rankmixer_dist.train.full_disk import Complaint
 
 _PLACES = {"name", "source.path", "data.prepared", "train.start_from.run"}
@@ -83,7 +84,7 @@ def check_run_dir(config: RunConfig) -> None:
         UserError: it holds another config; names the first key that differs.
     """
     path = config.run_dir / "config.yaml"
-    if path.exists():
+    if is_there(path):
         difference = _difference(path, config)
         if difference is not None:
             key, old, new = difference
@@ -99,10 +100,10 @@ def claim_run_dir(config: RunConfig) -> Path:
     config.run_dir.mkdir(parents=True, exist_ok=True)
     path, text = config.run_dir / "config.yaml", config.to_yaml()
     try:
-        if not path.exists() or path.read_text() != text:
+        if not is_there(path) or path.read_text() != text:
             write_text(path, text)
     except UserError as error:
-        if not path.exists():
+        if not is_there(path):
             raise
         # The one that is there says the same of all that makes the run what it is.
         Complaint("it stays as it was").tell(path, error)
@@ -116,7 +117,7 @@ def require_run(config: RunConfig) -> Path:
         UserError: there is none, or it holds another config.
     """
     path = config.run_dir / "config.yaml"
-    if not path.exists():
+    if not is_there(path):
         raise UserError(f"{config.run_dir}: no run here; train it with launch/train.py first")
     difference = _difference(path, config)
     if difference is not None:
@@ -151,7 +152,7 @@ def in_runs_order(config: RunConfig) -> RunConfig:
 
 def _order_in(folder: Path) -> dict[str, list[str]] | None:
     """The order of keys that a run directory's newest checkpoint has, or its config, or that of a checkpoint."""
-    saved = [folder] if (folder / ABOUT_NAME).exists() else checkpoints(folder)[-1:]
+    saved = [folder] if is_there(folder / ABOUT_NAME) else checkpoints(folder)[-1:]
     with suppress(UserError, KeyError, TypeError, AttributeError):  # whoever opens it tells
         if saved:
             return order_of(read_about(saved[0]).config["features"])

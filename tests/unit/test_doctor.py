@@ -91,11 +91,19 @@ def test_exactly_one_build_of_fbgemm(builds: tuple[str, ...], found: str, monkey
     assert "remove .venv" in check.mend
 
 
-def test_another_python_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 12, 1))
+@pytest.mark.parametrize(
+    ("version", "verdict"),
+    [((3, 10, 12), "bad"), ((3, 11, 0), "ok"), ((3, 13, 5), "ok"), ((3, 14, 2), "ok"), ((3, 15, 0), "bad")],
+)
+def test_the_python_is_one_that_the_pins_are_built_for(
+    version: tuple[int, int, int], verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
     check = software.python()
-    assert (check.found, check.verdict) == ("3.12.1", "bad")
-    assert "PYTHON=python3.11 bash launch/install.sh" in check.mend
+    assert (check.found, check.verdict) == (".".join(map(str, version)), verdict)
+    assert ("install Python 3.11, 3.12, 3.13 or 3.14, then run: bash launch/install.sh" in check.mend) == bool(
+        check.mend
+    )
 
 
 def test_no_virtual_environment_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +131,64 @@ def test_the_project_is_the_installed_one(
 
 def test_python_and_the_installer_agree_with_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    major, minor = software.PYTHON
-    assert project["requires-python"] == f">={major}.{minor},<{major}.{minor + 1}"
-    assert f"python{major}.{minor}" in (ROOT / "launch" / "install.sh").read_text()
+    minors = [int(version.removeprefix("3.")) for version in software.PYTHONS]
+    assert project["requires-python"] == f">=3.{minors[0]},<3.{minors[-1] + 1}"
+    newest_first = " ".join(reversed(software.PYTHONS))
+    assert f"pythons=({newest_first})" in (ROOT / "launch" / "install.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("driver", "verdict", "mend"),
+    [
+        (False, "warn", "fine on a build machine; where it runs an NVIDIA driver is needed"),
+        (True, "bad", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"),
+    ],
+)
+def test_a_cuda_install_without_the_drivers_library(
+    driver: bool, verdict: str, mend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    a_cuda_install(monkeypatch)
+    monkeypatch.setattr(software, "has_driver", returning(driver))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    check = software.fbgemm()
+    assert (check.verdict, check.found) == (
+        verdict,
+        "1.8.0 (fbgemm-gpu), not tried: the driver's libnvidia-ml.so.1 is not here",
+    )
+    assert mend in check.mend
+
+
+def test_fbgemm_for_cuda_beside_torch_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    a_cuda_install(monkeypatch)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    check = software.fbgemm()
+    assert (check.verdict, check.found) == ("bad", "fbgemm-gpu is for CUDA, but torch is a CPU build")
+    assert "RANKMIXER_DEVICE=cuda bash launch/install.sh" in check.mend
+
+
+def a_cuda_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fbgemm-gpu on a machine that lacks the driver's library."""
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(software, "disagreement", returning(None))
+    monkeypatch.setattr(software, "installed", {"fbgemm-gpu": "1.8.0"}.get)
+    monkeypatch.setattr(software.ctypes, "CDLL", missing)
+
+
+def test_a_driver_is_seen_by_its_devices_where_a_container_has_no_more_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "DRIVER_MARKS", (tmp_path / "nvidiactl",))
+    monkeypatch.setattr(machine, "nvidia_driver", returning(None))
+    assert not machine.has_driver()
+    (tmp_path / "nvidiactl").touch()
+    assert machine.has_driver()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
-"""The shell verbs: syntax, and the installer's decisions, with a stand-in for Python that only writes down what it was
-asked; and the cluster templates."""
+"""The shell verbs: syntax and help; the image, and the cluster templates."""
 
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,86 +13,11 @@ import pytest
 import yaml
 
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
+from tests.machines.dockerfile import Dockerfile
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 SHELL_FILES = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch"), ROOT / ".ci" / "run"])
-
-STAND_IN = """#!/usr/bin/env bash
-# Stands in for python: answers what the installer asks, makes a virtual environment of itself, notes the rest.
-echo "$*" >>"$CALLS"
-case "$1 ${2:-}" in
-    "-c "*version_info*) echo "${FAKE_VERSION:-3.11.9}" ;;
-    "-c "*_base_executable*) echo "$FAKE_PYTHON" ;;
-    "-m venv") mkdir -p "$3/bin" && cp "$FAKE_PYTHON" "$3/bin/python" ;;
-    "-m pip")
-        if [[ -n ${SLEEP_ON:-} && "$*" == *"$SLEEP_ON"* ]]; then exec sleep 60; fi
-        if [[ "$*" == *"${FAIL_ON:-nothing fails}"* ]]; then echo "ERROR: ${FAIL_WITH:-}"; exit 1; fi
-        ;;
-    "- "*) exec "$REAL_PYTHON" "$@" ;;
-    *doctor.py*) exit "${DOCTOR_CODE:-0}" ;;
-esac
-"""
-
-
-class Installer:
-    """A small copy of the repository with a stand-in for Python."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "tree"
-        self.venv = self.root / ".venv"
-        self.calls_file = folder / "calls"
-        self.python = folder / "fake_python"
-        self.python.write_text(STAND_IN)
-        self.python.chmod(0o755)
-        (self.root / "launch").mkdir(parents=True)
-        shutil.copy(LAUNCH / "install.sh", self.root / "launch")
-        shutil.copy(ROOT / "pyproject.toml", self.root)
-
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts the installer in its own process group; `calls` then holds what Python is asked in this run."""
-        self.calls_file.write_text("")
-        names = {"PYTHON": self.python, "FAKE_PYTHON": self.python, "CALLS": self.calls_file, "RANKMIXER_DEVICE": "cpu"}
-        values = {name: str(value) for name, value in names.items()} | {"REAL_PYTHON": sys.executable} | environment
-        return subprocess.Popen(
-            ["bash", "launch/install.sh", *arguments],
-            cwd=self.root,
-            env=os.environ | values,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            # Whoever runs the tests in the background has interrupts ignored, and a shell cannot trap what is.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs the installer to its end."""
-        process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    @property
-    def calls(self) -> list[str]:
-        return self.calls_file.read_text().splitlines()
-
-    @property
-    def pip_calls(self) -> list[str]:
-        return [call for call in self.calls if call.startswith("-m pip")]
-
-    @property
-    def made_venv(self) -> bool:
-        return any(call.startswith("-m venv") for call in self.calls)
-
-    @property
-    def ran_doctor(self) -> bool:
-        return any(call.endswith("launch/doctor.py") for call in self.calls)
-
-
-@pytest.fixture
-def installer(tmp_path: Path) -> Installer:
-    return Installer(tmp_path)
 
 
 @pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
@@ -123,146 +46,6 @@ def test_ci_runs_the_tests_and_nothing_else() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-def test_a_fresh_install_follows_the_pins(installer: Installer) -> None:
-    run = installer.run()
-    assert run.returncode == 0, run.stderr
-    build, bare, main, source, project = installer.pip_calls
-    assert "setuptools==" in build
-    assert "--no-deps" in bare and "torchrec==" in bare and "fbgemm-gpu-cpu==" in bare
-    assert "torch==" in main and "ray[data]==" in main and "pytest==" in main
-    assert "torchrec" not in main and "fbgemm" not in main and "deepspeed" not in main
-    assert "--no-build-isolation" in source and "deepspeed==" in source
-    assert project.endswith(f"--no-deps --no-build-isolation --editable {installer.root}")
-    assert installer.made_venv and installer.ran_doctor
-    stages = [line for line in run.stdout.splitlines() if line.endswith(" s")]
-    assert len(stages) == 8  # one a stage, and the total
-
-
-def test_a_cuda_machine_gets_the_cuda_build(installer: Installer) -> None:
-    assert installer.run(RANKMIXER_DEVICE="cuda").returncode == 0
-    assert "fbgemm-gpu==" in installer.pip_calls[1]
-    assert "fbgemm-gpu-cpu" not in "".join(installer.pip_calls)
-
-
-def test_nothing_is_done_twice(installer: Installer) -> None:
-    installer.run()
-    run = installer.run()
-    assert (run.returncode, run.stdout) == (0, "install: up to date (cpu)\n")
-    assert not installer.pip_calls and not installer.made_venv and not installer.ran_doctor
-    assert installer.run("--check").returncode == 0
-    assert installer.ran_doctor and not installer.pip_calls
-
-
-def test_changed_pins_are_installed_into_what_is_there(installer: Installer) -> None:
-    installer.run()
-    (installer.root / "pyproject.toml").open("a").write("\n# changed\n")
-    assert installer.run().returncode == 0
-    assert installer.pip_calls and not installer.made_venv
-
-
-def test_ctrl_c_says_what_to_do_next(installer: Installer) -> None:
-    process = installer.start(SLEEP_ON="torch==")
-    deadline = time.monotonic() + 30
-    while not any("torch==" in call for call in installer.calls) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, out
-    assert "install: interrupted; run this again" in err
-    assert "the last install was interrupted" in installer.run().stdout
-    assert installer.made_venv
-
-
-def test_a_failed_install_starts_over(installer: Installer) -> None:
-    run = installer.run(FAIL_ON="deepspeed", FAIL_WITH="Connection refused")
-    assert run.returncode == 1
-    assert "deepspeed, from source" in run.stdout.splitlines()[-1]
-    assert "pip cannot reach its package index" in run.stderr
-    (installer.venv / "half").touch()
-    run = installer.run()
-    assert run.returncode == 0
-    assert "the last install was interrupted" in run.stdout
-    assert installer.made_venv and not (installer.venv / "half").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "advice"),
-    [
-        ("No matching distribution found for torch", "does not have a pinned version"),
-        ("OSError: [Errno 28] No space left on device", "the disk is full"),
-        ("error: something else", "the whole log is in .venv/install.log"),
-    ],
-)
-def test_a_failure_says_what_to_do(words: str, advice: str, installer: Installer) -> None:
-    run = installer.run(FAIL_ON="torch==", FAIL_WITH=words)
-    assert run.returncode == 1
-    assert f"  | ERROR: {words}" in run.stderr
-    assert advice in run.stderr
-
-
-@pytest.mark.parametrize(
-    "change", [{"FAKE_VERSION": "3.11.10"}, {"RANKMIXER_DEVICE": "cuda"}], ids=["python", "device"]
-)
-def test_another_python_or_device_starts_over(change: dict[str, str], installer: Installer) -> None:
-    installer.run()
-    (installer.venv / "old").touch()
-    assert installer.run(**change).returncode == 0
-    assert installer.made_venv and not (installer.venv / "old").exists()
-
-
-def test_an_environment_that_moved_starts_over(installer: Installer) -> None:
-    installer.run()
-    installer.root = installer.root.rename(installer.root.with_name("moved"))
-    assert installer.run().returncode == 0
-    assert installer.made_venv
-
-
-def test_an_environment_that_somebody_made_by_hand_is_never_removed(installer: Installer) -> None:
-    (installer.venv / "bin").mkdir(parents=True)
-    shutil.copy(installer.python, installer.venv / "bin" / "python")
-    (installer.venv / "mine").touch()
-    assert installer.run().returncode == 0
-    assert installer.pip_calls and not installer.made_venv
-    for change in ({"RANKMIXER_DEVICE": "cuda"}, {"FAKE_VERSION": "3.11.10"}):
-        run = installer.run(**change)
-        assert run.returncode == 1
-        assert "this script did not make it" in run.stderr
-    (installer.venv / "install.running").touch()
-    assert installer.run().returncode == 1
-    assert (installer.venv / "mine").exists()
-
-
-def test_the_doctor_comes_back_until_it_finds_nothing_bad(installer: Installer) -> None:
-    run = installer.run(DOCTOR_CODE="1")
-    assert run.returncode == 1
-    assert "--check" in run.stderr
-    assert installer.run(DOCTOR_CODE="1").returncode == 1
-    assert installer.ran_doctor and not installer.pip_calls
-    assert installer.run().returncode == 0
-    assert installer.run().stdout == "install: up to date (cpu)\n"
-
-
-@pytest.mark.parametrize(
-    ("environment", "told"),
-    [
-        ({"PYTHON": "no-such-python"}, "no-such-python is not there or does not run"),
-        ({"FAKE_VERSION": "3.12.1"}, "Python 3.11 is needed, but"),
-        ({"RANKMIXER_DEVICE": "tpu"}, "RANKMIXER_DEVICE is 'tpu'; it must be cpu or cuda"),
-    ],
-)
-def test_what_cannot_work_is_told_before_anything_is_made(
-    environment: dict[str, str], told: str, installer: Installer
-) -> None:
-    run = installer.run(**environment)
-    assert run.returncode == 1
-    assert told in run.stderr
-    assert not installer.venv.exists()
-
-
-def test_an_unknown_argument_is_refused(installer: Installer) -> None:
-    assert installer.run("--chek").returncode == 2
-
-
 def documents() -> list[dict[str, Any]]:
     text = (LAUNCH / "cluster" / "kubernetes_train.yaml").read_text()
     return list(yaml.safe_load_all(text))
@@ -289,11 +72,34 @@ def test_the_kubernetes_job_is_one_that_its_pods_can_meet_in() -> None:
     assert codes == {"FailJob": [EXIT_USER_ERROR], "Ignore": [EXIT_PREEMPTED]}
     assert pod["restartPolicy"] == "Never", "a failure policy needs it"
     assert "backoffLimitPerIndex" in job["spec"] and container["command"][-1] == "launch/torchrun.py"
+    user = pod["securityContext"]
+    assert user["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
+    image = Dockerfile(ROOT / "Dockerfile")
+    assert ("USER", f"{user['runAsUser']}:{user['runAsGroup']}") in image.instructions
+    assert ("WORKDIR", container["workingDir"]) in image.instructions
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
     assert set(mounts.values()) == volumes.keys()
     assert json.dumps(documents())  # plain data: no date or tag slipped in
+
+
+def test_the_image_installs_the_packages_before_it_has_the_project() -> None:
+    steps = list(Dockerfile(ROOT / "Dockerfile").steps({"RANKMIXER_DEVICE": "cuda"}))
+    system, *copies, packages, everything, project, command = steps
+    assert (system.user, system.kind) == ("0:0", "RUN")
+    assert all(step.user == "1000:1000" and step.folder == "/opt/rankmixer_dist" for step in steps[1:])
+    assert [step.words[1:-1] for step in (*copies, everything)] == [("pyproject.toml",), ("launch/install.sh",), (".",)]
+    assert packages.line == "PIP_NO_CACHE_DIR=1 bash launch/install.sh --packages"
+    assert project.line == "PIP_NO_CACHE_DIR=1 bash launch/install.sh"
+    assert {step.variables["RANKMIXER_DEVICE"] for step in (packages, project, command)} == {"cuda"}
+    assert (command.kind, command.line) == ("CMD", ".venv/bin/python launch/doctor.py")
+    assert {".venv", "data", "runs"} <= set((ROOT / ".dockerignore").read_text().split())
+
+
+def test_a_build_argument_that_the_image_does_not_know_is_refused() -> None:
+    with pytest.raises(ValueError, match="no such build argument: DEVICE"):
+        list(Dockerfile(ROOT / "Dockerfile").steps({"DEVICE": "cuda"}))
 
 
 def test_the_templates_name_files_that_exist() -> None:
