@@ -59,7 +59,7 @@ find_python() {
     for name in "${pythons[@]/#/python}" python3 python; do
         while read -r path; do
             if ! version=$(version_of "$path") || ! is_allowed "$version"; then continue; fi
-            if "$path" -c 'import ensurepip, venv' 2>/dev/null </dev/null; then
+            if "$path" -c 'import ensurepip, venv' >/dev/null 2>&1 </dev/null; then
                 echo "$path"
                 return
             fi
