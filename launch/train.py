@@ -32,8 +32,9 @@ def run(config: RunConfig) -> None:
     manifest = check(config)
     # Imported after all else is known to be good: torch and its kin take seconds.
     from rankmixer_dist.parallel.topology import process_group
+    from rankmixer_dist.parallel.watchdog import exchange_limit_s
 
-    with process_group() as topology:
+    with process_group(timeout_s=exchange_limit_s(config.train.stall_timeout_s)) as topology:
         run_on(config, topology, manifest)
 
 

@@ -37,6 +37,9 @@ from rankmixer_dist.parallel.topology import (
 from rankmixer_dist.pieces import Piece
 from rankmixer_dist.there import is_file, matching
 
+_PATIENCE_S = 1800.0
+"""A rank's disk may be slower than another's by so much; no training waits for it."""
+
 Metrics = Mapping[str, float]
 IsBetter = Callable[[Metrics, Metrics], bool]
 
@@ -67,7 +70,7 @@ class Saver:
         self._run_dir, self._topology, self._keep = run_dir, topology, keep
         self._asynchronous, self._is_better = asynchronous, is_better
         # The writing threads talk to each other while training does: a group of their own keeps the two apart.
-        self._group = new_gloo_group()
+        self._group = new_gloo_group(at_least_s=_PATIENCE_S)
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
         self._copies: dict[tuple[str, tuple[int, ...]], Tensor] = {}

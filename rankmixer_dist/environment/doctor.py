@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from rankmixer_dist.environment import machine, network, software
+from rankmixer_dist.environment import kernels, machine, network, software
 from rankmixer_dist.environment.check import Check
 
 CHECKS: tuple[Callable[[], Check], ...] = (
@@ -20,6 +20,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     software.project,
     software.torch,
     software.fbgemm,
+    kernels.kernels,
     software.torchrec,
     software.deepspeed,
     software.ray,

@@ -3,14 +3,11 @@
 import logging
 import os
 
-import torch
+from rankmixer_dist.parallel.standing import require_accelerator
+from rankmixer_dist.parallel.topology import gpus_seen
 
-from rankmixer_dist.errors import UserError
-
-_FOUND = "cuda" if torch.cuda.is_available() else "cpu"
-if os.environ.get("DS_ACCELERATOR", _FOUND) != _FOUND:
-    raise UserError(f"DS_ACCELERATOR is {os.environ['DS_ACCELERATOR']}, but torch sees {_FOUND} here; unset it")
-if _FOUND == "cpu":
+require_accelerator(os.environ, gpus_seen())
+if not gpus_seen():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: E402

@@ -8,6 +8,7 @@ over the ranks, TorchRec divides the table gradients by their number, and N rank
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -144,7 +145,10 @@ class DeepSpeedEngine:
         }
         if precision == "bf16":
             config["communication_data_type"] = "fp32"
+        device = next(module.parameters()).device
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
+            # Else it takes the GPU that the local rank counts to, which a process that sees its own alone has not.
+            args=SimpleNamespace(device_rank=device.index or 0),
             model=module,
             # In bf16 without ZeRO DeepSpeed takes a step on zero gradients here; at rate 0 it moves no weight, and
             # what it leaves in the optimizer is forgotten. Every later step sets its rate.

@@ -35,7 +35,7 @@ def examine_hosts(runs: Path | None, prepared: Path | None) -> tuple[list[Check]
         UserError: the ranks do not meet.
     """
     began = time.monotonic()
-    with process_group(timeout_s=_TIMEOUT_S) as topology:
+    with process_group(meet_s=_TIMEOUT_S, timeout_s=_TIMEOUT_S) as topology:
         ranks = f"{topology.world_size} ranks on {len(set(topology.hosts))} hosts"
         checks = [
             Check(

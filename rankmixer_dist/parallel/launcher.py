@@ -25,6 +25,7 @@ from torch.distributed.launcher import api
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, one_line
 from rankmixer_dist.parallel.meeting import LOOPBACK
 from rankmixer_dist.parallel.preemption import STOP_SIGNALS
+from rankmixer_dist.parallel.stop_guard import GRACE
 
 _FINAL = (EXIT_USER_ERROR, EXIT_PREEMPTED)
 """Exit codes of ranks after which a new start would end alike, or was asked not to be."""
@@ -118,6 +119,8 @@ def _settle(args: Any, *, one_host: bool) -> None:
         if args.rdzv_backend == "static":
             args.rdzv_backend = "c10d"
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    grace_s = os.environ.get(GRACE, "30") if args.shutdown_timeout is None else args.shutdown_timeout
+    os.environ[GRACE] = str(grace_s)  # so that ranks know how long they have
     # Else a new start finds the addresses of the dead, and a host that comes back takes all others down.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 

@@ -1,5 +1,6 @@
 """Where ranks meet before they form a group: on one host on the loopback only, and who is missing is told."""
 
+import json
 import os
 import socket
 import sys
@@ -56,6 +57,28 @@ def stay_on_loopback() -> None:
     """Of one host: else gloo and NCCL listen where the host's name leads, which others may reach; also for one rank."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ[name] = os.environ.get(name) or "lo"
+
+
+def judged(store: dist.Store, rank: int, world_size: int, mine: str, judge: Callable[[list[str]], str]) -> str:
+    """What `judge` makes of what each rank says, in rank order; rank 0 judges for all.
+
+    Raises:
+        UserError: `judge` did; on all ranks.
+    """
+    if rank == 0:
+        keys = [f"said/{other}" for other in range(1, world_size)]
+        others = store.multi_get(keys) if keys else []  # waits for them
+        try:
+            verdict = {"agreed": judge([mine, *(other.decode() for other in others)])}
+        except UserError as error:
+            verdict = {"refused": str(error)}
+        store.set("verdict", json.dumps(verdict))
+    else:
+        store.set(f"said/{rank}", mine)
+        verdict = json.loads(store.get("verdict"))
+    if "refused" in verdict:
+        raise UserError(verdict["refused"])
+    return verdict["agreed"]
 
 
 def _meeting_place() -> tuple[str, int]:

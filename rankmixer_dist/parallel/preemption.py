@@ -1,5 +1,6 @@
 """A signal to stop, which reaches some rank at some moment, as one answer on all ranks at the same step."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -7,7 +8,9 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
+from rankmixer_dist.parallel.stop_guard import StopGuard, deaf_limits
 from rankmixer_dist.parallel.topology import Topology
+from rankmixer_dist.parallel.waiting import collective_waited_for
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Which ask a run to stop after the step it is in."""
@@ -23,8 +26,10 @@ class StopRequest:
     launch/torchrun.py passes both on to its ranks, torchrun and the deepspeed launcher SIGTERM, and all kill them 30 s
     later (torchrun: `--shutdown_timeout`). Only the main thread may enter, since only it may handle signals.
 
-    The block's end puts the former handlers back, unless the ranks have agreed to stop: then they are on their way out,
-    which a second signal, or the same one come late, must not cut short.
+    The block's end puts the former handlers back, unless a signal has come: then the ranks are on their way out, which
+    a second signal, or the same one come late, must not cut short.
+
+    Until the ranks have agreed, a rank that has the signal and does not come back to Python ends: see `StopGuard`.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -33,17 +38,20 @@ class StopRequest:
         self._group: Any = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: Any = None
+        self._guard = StopGuard(topology.rank, deaf_limits(os.environ), collective_waited_for)
 
     def __enter__(self) -> Self:
         if self._topology.world_size > 1:
             self._group = dist.new_group(backend="gloo")
         self._before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        self._guard.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._agreed:
+        self._guard.end()
+        if not self._agreed and not self._asked:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
         self._close(failed=error is not None)
@@ -59,6 +67,8 @@ class StopRequest:
         elif self._work is not None:
             self._work.wait()
             self._agreed, self._work = bool(self._flag), None
+        if self._agreed:
+            self._guard.end()
         if self._group is not None and not self._agreed:
             self._flag.fill_(int(self._asked))
             self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -66,6 +76,7 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        self._guard.heard()
 
     def _close(self, *, failed: bool) -> None:
         if self._group is None:

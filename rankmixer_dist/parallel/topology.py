@@ -1,11 +1,12 @@
 """Where this process stands among the ranks, under python, torchrun, deepspeed or srun alike."""
 
+import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,16 +14,21 @@ import torch
 import torch.distributed as dist
 
 from rankmixer_dist.command_line import ranks_have_met
+from rankmixer_dist.environment.kernels import require_kernels, unused_gpus
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.parallel.meeting import meeting_store, stay_on_loopback
+from rankmixer_dist.parallel.meeting import judged, meeting_store, stay_on_loopback
+from rankmixer_dist.parallel.standing import Standing, devices_in_turn, ranks_of_launcher, settled, standing
 
-_FIRST_STEP_OF_SLURM = 0xFFFF0000
-"""Steps of SLURM's own, such as the batch script and the interactive shell, have the highest numbers of 32 bits."""
+_MEET_S = 600.0
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A rank, the ranks it works with, its device, and the host of each rank."""
+    """A rank, the ranks it works with, its device, and the host of each rank.
+
+    devices_in_turn: `rank % devices_in_turn` is the index of the rank's GPU among those that its process sees, as
+        TorchRec finds it: the ranks of a host, or 1 where each rank sees its own GPU only.
+    """
 
     rank: int
     world_size: int
@@ -30,10 +36,13 @@ class Topology:
     local_world_size: int
     device: torch.device
     hosts: tuple[str, ...] = ()
+    devices_in_turn: int = 0
 
     def __post_init__(self) -> None:
         if not self.hosts:
             object.__setattr__(self, "hosts", (socket.gethostname(),) * self.world_size)
+        if not self.devices_in_turn:
+            object.__setattr__(self, "devices_in_turn", self.local_world_size)
 
     @property
     def is_first(self) -> bool:
@@ -56,94 +65,104 @@ class Topology:
         return share
 
 
-def ranks_of_srun(env: Mapping[str, str]) -> dict[str, str]:
-    """RANK and its kin for a task of several that srun has started; empty for a process that stands alone.
-
-    In the shell of an allocation, and in the script of a batch job, SLURM_PROCID is 0 and SLURM_NTASKS the number of
-    tasks that an srun would start: nobody has started them. Only a step of srun has a number below SLURM's own.
-
-    Raises:
-        UserError: srun gave a terminal several tasks; only the first of them has a shell.
-    """
-    step, tasks = env.get("SLURM_STEP_ID", ""), env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))
-    if not step.isdigit() or int(step) >= _FIRST_STEP_OF_SLURM or "SLURM_PROCID" not in env:
-        planned = env.get("SLURM_NTASKS", "1")
-        if planned.isdigit() and int(planned) > 1:
-            told = f"SLURM planned {planned} tasks, but srun did not start this process: it works alone"
-            print(f"note: {told}; start it with srun to use them all", file=sys.stderr, flush=True)
-        return {}
-    if tasks == "1":
-        return {}
-    if "SLURM_PTY_PORT" in env:
-        raise UserError(
-            f"srun --pty counts {tasks} tasks, of which one has this terminal; start it with srun without --pty, or "
-            "open the terminal with srun --ntasks 1 --pty"
-        )
-    on_node = env.get("SLURM_NTASKS_PER_NODE", "1")
-    ranks = {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": tasks, "LOCAL_RANK": env.get("SLURM_LOCALID", "0")}
-    return ranks | ({} if "LOCAL_WORLD_SIZE" in env else {"LOCAL_WORLD_SIZE": on_node})
-
-
-def _number(env: Mapping[str, str], key: str, *, least: int = 0, otherwise: int = 0) -> int:
-    """A variable of the launchers, `otherwise` where it is not set.
-
-    Raises:
-        UserError: it is no number, or below `least`.
-    """
-    text = env.get(key, str(otherwise))
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{key} is {text!r}, not a number from {least} on; launchers set it, else unset it")
-    return int(text)
-
-
 @contextmanager
-def process_group(*, timeout_s: float = 600.0) -> Iterator[Topology]:
+def process_group(*, meet_s: float = _MEET_S, timeout_s: float = _MEET_S) -> Iterator[Topology]:
     """Joins the default process group for the length of a `with` block; a single process gets a group of its own.
 
     NCCL carries CUDA tensors and gloo everything else. The block ends with a barrier, so that no rank tears down a
     connection that another still reads; when it ends with an error, the launcher takes the other ranks down.
 
+    Args:
+        meet_s: how long ranks wait for each other to come.
+        timeout_s: how long an exchange may take, of this group and of all that are made within the block.
+
     Raises:
-        UserError: the environment does not say where the ranks meet, or speaks of ranks that nobody starts.
+        UserError: the environment does not say where the ranks meet, speaks of ranks that nobody starts, or of other
+            devices than there are; or the ranks have devices that do not go together.
     """
     env = os.environ
-    if "RANK" not in env:  # srun without torchrun in between
-        env.update(ranks_of_srun(env))
-    world_size, rank = _number(env, "WORLD_SIZE", least=1, otherwise=1), _number(env, "RANK")
-    local_rank, local_size = _number(env, "LOCAL_RANK"), _number(env, "LOCAL_SIZE", least=1, otherwise=world_size)
-    local_world_size = _number(env, "LOCAL_WORLD_SIZE", least=1, otherwise=local_size)
-    if rank >= world_size:
-        raise UserError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks count from 0; launchers set both")
+    env.update(ranks_of_launcher(env))
+    mine = standing(env, gpus_seen())
+    rank, world_size = mine.rank, mine.world_size
     for key in ("MASTER_ADDR", "MASTER_PORT"):
         if world_size > 1 and key not in env:
             raise UserError(
                 f"there are {world_size} ranks, but {key} is not set: where rank 0 listens; start with "
                 "launch/torchrun.py or deepspeed, or set MASTER_ADDR and MASTER_PORT"
             )
-    if torch.cuda.is_available():
-        device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
+    device, backend = torch.device("cpu"), "gloo"
+    if mine.device is not None:
+        device, backend = torch.device("cuda", mine.device), "cpu:gloo,cuda:nccl"
+        require_kernels()
         torch.cuda.set_device(device)
-    else:
-        device, backend = torch.device("cpu"), "gloo"
+        mine = replace(mine, gpu=_identity(device))
+    elif mine.local_rank == 0 and (note := unused_gpus()):
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    mine = replace(mine, host=socket.gethostname())
     env.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     if world_size == 1:
         stay_on_loopback()
         store: dist.Store = dist.HashStore()
     else:
-        store = meeting_store(rank, world_size, local_world_size, timeout_s)
+        store = meeting_store(rank, world_size, mine.local_world_size or world_size, meet_s)
+    ranks, in_turn = _introduced(store, mine)
     timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    with _timeout_of_all_groups(timeout):
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        try:
+            ranks_have_met()
+            own, hosts = ranks[rank], tuple(one.host for one in ranks)
+            assert own.local_world_size is not None, "settled"
+            yield Topology(rank, world_size, own.local_rank, own.local_world_size, device, hosts, in_turn)
+            dist.barrier()
+        except BaseException:
+            # With other ranks there may be exchanges under way that they never come to, and gloo would wait for them.
+            if world_size == 1:
+                dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
+
+
+def gpus_seen() -> int:
+    """GPUs that torch can use in this process."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _identity(device: torch.device) -> str:
+    """What tells a GPU from all others, under whatever index a process sees it."""
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def _introduced(store: dist.Store, mine: Standing) -> tuple[list[Standing], int]:
+    """All ranks, settled, and their `devices_in_turn`: before the first group, which would hang where they differ.
+
+    Raises:
+        UserError: as `devices_in_turn` does, on all ranks.
+    """
+
+    def judge(told: list[str]) -> str:
+        ranks = settled([Standing(**json.loads(one)) for one in told])
+        return json.dumps([[asdict(one) for one in ranks], devices_in_turn(ranks)])
+
     try:
-        hosts = tuple(all_gather_objects(socket.gethostname()))
+        ranks, in_turn = json.loads(judged(store, mine.rank, mine.world_size, json.dumps(asdict(mine)), judge))
+    except UserError:
         ranks_have_met()
-        yield Topology(rank, world_size, local_rank, local_world_size, device, hosts)
-        dist.barrier()
-    except BaseException:
-        # With other ranks there may be exchanges under way that they never come to, and gloo would wait for them.
-        if world_size == 1:
-            dist.destroy_process_group()
         raise
-    dist.destroy_process_group()
+    return [Standing(**one) for one in ranks], in_turn
+
+
+@contextmanager
+def _timeout_of_all_groups(timeout: timedelta) -> Iterator[None]:
+    """Gives it to all groups made within the block that name none, as DeepSpeed's and TorchRec's: torch has 10 minutes
+    for NCCL and 30 for others, and asks nobody."""
+    c10d: Any = dist.distributed_c10d
+    before = c10d.default_pg_timeout, c10d.default_pg_nccl_timeout
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
+    try:
+        yield
+    finally:
+        c10d.default_pg_timeout, c10d.default_pg_nccl_timeout = before
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any] | None:
@@ -186,9 +205,14 @@ def barrier() -> None:
     dist.barrier()
 
 
-def new_gloo_group() -> dist.ProcessGroup:
-    """A group of all ranks for CPU tensors, whose exchanges do not mix with other groups'; all ranks call it."""
-    return dist.new_group(backend="gloo")
+def new_gloo_group(at_least_s: float = 0.0) -> dist.ProcessGroup:
+    """A group of all ranks for CPU tensors, whose exchanges do not mix with other groups'; all ranks call it.
+
+    Args:
+        at_least_s: how long its exchanges may take, where the default group's may not.
+    """
+    timeout = max(dist.distributed_c10d.default_pg_timeout, timedelta(seconds=at_least_s))
+    return dist.new_group(backend="gloo", timeout=timeout)
 
 
 def all_gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

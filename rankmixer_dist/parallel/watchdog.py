@@ -20,7 +20,23 @@ from rankmixer_dist.parallel.waiting import collective_waited_for, silent_peers
 _MOST_NAMED = 8
 _REPORT_S = 10.0
 """How long a report may take to write, should standard error or the folder be what hangs."""
+_MOST_HEAD_START_S = 15.0
+_LATEST = 2.25
+"""Time-outs after its last beat at which a rank has begun to report."""
+_SHORTEST_S, _UNWATCHED_S = 600.0, 86400.0
 _STDERR = 2
+
+
+def exchange_limit_s(stall_timeout_s: float | None) -> float:
+    """How long an exchange may take in a run that a `Watchdog` with that time-out watches.
+
+    Longer than the watchdog needs to report, and its peers to speak first: NCCL ends a process whose exchange takes too
+    long by SIGABRT, amid its report if both had the same limit. At least 10 minutes, for what ranks do before they are
+    watched; a day where nobody watches, since a person may stand at a breakpoint.
+    """
+    if stall_timeout_s is None:
+        return _UNWATCHED_S
+    return max(_SHORTEST_S, _LATEST * stall_timeout_s + 2 * _MOST_HEAD_START_S + 2 * _REPORT_S)
 
 
 class Watchdog:
@@ -53,7 +69,7 @@ class Watchdog:
         if self._timeout_s is None:
             return self
         self._interval_s = min(self._timeout_s / 20, 2.0)
-        self._head_start_s = min(self._timeout_s / 4, 15.0)
+        self._head_start_s = min(self._timeout_s / 4, _MOST_HEAD_START_S)
         self.beat(self._beat.step, self._beat.doing)
         self._threads.append(threading.Thread(target=self._watch, args=(self._timeout_s,), daemon=True))
         if self._topology.world_size > 1:

@@ -34,7 +34,8 @@ class Room:
 
     rows_per_rank: rows of a rank's batch, for the planner's estimates.
     memory_bytes: memory that a rank has for tables.
-    local_world_size: ranks of a host.
+    local_world_size: `rank % local_world_size` is the index of the rank's device; the ranks of a host, or 1 where
+        each rank sees its own device only. The planner takes it for the ranks of a host either way.
     """
 
     device: torch.device

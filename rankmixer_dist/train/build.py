@@ -200,7 +200,7 @@ def build_tables(
                 device=topology.device,
                 rows_per_rank=rows_per_rank,
                 memory_bytes=memory_bytes,
-                local_world_size=topology.local_world_size,
+                local_world_size=topology.devices_in_turn,
             ),
         )
     init_tables(tables, scale=sparse.init_scale, seed=config.seed)

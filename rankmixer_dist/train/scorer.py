@@ -11,18 +11,13 @@ import torch
 
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.config import RunConfig
+from rankmixer_dist.parallel.standing import names_of_ranks
 from rankmixer_dist.parallel.topology import Topology, process_group
 from rankmixer_dist.train.evaluate import open_model
 from rankmixer_dist.train.memory import keep_freed_memory
 from rankmixer_dist.train.paths import evaluating, logits
 
 _held = ExitStack()
-_OF_A_RANK = (
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "CROSS_RANK"),
-    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "LOCAL_SIZE", "CROSS_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
-)
-"""By which launchers tell a process which rank of a job it is; torchrun by all that begins with TORCHELASTIC_, too."""
 
 
 class ModelScorer:
@@ -68,9 +63,8 @@ def _alone() -> Topology:
     A group of one, whatever job started the process: a Ray that was started under SLURM or torchrun hands their
     variables to its actors, and all would be the same rank of that job.
     """
-    for name in list(os.environ):
-        if name in _OF_A_RANK or name.startswith("TORCHELASTIC_"):
-            del os.environ[name]
+    for name in names_of_ranks(os.environ):
+        del os.environ[name]
     topology = _held.enter_context(process_group())
     keep_freed_memory(topology.device)
     return topology

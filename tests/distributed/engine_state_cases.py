@@ -5,21 +5,34 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from rankmixer_dist.checkpoint.storage import read_pieces, read_whole, write_pieces
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, OptimizerSettings
-from rankmixer_dist.parallel.topology import broadcast_object, process_group, sum_over_ranks
+from rankmixer_dist.parallel.expert_groups import expert_grid
+from rankmixer_dist.parallel.preemption import StopRequest
+from rankmixer_dist.parallel.topology import Topology, broadcast_object, new_gloo_group, process_group, sum_over_ranks
 
 ROWS, BEFORE, AFTER = 24, 5, 6
+TIMEOUT_S, LONGER_S = 1234.0, 5000.0
+
+
+def timeouts(topology: Topology) -> list[float]:
+    """Seconds that exchanges may take, of every group that this project or a library of its makes."""
+    expert_grid(2)
+    new_gloo_group(), new_gloo_group(at_least_s=LONGER_S)
+    with StopRequest(topology):
+        groups = [*dist.distributed_c10d._world.pg_map]
+        return [one._get_backend(torch.device("cpu")).options._timeout.total_seconds() for one in groups]
 
 
 def main(arguments: list[str]) -> None:
     """Takes precision and optimizer; prints a JSON object per (stage saved from, stage loaded into)."""
     precision, kind = arguments
     settings = OptimizerSettings(kind=kind, lr=0.01, weight_decay=0.01, clip_norm=0.3)
-    with process_group() as topology:
+    with process_group(timeout_s=TIMEOUT_S) as topology:
         share = ROWS // topology.world_size
         mine = slice(topology.rank * share, (topology.rank + 1) * share)
 
@@ -61,6 +74,9 @@ def main(arguments: list[str]) -> None:
                 if topology.is_first:
                     line = {"source": source, "target": target, "same_state": same, "start": start}
                     print(json.dumps(line | {"expected": expected, "found": found}), flush=True)
+        found = timeouts(topology)
+        if topology.is_first:
+            print(json.dumps({"timeouts": found}), flush=True)
 
 
 if __name__ == "__main__":

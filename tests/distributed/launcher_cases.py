@@ -1,5 +1,6 @@
 """Run by a launcher: ranks that meet and end as their arguments say."""
 
+import ctypes
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ from rankmixer_dist.train.rank_figures import rank_figures
 
 def main(arguments: list[str]) -> None:
     """Takes how to end: `well`, `mistaken`, `killed` (rank 1, at its first start only) or `stopped` (by a signal),
-    `unready` (by a signal that it does not await); or `slow`: rank 1 computes for 0.2 s between a step's collectives.
+    `unready` (by a signal that it does not await); `deaf` (in an exchange to which rank 1, which is as good as dead,
+    never comes); or `slow`: rank 1 computes for 0.2 s between a step's collectives.
     """
     (end,) = arguments
     with process_group() as topology:
@@ -38,6 +40,14 @@ def main(arguments: list[str]) -> None:
         if end == "unready":
             print("loops", flush=True)
             time.sleep(300)
+        if end == "deaf":
+            with StopRequest(topology):
+                print("loops", flush=True)
+                if topology.rank == 1:
+                    mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+                    while True:
+                        library.pthread_mutex_lock(mutex)  # the second time for ever
+                sum_over_ranks(torch.ones(1))
         if end == "stopped":
             with StopRequest(topology) as request:
                 print("loops", flush=True)

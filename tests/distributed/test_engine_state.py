@@ -11,8 +11,11 @@ import pytest
 def test_state_moves_between_stages(launch, precision, optimizer):
     ended = launch.torchrun("tests/distributed/engine_state_cases.py", precision, optimizer, ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    cases = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    *cases, groups = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     assert len(cases) == 9
+    # The default group, one of the run's stop flag, two of gloo, and DeepSpeed's: experts, their data, and its own.
+    assert len(groups["timeouts"]) >= 6
+    assert sorted(set(groups["timeouts"])) == [1234.0, 5000.0] and groups["timeouts"].count(5000.0) == 1, groups
     for case in cases:
         assert case["same_state"], case
         # Largest relative difference seen: 1.2e-7 in fp32, none in bf16.

@@ -54,6 +54,19 @@ def test_ranks_that_were_asked_to_stop_are_not_started_again(launch, tmp_path, e
     assert log.read_text().count("stopped: asked to stop") == (end == "stopped")
 
 
+def test_ranks_that_wait_for_a_dead_one_end_when_they_are_told_to_stop(launch, tmp_path):
+    log = tmp_path / "log"
+    with launch.started("launch/torchrun.py", "--shutdown_timeout=9", *command("deaf")[1:], log=log) as process:
+        give_up = time.monotonic() + 100
+        while log.read_text().count("loops") < 2 and time.monotonic() < give_up:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 128 + signal.SIGTERM, log.read_text()
+    words = r"^stopped: rank (.) was told to stop by SIGTERM and has not come back from (\w+)"
+    told = re.findall(words, log.read_text(), re.MULTILINE)
+    assert sorted(told) == [("0", "all_reduce"), ("1", "main")]
+
+
 def test_ranks_that_are_missing_are_named_and_a_port_that_is_taken_too(launch, tmp_path):
     with ExitStack() as jobs:
         probe = jobs.enter_context(socket.create_server(("127.0.0.1", 0)))

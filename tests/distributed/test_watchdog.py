@@ -13,7 +13,7 @@ import torch
 from rankmixer_dist.errors import EXIT_STALLED
 from rankmixer_dist.parallel.heartbeat import Heartbeat, HeartbeatFiles
 from rankmixer_dist.parallel.topology import Topology
-from rankmixer_dist.parallel.watchdog import Watchdog
+from rankmixer_dist.parallel.watchdog import Watchdog, exchange_limit_s
 
 TIMEOUT_S = 4.0
 CASES = "tests/distributed/watchdog_cases.py"
@@ -97,6 +97,15 @@ def test_without_a_timeout_nothing_is_watched(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("timeout_s", [1.0, 10.0, 60.0, 600.0, 7200.0])
+def test_an_exchange_may_last_until_the_watchdogs_of_all_ranks_have_spoken(timeout_s):
+    head_start_s, report_s = min(timeout_s / 4, 15.0), 10.0
+    latest_s = 2 * timeout_s + head_start_s + report_s + 2 * head_start_s
+    assert exchange_limit_s(timeout_s) > latest_s
+    assert exchange_limit_s(timeout_s) >= 600.0, "before they are watched, ranks may be slow"
+    assert exchange_limit_s(None) > exchange_limit_s(timeout_s)
+
+
 def test_the_beats_of_an_earlier_run_are_not_taken_for_this_ones(tmp_path):
     earlier, gone = (HeartbeatFiles(tmp_path, rank=rank, world_size=4) for rank in (1, 3))
     earlier.write(Heartbeat(1, 99, 0, "step", 0.0))
@@ -125,7 +134,7 @@ import sys, time, torch
 from pathlib import Path
 from rankmixer_dist.parallel.heartbeat import Heartbeat, HeartbeatFiles
 from rankmixer_dist.parallel.topology import Topology
-from rankmixer_dist.parallel.watchdog import Watchdog
+from rankmixer_dist.parallel.watchdog import Watchdog, exchange_limit_s
 folder = Path(sys.argv[1])
 with Watchdog(Topology(0, 13, 0, 13, torch.device("cpu")), 1.0, folder) as watchdog:
     watchdog.beat(3, "step")

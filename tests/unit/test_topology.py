@@ -6,7 +6,8 @@ import re
 import pytest
 
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.parallel.topology import process_group, ranks_of_srun
+from rankmixer_dist.parallel.standing import ranks_of_srun
+from rankmixer_dist.parallel.topology import process_group
 
 SHELL = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_NPROCS": "4"}
 """Of the shell of an allocation of four tasks."""

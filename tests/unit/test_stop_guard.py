@@ -1,0 +1,72 @@
+"""A process that is told to stop while a library keeps its main thread ends by itself, and says where it was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rankmixer_dist.parallel.stop_guard import GRACE, deaf_limits
+
+PROGRAM = """
+import ctypes, os, signal, sys, threading, time
+from rankmixer_dist.parallel.stop_guard import StopGuard
+case, number = sys.argv[1], int(sys.argv[2])
+guard = StopGuard(3, {number: 0.5}, lambda: "all_reduce over all ranks" if case == "exchange" else None)
+signal.signal(number, lambda *_: guard.heard())
+guard.start()
+lock = ctypes.create_string_buffer(64)  # a mutex in its first state
+library = ctypes.CDLL(None)
+library.pthread_mutex_lock(lock)
+threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+if case in ("library", "exchange"):
+    library.pthread_mutex_lock(lock)  # never comes back, whatever signal comes
+if case == "later":  # hears the signal, and is deaf after it
+    time.sleep(0.4)
+    library.pthread_mutex_lock(lock)
+until = time.monotonic() + 1.5
+while time.monotonic() < until:  # slow, but here: each wait is shorter than the limit
+    time.sleep(0.01) if case == "works" else threading.Event().wait(5.0 if case == "waits" else 0.3)
+guard.end()
+os.kill(os.getpid(), number)
+print("ended well")
+"""
+
+
+def run(case: str, number: int = signal.SIGTERM) -> tuple[subprocess.CompletedProcess[str], float]:
+    began = time.monotonic()
+    program = [sys.executable, "-c", PROGRAM, case, str(int(number))]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    return ended, time.monotonic() - began
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("case", "place"),
+    [("library", "<module> (<string>:13)"), ("exchange", "all_reduce over all ranks"), ("later", "<module> (")],
+)
+def test_a_main_thread_that_never_comes_back_ends_with_its_process(case: str, place: str, number: int) -> None:
+    ended, seconds = run(case, number)
+    assert (ended.returncode, ended.stdout) == (128 + number, ""), ended.stderr
+    assert seconds < 5
+    name = signal.Signals(number).name
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"stopped: rank 3 was told to stop by {name} and has not come back from {place}")
+    assert line.endswith("nothing is saved; start it again to go on from the newest checkpoint")
+
+
+@pytest.mark.parametrize("case", ["works", "waits", "slow"])
+def test_a_main_thread_that_is_only_busy_or_waits_in_python_is_left_alone(case: str) -> None:
+    ended, _ = run(case)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended well\n", "")
+
+
+def test_the_limit_leaves_most_of_the_time_that_the_launcher_leaves() -> None:
+    assert deaf_limits({}) == {signal.SIGTERM: 20.0}  # nobody kills after SIGUSR1 alone
+    assert deaf_limits({GRACE: "30"}) == {signal.SIGTERM: 20.0, signal.SIGUSR1: 20.0}
+    assert deaf_limits({GRACE: "240"})[signal.SIGUSR1] == 60.0
+    assert deaf_limits({GRACE: "6"})[signal.SIGTERM] == 4.0
+    assert deaf_limits({GRACE: "soon"}) == deaf_limits({})
+    assert not os.environ.get(GRACE)
