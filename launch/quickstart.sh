@@ -14,7 +14,8 @@ usage() {
 usage: bash launch/quickstart.sh [section.key=value ...]
 
 Installs (once), then runs preprocess.py, train.py and evaluate.py on $config, with the given changes to it.
-Ranks: one for each CUDA device, 8 at most; 2 on a machine without. Run again, it goes on where it stopped.
+Ranks: one for each CUDA device, 8 at most; 2 on a machine without. Where so many cannot share the config's batches
+evenly, the most that can. Run again, it goes on where it stopped.
 TEXT
 }
 
@@ -31,44 +32,62 @@ stage() {
     printf '== %s: %d s\n' "$label" $((SECONDS - start))
 }
 
-# Devices that torch will see: install.sh noted what this machine is, CUDA_VISIBLE_DEVICES may hide some.
+# CUDA devices that torch sees, which CUDA_VISIBLE_DEVICES may hide; 0 without asking where install.sh chose the CPU.
 cuda_devices() {
     grep -q ', cuda, ' .venv/install.stamp || { echo 0; return; }
-    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-        tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^-]' || true
-    else
-        nvidia-smi -L | grep -c '^GPU' || true
-    fi
+    "$python" -c 'import torch; print(torch.cuda.device_count())'
 }
 
-# The run's folder, from the config with its overrides; a mistake in them is told before any work is done.
-run_folder() {
+# The ranks that share a layer, the rows of a batch in training and in evaluation, and the run's folder, from the config
+# with its overrides; a mistake in them is told before any work is done.
+read_config() {
     "$python" - "$config" "$@" <<'PYTHON_CODE'
-from rankmixer_dist.config import load_config
 from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.config import load_config
 
-run_verb(lambda arguments: print(load_config(arguments[0], arguments[1:]).run_dir))
+
+def show(arguments):
+    config = load_config(arguments[0], arguments[1:])
+    print(config.parallel.expert_size, config.loader.batch_size, config.eval.batch_size, config.run_dir)
+
+
+run_verb(show)
 PYTHON_CODE
 }
 
+# most_ranks AT_MOST EXPERT_SIZE BATCH_SIZE BATCH_SIZE: the most ranks that share batches of both sizes evenly, in whole
+# groups of EXPERT_SIZE; 1, which train.py may refuse in words, if none do.
+most_ranks() {
+    local count
+    for ((count = $1; count > 1; count--)); do
+        if ((count % $2 == 0 && $3 % count == 0 && $4 % count == 0)); then break; fi
+    done
+    echo "$count"
+}
+
 choose_ranks() {
-    local devices
+    local devices wanted
     devices=$(cuda_devices)
-    ranks=$((devices > 8 ? 8 : devices))
+    wanted=$((devices == 0 ? 2 : devices > 8 ? 8 : devices))
+    ranks=$(most_ranks "$wanted" "$@")
     if ((devices == 0)); then
-        ranks=2
         export CUDA_VISIBLE_DEVICES= # so that a CPU install on a machine with GPUs stays on the CPU
     fi
     unset RAY_ADDRESS            # this is the machine that prepares the data, not a cluster
     device=$( ((devices)) && echo CUDA || echo CPU)
+    if ((ranks < wanted)); then
+        printf 'quickstart: %d %s ranks instead of %d, which cannot share batches of %s rows evenly\n' \
+            "$ranks" "$device" "$wanted" "$2 and $3"
+    fi
 }
 
 main() {
     case ${1:-} in -h | --help) usage; exit ;; esac
-    local folder
+    local settings folder expert_size rows evaluated_rows
     stage "install" bash launch/install.sh
-    folder=$(run_folder "$@")
-    choose_ranks
+    settings=$(read_config "$@")
+    read -r expert_size rows evaluated_rows folder <<<"$settings"
+    choose_ranks "$expert_size" "$rows" "$evaluated_rows"
     local start=("$python" launch/torchrun.py --nproc_per_node "$ranks")
     stage "prepare the data" "$python" launch/preprocess.py "$config" "${overrides[@]}"
     stage "train on $ranks $device ranks" "${start[@]}" launch/train.py "$config" "${overrides[@]}"
