@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures a fast path against a limit or a peer in the same run."""
+"""Measures a fast path against a limit or a peer in the same run, and says on which device."""
 
 import argparse
 import dataclasses
@@ -24,8 +24,9 @@ WHAT = {
     "metrics": "quickstart",
     "moe": "rankmixer_moe",
     "predictions": "quickstart",
+    "roofline": "rankmixer_1b",
 }
-"""What can be measured, and the config that it is measured with by default."""
+"""What can be measured, and the config that it is measured with by default; roofline estimates, for a GPU it names."""
 
 SIZES = {
     "metrics": {
@@ -40,6 +41,9 @@ SIZES = {
 """Of metrics: rows and users that all are compared on; users of the loops' sample; rows of the last line of the growth
 table, which has ten rows a user; rows that the states on disk hold in memory. Of predictions: rows and users in the
 files; rows of the small run whose figures have to be those of the state in memory; memory that a worker may use."""
+
+ON_GPU = {"checkpoint", "dense", "moe"}
+"""What is measured on the first GPU where there is one; the others are work of the CPU everywhere."""
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "torchrec", "deepspeed", "ray", "pyarrow", "numpy", "scikit-learn")
@@ -60,6 +64,11 @@ def main(arguments: list[str]) -> None:
     chosen = sizes(parsed.size, SIZES.get(parsed.what, {}))
     check(parsed.what, config, parsed.json)
     # Imported after all else is known to be good: torch and its kin take seconds.
+    import torch
+    from benchmarks.device import in_words, measured_device
+
+    device = in_words(measured_device() if parsed.what in ON_GPU else torch.device("cpu"))
+    print(f"{'computed' if parsed.what == 'roofline' else 'measured'} on: {device}", flush=True)
     figures = importlib.import_module(f"benchmarks.{parsed.what}").measure(config, **chosen)
     for figure in figures:
         mine, other = (f"{value:,.3g} {figure.unit}" for value in (figure.value, figure.reference))
@@ -71,6 +80,7 @@ def main(arguments: list[str]) -> None:
             "what": parsed.what,
             "figures": [dataclasses.asdict(figure) for figure in figures],
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "device": device,
             "machine": platform.processor() or platform.machine(),
             "commit": _commit(),
         }

@@ -87,7 +87,14 @@ def days_config(small_config: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 class Launch:
-    """Starts scripts as a person would, on this machine's CPU, one thread a rank."""
+    """Starts scripts as a person would, one thread a rank.
+
+    Args:
+        device: "cpu", which hides GPUs, or "cuda", which leaves them to be found.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
 
     def python(self, script: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`python script arguments`."""
@@ -126,8 +133,8 @@ class Launch:
 
     @property
     def _env(self) -> dict[str, str]:
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-        return env | {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+        return env | ({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if self._device == "cpu" else {})
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

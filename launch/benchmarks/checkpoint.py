@@ -5,6 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.device import wait_for
 from benchmarks.figure import Figure
 from rankmixer_dist.batch import Position
 from rankmixer_dist.checkpoint.saver import Saver
@@ -40,8 +41,10 @@ def _measure(config: RunConfig, topology: Topology, folder: Path) -> list[Figure
         for beside, saver in savers.items():
             progress = Progress(step=step, rows=step, position=Position(0, step))
             about, pieces = describe(config, progress, engine, topology, {}), state_pieces(tables, engine, topology)
+            wait_for(topology.device)
             start = time.perf_counter()
             saver.save(about, pieces)
+            wait_for(topology.device)
             stalls[beside].append(time.perf_counter() - start)
             saver.finish()
     # The first save beside training also allocates the copy that the others reuse.

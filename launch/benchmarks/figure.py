@@ -5,6 +5,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
+from benchmarks.device import wait_for
+
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -17,13 +23,20 @@ class Figure:
     against: str
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], *, repeats: int = 5) -> dict[str, float]:
-    """Median seconds of each run, after one warm-up; taken in turn, so that a drifting machine is fair to all."""
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], *, repeats: int = 5, device: torch.device = _CPU, warm_up: int = 1
+) -> dict[str, float]:
+    """Median seconds of each run, after `warm_up` of them; taken in turn, so that a drifting machine is fair to all.
+
+    The clock starts when the device has nothing left to do, and stops when it has done what the run gave it.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + warm_up):
         for name, run in runs.items():
+            wait_for(device)
             start = time.perf_counter()
             run()
-            if repeat:
+            wait_for(device)
+            if repeat >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import bf16
+from benchmarks.device import measured_device
 from benchmarks.figure import Figure, interleaved
 from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE
@@ -20,17 +21,20 @@ def measure(config: RunConfig) -> list[Figure]:
     """One layer at the config's T, D, E, F and active ratio, in fp32 and bf16; the router counts on both sides."""
     moe = config.model.mixture
     assert isinstance(moe, DTSIConfig), "bench.py sees to it"
-    keep_freed_memory(torch.device("cpu"))  # as evaluation does
-    figures = [figure for rows in ROWS for figure in _measure(config, moe, torch.float32, rows, repeats=5)]
-    emulated = bf16.is_emulated()
+    device = measured_device()
+    keep_freed_memory(device)  # as evaluation does
+    figures = [figure for rows in ROWS for figure in _measure(config, moe, device, torch.float32, rows, repeats=5)]
+    emulated = device.type == "cpu" and bf16.is_emulated()
     if emulated:
         print("bf16 is emulated here: fewer rows, measured once")
     for rows in EMULATED_ROWS if emulated else ROWS:
-        figures += _measure(config, moe, torch.bfloat16, rows, repeats=1 if emulated else 5)
+        figures += _measure(config, moe, device, torch.bfloat16, rows, repeats=1 if emulated else 5)
     return figures
 
 
-def _measure(config: RunConfig, moe: DTSIConfig, dtype: torch.dtype, rows: int, repeats: int) -> list[Figure]:
+def _measure(
+    config: RunConfig, moe: DTSIConfig, device: torch.device, dtype: torch.dtype, rows: int, repeats: int
+) -> list[Figure]:
     torch.manual_seed(config.seed)
     model = config.model
     num_tokens, token_dim = model.num_tokens(config.features.num_tokens), model.token_dim
@@ -42,8 +46,8 @@ def _measure(config: RunConfig, moe: DTSIConfig, dtype: torch.dtype, rows: int, 
     ).eval()
     x_TBD = torch.randn(num_tokens, rows, token_dim)
     _open(layer, x_TBD, moe.active_ratio)
-    layer, x_TBD = layer.to(dtype), x_TBD.to(dtype)
-    seconds = interleaved(_passes(layer, x_TBD), repeats=repeats)
+    layer, x_TBD = layer.to(device, dtype), x_TBD.to(device, dtype)
+    seconds = interleaved(_passes(layer, x_TBD), repeats=repeats, device=device)
     assert layer.report is not None
     active = layer.report.active_T.mean().item()
     what = f"{str(dtype).removeprefix('torch.')}, {rows} rows, {active:.3f} active"

@@ -49,6 +49,10 @@ class DenseConfig(Strict):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="fp16 is refused: its loss scale would leak into the tables' fused updates"
     )
+    tf32: bool = Field(
+        default=False,
+        description="let GPUs multiply fp32 matrices on tensor cores, which read 10 of their 23 mantissa bits",
+    )
     optimizer: Literal["adam", "adagrad", "rmsprop"] = "adam"
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0

@@ -1,52 +1,74 @@
 """Peak rates of GPUs, which a measured rate is compared with."""
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
-_PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
-    # Vendors' sheets, dense (without 2:4 sparsity), fp32 without tensor cores. The first pattern found in the device's
-    # name counts, so the narrower ones stand first. An SXM board has no suffix in its name.
-    (r"GB200", {"bfloat16": 2500, "float16": 2500, "tf32": 1250, "float32": 80}),
-    (r"B200", {"bfloat16": 2250, "float16": 2250, "tf32": 1100, "float32": 75}),
-    (r"H200 NVL", {"bfloat16": 835.5, "float16": 835.5, "tf32": 417.5, "float32": 60}),
-    (r"GH200|H200", {"bfloat16": 989.4, "float16": 989.4, "tf32": 494.7, "float32": 66.9}),
-    (r"H[18]00 PCIe", {"bfloat16": 756, "float16": 756, "tf32": 378, "float32": 51}),
-    (r"H100 NVL", {"bfloat16": 835.5, "float16": 835.5, "tf32": 417.5, "float32": 60}),
-    (r"H[18]00", {"bfloat16": 989.4, "float16": 989.4, "tf32": 494.7, "float32": 66.9}),
-    (r"H20", {"bfloat16": 148, "float16": 148, "tf32": 74, "float32": 44}),
-    (r"A[18]00", {"bfloat16": 312, "float16": 312, "tf32": 156, "float32": 19.5}),
-    (r"A40", {"bfloat16": 149.7, "float16": 149.7, "tf32": 74.8, "float32": 37.4}),
-    (r"A30", {"bfloat16": 165, "float16": 165, "tf32": 82, "float32": 10.3}),
-    (r"A10G", {"bfloat16": 70, "float16": 70, "tf32": 35, "float32": 31.5}),
-    (r"A10", {"bfloat16": 125, "float16": 125, "tf32": 62.5, "float32": 31.2}),
-    (r"L40S", {"bfloat16": 362, "float16": 362, "tf32": 183, "float32": 91.6}),
-    (r"L40", {"bfloat16": 181, "float16": 181, "tf32": 90.5, "float32": 90.5}),
-    (r"L4", {"bfloat16": 121, "float16": 121, "tf32": 60, "float32": 30.3}),
-    (r"V100-SXM\d", {"float16": 125, "float32": 15.7}),
-    (r"V100", {"float16": 112, "float32": 14}),
-    (r"T4", {"float16": 65, "float32": 8.1}),
+Rate = Literal["bf16", "tf32", "fp32"]
+"""How a product is computed: bf16 and tf32 on tensor cores, fp32 without them."""
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A row of the table: dense peaks (without 2:4 sparsity) in TFLOP/s and memory in TB/s, from the named data sheet.
+
+    `pattern`: found as whole words in the device's name; an SXM board has no suffix there.
+    """
+
+    pattern: str
+    bf16: float
+    tf32: float
+    fp32: float
+    memory: float
+    sheet: str
+
+
+_GPUS = (
+    # Those that the wheels of torch and FBGEMM have code for: sm_80 (which sm_86 and sm_89 run too), sm_90, sm_100. The
+    # first pattern that is found counts, so narrower ones stand first. Sheets give Hopper's and Blackwell's tensor
+    # cores with sparsity, which is twice these figures.
+    GPU(r"GB200", 2500, 1250, 80, 8.0, "NVIDIA GB200 NVL72, per GPU"),
+    GPU(r"B200", 2250, 1100, 75, 7.7, "NVIDIA HGX B200, per GPU"),
+    GPU(r"GH200", 989.4, 494.7, 66.9, 4.0, "NVIDIA GH200 Grace Hopper Superchip"),
+    GPU(r"H200 NVL", 835.5, 417.5, 60, 4.8, "NVIDIA H200 Tensor Core GPU"),
+    GPU(r"H200", 989.4, 494.7, 66.9, 4.8, "NVIDIA H200 Tensor Core GPU"),
+    GPU(r"H[18]00 PCIe", 756, 378, 51.2, 2.0, "NVIDIA H100 (H800) Tensor Core GPU, PCIe"),
+    GPU(r"H[18]00 NVL", 835.5, 417.5, 60, 3.9, "NVIDIA H100 Tensor Core GPU, NVL, per GPU"),
+    GPU(r"H[18]00", 989.4, 494.7, 66.9, 3.35, "NVIDIA H100 (H800) Tensor Core GPU, SXM5"),
+    GPU(r"H20", 148, 74, 44, 4.0, "NVIDIA H20"),
+    GPU(r"A[18]00.*40GB", 312, 156, 19.5, 1.555, "NVIDIA A100 (A800) Tensor Core GPU, 40 GB"),
+    GPU(r"A[18]00.*PCIe", 312, 156, 19.5, 1.935, "NVIDIA A100 (A800) Tensor Core GPU, 80 GB PCIe"),
+    GPU(r"A[18]00", 312, 156, 19.5, 2.039, "NVIDIA A100 (A800) Tensor Core GPU, 80 GB SXM4"),
+    GPU(r"A40", 149.7, 74.8, 37.4, 0.696, "NVIDIA A40"),
+    GPU(r"A30", 165, 82, 10.3, 0.933, "NVIDIA A30 Tensor Core GPU"),
+    GPU(r"A10G", 70, 35, 31.5, 0.6, "NVIDIA A10G, as Amazon EC2 G5 tells it"),
+    GPU(r"A10", 125, 62.5, 31.2, 0.6, "NVIDIA A10 Tensor Core GPU"),
+    GPU(r"L40S", 362, 183, 91.6, 0.864, "NVIDIA L40S"),
+    GPU(r"L40", 181, 90.5, 90.5, 0.864, "NVIDIA L40"),
+    GPU(r"L4", 121, 60, 30.3, 0.3, "NVIDIA L4 Tensor Core GPU"),
 )
 
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+def known_gpu(device_name: str) -> GPU | None:
+    """The row of a GPU by the name that the driver reports, e.g. "NVIDIA H100 80GB HBM3"; None if there is none."""
+    # Whole words, so that A10 is not found in A100.
+    return next((gpu for gpu in _GPUS if re.search(rf"\b(?:{gpu.pattern})\b", device_name)), None)
 
 
-def peak_flops(device_name: str, dtype: str) -> float | None:
+def peak_flops(device_name: str, rate: Rate) -> float | None:
     """Dense peak of a GPU in FLOP/s.
 
     Args:
         device_name: as the driver reports it, e.g. "NVIDIA H100 80GB HBM3".
-        dtype: "bfloat16", "float16", "tf32" or "float32", or "bf16", "fp16", "fp32".
+        rate: what the products are computed in.
 
     Returns:
-        None for a device that the table does not know, or a dtype that its matrix units lack.
+        None for a device that the table does not know.
 
     Raises:
-        ValueError: unknown dtype.
+        ValueError: unknown rate.
     """
-    dtype = _DTYPES.get(dtype, dtype)
-    if dtype not in (*_DTYPES.values(), "tf32"):
-        raise ValueError(f"dtype {dtype!r} is unknown; use bfloat16, float16, tf32 or float32")
-    for pattern, rates in _PEAK_TFLOPS:
-        # Whole words, so that A10 is not found in A100.
-        if re.search(rf"\b(?:{pattern})\b", device_name):
-            return rates[dtype] * 1e12 if dtype in rates else None
-    return None
+    peaks = known_gpu(device_name)
+    if rate not in ("bf16", "tf32", "fp32"):
+        raise ValueError(f"rate {rate!r} is unknown; use bf16, tf32 or fp32")
+    return None if peaks is None else {"bf16": peaks.bf16, "tf32": peaks.tf32, "fp32": peaks.fp32}[rate] * 1e12

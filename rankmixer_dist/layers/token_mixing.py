@@ -1,5 +1,8 @@
 """Multi-head token mixing: the parameter-free exchange between tokens, and its inverse."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -26,6 +29,39 @@ def mix_tokens(x_TBD: Tensor, num_heads: int | None = None) -> Tensor:
     check_mixable(num_tokens=num_tokens, token_dim=token_dim, num_heads=num_heads)
     x_TBHd = x_TBD.unflatten(2, (num_heads, token_dim // num_heads))
     return x_TBHd.permute(2, 1, 0, 3).contiguous().flatten(2)
+
+
+def add_mixed(x_TBD: Tensor, y_TBD: Tensor) -> Tensor:
+    """x + mix_tokens(y) with H = T, which reads y in the order of the result: the mixed copy is never written.
+
+    For y = x, and then in the backward pass too, since mixing is its own inverse and so its own transpose.
+
+    Args:
+        x_TBD, y_TBD: [T, B, D], any strides.
+
+    Raises:
+        ValueError: D is not a multiple of T.
+    """
+    check_mixable(num_tokens=x_TBD.shape[0], token_dim=x_TBD.shape[2])
+    return _MixedResidual.apply(x_TBD) if x_TBD is y_TBD else _sum_with_mixed(x_TBD, y_TBD)
+
+
+def _sum_with_mixed(x_TBD: Tensor, y_TBD: Tensor) -> Tensor:
+    num_tokens = x_TBD.shape[0]
+    y_HBTd = y_TBD.unflatten(2, (num_tokens, -1)).permute(2, 1, 0, 3)
+    return (x_TBD.unflatten(2, (num_tokens, -1)) + y_HBTd).flatten(2)
+
+
+class _MixedResidual(torch.autograd.Function):
+    """X + Mix(X)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TBD: Tensor) -> Tensor:
+        return _sum_with_mixed(x_TBD, x_TBD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _MixedResidual.apply(gradients[0])
 
 
 def revert_tokens(mixed_HBE: Tensor, num_tokens: int) -> Tensor:

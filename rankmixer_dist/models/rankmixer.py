@@ -12,7 +12,7 @@ from rankmixer_dist.cost.rankmixer import all_share_hidden_dim
 from rankmixer_dist.layers.norm import NormKind, norm_layer
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN, SharedFFN
 from rankmixer_dist.layers.routing_report import RoutedRows
-from rankmixer_dist.layers.token_mixing import check_mixable, mix_tokens
+from rankmixer_dist.layers.token_mixing import add_mixed, check_mixable, mix_tokens
 from rankmixer_dist.layers.token_routing import AllShareFFN, ConcatMLP, TokenSelfAttention
 from rankmixer_dist.models.backbone import Backbone
 from rankmixer_dist.models.mixture import Mixture
@@ -77,9 +77,13 @@ class RankMixerBlock(nn.Module):
         return self._sublayer(x_TBD, routed(self.ffn, rows), self.ffn_norm)
 
     def _sublayer(self, x_TBD: Tensor, layer: Exchange, norm: nn.Module) -> Tensor:
-        y_TBD = layer(norm(x_TBD) if self.norm == "pre" else x_TBD)
-        if self.skip:
-            y_TBD = x_TBD + y_TBD
+        read_TBD = norm(x_TBD) if self.norm == "pre" else x_TBD
+        if self.skip and layer is mix_tokens and x_TBD.device.type != "cpu":
+            # The same bits in one pass over memory; a CPU is faster in two (at D / T = 8 by 7 % in fp32, 20 % in bf16).
+            y_TBD = add_mixed(x_TBD, read_TBD)
+        else:
+            y_TBD = layer(read_TBD)
+            y_TBD = x_TBD + y_TBD if self.skip else y_TBD
         return norm(y_TBD) if self.norm == "post" else y_TBD
 
 
@@ -173,7 +177,9 @@ class RankMixer(Backbone):
         x_TBD = x_BTD.transpose(0, 1)
         for block in self.blocks:
             x_TBD = block(x_TBD, rows)
-        return self.final_norm(x_TBD).mean(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
+        # The mean; divided last, so that the backward pass divides [B, D] and not its copy for every token.
+        total_BD = self.final_norm(x_TBD).sum(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
+        return total_BD / len(x_TBD)
 
     def cost(self) -> Part:
         """Parameters and FLOPs per row; of a mixture, served at its active ratio."""

@@ -26,7 +26,7 @@ _RAREST = 1e-6
 
 
 def build_model(config: RunConfig, data: DataSeen, *, grid: ExpertGrid | None = None) -> Ranker:
-    """The dense model, the same weights from the same seed on every rank.
+    """The dense model, the same weights from the same seed on every rank; tells torch how to multiply fp32 on GPUs.
 
     Args:
         data: by which numerics are standardised, and where each task's logit starts.
@@ -37,6 +37,8 @@ def build_model(config: RunConfig, data: DataSeen, *, grid: ExpertGrid | None = 
     """
     schema, model, tokenizer = config.features, config.model, config.model.tokenizer
     torch.manual_seed(config.seed)
+    # Said either way, as some images switch TF32 on by a variable (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
+    torch.backends.cuda.matmul.allow_tf32 = config.dense.tf32
     try:
         ranker = build_ranker(
             fields=[

@@ -1,13 +1,21 @@
 """Comparison of a layer with its reference: outputs, and gradients of all inputs and weights, by name."""
 
-from collections.abc import Callable
+import copy
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-Reference = Callable[[dict[str, Any], dict[str, Tensor]], Tensor]
+from tests.reference_errors import DEVICES, Reference, bf16_errors, device_or_skip, errors_against_reference
+
+# With torch alone, as on a machine that is tried before anything is installed, most layers can be tested.
+collect_ignore = [] if find_spec("torchrec") and find_spec("pydantic") else ["test_model_config.py", "test_tables.py"]
+collect_ignore += [] if find_spec("hypothesis") else ["test_token_mixing.py"]
+
+BF16_FACTOR = 3
+"""The largest bf16 error on a GPU, over that on the CPU: another order of the same roundings."""
 
 
 class MatchesReference(Protocol):
@@ -16,46 +24,28 @@ class MatchesReference(Protocol):
     ) -> None: ...
 
 
-def _outputs_and_gradients(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
-    gradients = torch.autograd.grad(output, list(leaves.values()), cotangent.to(output.dtype))
-    return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-
-@pytest.fixture
-def matches_reference() -> MatchesReference:
+@pytest.fixture(params=DEVICES)
+def matches_reference(request: pytest.FixtureRequest) -> MatchesReference:
     """Runs `module(**inputs)` in `dtype` and `reference(inputs, weights)` in fp64 on the same values.
 
-    The error of each tensor is its largest difference over its largest value; a gradient that vanishes is measured by
-    a tenth of the largest gradient instead.
+    On a GPU, what is compared in fp32 is compared in bf16 too, with the error that bf16 has on the CPU.
     """
+    device = device_or_skip(request.param)
+    told = request.node.user_properties
 
     def check(
         module: nn.Module, reference: Reference, inputs: dict[str, Any], dtype: torch.dtype, tolerance: float
     ) -> None:
-        def leaves(cast: torch.dtype) -> dict[str, Tensor]:
-            floats = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.is_floating_point()}
-            return {name: x.to(dtype).to(cast).requires_grad_() for name, x in floats.items()}
-
-        module = module.to(dtype)
-        ours, weights = leaves(dtype), dict(module.named_parameters())
-        output = module(**{**inputs, **ours})
-        cotangent = torch.randn(output.shape, dtype=torch.float64)
-        actual = _outputs_and_gradients(output, {**ours, **weights}, cotangent)
-
-        theirs = leaves(torch.float64)
-        weights64 = {name: w.detach().double().requires_grad_() for name, w in weights.items()}
-        expected = _outputs_and_gradients(
-            reference({**inputs, **theirs}, weights64), {**theirs, **weights64}, cotangent
-        )
-        floor = 0.1 * max(float(g.abs().max()) for name, g in expected.items() if name != "output")
-        errors = {}
-        for name, right in expected.items():
-            assert actual[name].shape == right.shape, name
-            assert actual[name].dtype == dtype, name
-            scale = max(float(right.abs().max()), floor if name != "output" else 0.0)
-            errors[name] = float((actual[name].double() - right).abs().max()) / scale
+        subject = module.to(dtype)  # which a test may go on with, on the CPU
+        if device.type == "cuda":
+            subject = copy.deepcopy(subject)
+        errors = errors_against_reference(subject, reference, inputs, dtype, device)
         wrong = {name: error for name, error in errors.items() if not error <= tolerance}
         assert not wrong, f"off by more than {tolerance}: {wrong}"
-        print("largest error", max(errors.values()))
+        told.append((str(dtype).removeprefix("torch."), {"error": max(errors.values()), "limit": tolerance}))
+        if device.type == "cuda" and dtype == torch.float32:
+            ours, theirs = bf16_errors(module, reference, inputs, device)
+            assert ours <= BF16_FACTOR * theirs
+            told.append(("bfloat16", {"error": ours, "limit": BF16_FACTOR * theirs}))
 
     return check

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torchrec.modules.crossnet import CrossNet, LowRankCrossNet, LowRankMixtureCrossNet
 
 from rankmixer_dist.layers.cross import CrossLayer, CrossNetwork, MixtureCrossLayer
 from rankmixer_dist.layers.reference import crosses as reference
@@ -10,6 +9,11 @@ TOLERANCE = {torch.float64: 2e-14, torch.float32: 3e-6}  # seen: 2.2e-15, 3.4e-7
 
 SHAPES = [(3, 3, 5), (1, 3, 5), (2, 1, 4)]  # B, T, D
 FORMS = [{"rank": None}, {"rank": 3}, {"rank": 2, "num_experts": 3}]
+
+
+def crossnet():
+    """TorchRec's own, where it is installed."""
+    return pytest.importorskip("torchrec.modules.crossnet")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -46,7 +50,7 @@ def assert_equal_outputs(ours, theirs):
 
 def test_full_cross_network_is_torchrecs():
     torch.manual_seed(0)
-    theirs = CrossNet(in_features=7, num_layers=2).double()
+    theirs = crossnet().CrossNet(in_features=7, num_layers=2).double()
     ours = network(CrossLayer(width=7), CrossLayer(width=7))
     for layer, kernel, bias in zip(ours.layers, theirs.kernels, theirs.bias, strict=True):
         bias.data.normal_()
@@ -57,7 +61,7 @@ def test_full_cross_network_is_torchrecs():
 
 def test_low_rank_cross_network_is_torchrecs():
     torch.manual_seed(0)
-    theirs = LowRankCrossNet(in_features=7, num_layers=2, low_rank=3).double()
+    theirs = crossnet().LowRankCrossNet(in_features=7, num_layers=2, low_rank=3).double()
     ours = network(CrossLayer(width=7, rank=3), CrossLayer(width=7, rank=3))
     for layer, up, down, bias in zip(ours.layers, theirs.W_kernels, theirs.V_kernels, theirs.bias, strict=True):
         bias.data.normal_()
@@ -69,7 +73,8 @@ def test_low_rank_cross_network_is_torchrecs():
 
 def test_mixture_cross_network_is_torchrecs():
     torch.manual_seed(0)
-    theirs = LowRankMixtureCrossNet(in_features=7, num_layers=2, num_experts=3, low_rank=2, activation=torch.tanh)
+    sizes = {"in_features": 7, "num_layers": 2, "num_experts": 3, "low_rank": 2}
+    theirs = crossnet().LowRankMixtureCrossNet(**sizes, activation=torch.tanh)
     theirs = theirs.double()
     ours = network(*(MixtureCrossLayer(width=7, rank=2, num_experts=3) for _ in range(2)))
     for i, layer in enumerate(ours.layers):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankmixer_dist.layers import reference
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
@@ -103,3 +104,23 @@ def test_per_token_ffns_start_like_independent_linear_layers():
             # Seen over ten seeds: 0.6 % between two such draws, 12 % of the few biases.
             assert linear.weight[t].std().item() == pytest.approx(twin.weight.std().item(), rel=0.02)
             assert linear.bias[t].std().item() == pytest.approx(twin.bias.std().item(), rel=0.3)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_mixing_takes_no_copy_of_its_own_on_other_devices_than_a_cpu(norm):
+    """Counted on the meta device: of a block without FFN, one addition is all that touches memory beside the norms."""
+    with torch.device("meta"):
+        block = RankMixerBlock(token_dim=6, ffn=torch.nn.Identity(), norm=norm)
+        x_TBD = torch.empty(3, 2, 6)
+    seen = []
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if not func.is_view:
+                seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Operators():
+        block(x_TBD)
+    assert seen.count("add") == 2  # the other is the FFN's residual
+    assert "clone" not in seen and "copy_" not in seen

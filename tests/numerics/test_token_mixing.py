@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rankmixer_dist.layers import reference
 from rankmixer_dist.layers.reference import tokenmixer_large
-from rankmixer_dist.layers.token_mixing import mix_tokens, revert_tokens
+from rankmixer_dist.layers.token_mixing import add_mixed, mix_tokens, revert_tokens
 
 all_shapes = pytest.mark.parametrize(
     "shape", list(itertools.product((1, 2, 3, 4, 7), (1, 3), (1, 2, 5)))
@@ -35,6 +35,37 @@ def test_equals_the_paper_value_by_value_from_any_memory_layout(shape):
     mixed_TBD = mix_tokens(x_BTD.transpose(0, 1))
     assert torch.equal(mixed_TBD.transpose(0, 1), expected)
     assert mixed_TBD.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["token-major", "row-major"])
+@pytest.mark.parametrize("same", [True, False])
+@all_shapes
+def test_the_residual_with_its_mixing_is_that_of_two_passes_to_the_last_bit(shape, same, layout, dtype):
+    num_tokens, rows, width = shape
+    order = (num_tokens, rows) if layout == "token-major" else (rows, num_tokens)
+
+    def leaf() -> torch.Tensor:
+        x = torch.randn(*order, num_tokens * width).to(dtype)
+        return (x if layout == "token-major" else x.transpose(0, 1)).requires_grad_()
+
+    x_TBD = leaf()
+    read_TBD = x_TBD if same else leaf()
+    leaves = [x_TBD] if same else [x_TBD, read_TBD]
+    gradient_TBD = torch.randn(x_TBD.shape).to(dtype)
+    found, expected = add_mixed(x_TBD, read_TBD), x_TBD + mix_tokens(read_TBD)
+    assert torch.equal(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, leaves, gradient_TBD),
+        torch.autograd.grad(expected, leaves, gradient_TBD),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_residual_with_its_mixing_has_second_derivatives():
+    x_TBD = torch.randn(3, 2, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: add_mixed(x, x) ** 2, x_TBD)
 
 
 def test_its_gradient_is_the_mixing_of_the_gradient():

@@ -20,11 +20,15 @@ def test_metrics_are_measured_beside_their_peers(tmp_path: Path) -> None:
     command = [sys.executable, "launch/bench.py", "--what", "metrics", "--json", str(tmp_path / "figures.json")]
     run = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    found = json.loads((tmp_path / "figures.json").read_text())
+    figures = found["figures"]
+    assert found["device"].startswith("CPU ")
+    said = run.stdout.splitlines()
+    assert said[0] == f"measured on: {found['device']}"
     assert all(figure["value"] > 0 and figure["reference"] > 0 for figure in figures if figure["unit"] == "s")
     timed = [figure["name"] for figure in figures if figure["unit"] == "s"]
     assert timed == ["AUC", "AUC from disk", "AUC histogram", "UAUC", "UAUC from disk", "UAUC", "UAUC"]
-    table = [line.split()[:2] for line in run.stdout.splitlines()[1:9]]
+    table = [line.split()[:2] for line in said[2:10]]
     assert table == [[rows, name] for rows in ("200", "600", "2,000", "6,000") for name in ("AUC", "UAUC")]
 
 

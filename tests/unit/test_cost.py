@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankmixer_dist.cost import heads_part, peak_flops, rankmixer_part, target_attention_part, total
+from rankmixer_dist.cost import heads_part, rankmixer_part, target_attention_part, total
+from rankmixer_dist.cost.peak import known_gpu, peak_flops
 from rankmixer_dist.layers.target_attention import TargetAttention
 from rankmixer_dist.layers.task_heads import TaskHeads
 from rankmixer_dist.models.ranker import FieldSpec, GroupSpec, NumericSpec, SequenceSpec, build_ranker
@@ -85,35 +86,45 @@ def test_the_papers_formula_is_the_leading_term():
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "tera"),
+    ("device", "bf16", "tf32", "fp32"),
     [
-        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312),
-        ("NVIDIA A100 80GB PCIe", "fp32", 19.5),
-        ("NVIDIA A10", "bf16", 125),
-        ("NVIDIA A10G", "bf16", 70),
-        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
-        ("NVIDIA H100 PCIe", "bfloat16", 756),
-        ("NVIDIA H100 NVL", "float16", 835.5),
-        ("NVIDIA H200", "tf32", 494.7),
-        ("NVIDIA H20", "bf16", 148),
-        ("NVIDIA GH200 480GB", "bf16", 989.4),
-        ("NVIDIA B200", "float16", 2250),
-        ("NVIDIA GB200", "bf16", 2500),
-        ("NVIDIA L4", "bf16", 121),
-        ("NVIDIA L40S", "bf16", 362),
-        ("Tesla V100-SXM2-32GB", "float16", 125),
-        ("Tesla V100-PCIE-16GB", "float32", 14),
+        ("NVIDIA A100-SXM4-80GB", 312, 156, 19.5),
+        ("NVIDIA A100-SXM4-40GB", 312, 156, 19.5),
+        ("NVIDIA A100 80GB PCIe", 312, 156, 19.5),
+        ("NVIDIA A800-SXM4-80GB", 312, 156, 19.5),
+        ("NVIDIA A10", 125, 62.5, 31.2),
+        ("NVIDIA A10G", 70, 35, 31.5),
+        ("NVIDIA H100 80GB HBM3", 989.4, 494.7, 66.9),
+        ("NVIDIA H800", 989.4, 494.7, 66.9),
+        ("NVIDIA H100 PCIe", 756, 378, 51.2),
+        ("NVIDIA H800 PCIe", 756, 378, 51.2),
+        ("NVIDIA H100 NVL", 835.5, 417.5, 60),
+        ("NVIDIA H200", 989.4, 494.7, 66.9),
+        ("NVIDIA H200 NVL", 835.5, 417.5, 60),
+        ("NVIDIA H20", 148, 74, 44),
+        ("NVIDIA GH200 480GB", 989.4, 494.7, 66.9),
+        ("NVIDIA GH200 144G HBM3e", 989.4, 494.7, 66.9),
+        ("NVIDIA B200", 2250, 1100, 75),
+        ("NVIDIA GB200", 2500, 1250, 80),
+        ("NVIDIA L4", 121, 60, 30.3),
+        ("NVIDIA L40S", 362, 183, 91.6),
     ],
 )
-def test_peak_of_known_gpus(device, dtype, tera):
-    assert peak_flops(device, dtype) == tera * 1e12
+def test_peak_of_known_gpus(device, bf16, tf32, fp32):
+    rates = {rate: peak_flops(device, rate) for rate in ("bf16", "tf32", "fp32")}
+    assert rates == {"bf16": bf16 * 1e12, "tf32": tf32 * 1e12, "fp32": fp32 * 1e12}
 
 
-def test_a_peak_that_is_not_known_is_none_and_a_dtype_that_is_not_is_refused():
-    assert peak_flops("NVIDIA GeForce GTX 1080", "float32") is None
-    assert peak_flops("NVIDIA RTX A4000", "bfloat16") is None  # not an A40
-    assert peak_flops("Tesla V100-SXM2-32GB", "bfloat16") is None
-    with pytest.raises(ValueError, match="dtype 'int8' is unknown"):
+def test_the_memory_of_a_gpu_is_told_apart_where_boards_differ():
+    names = {"NVIDIA A100-SXM4-40GB": 1.555, "NVIDIA A100 80GB PCIe": 1.935, "NVIDIA A100-SXM4-80GB": 2.039}
+    assert {name: known_gpu(name).memory for name in names} == names
+
+
+def test_a_peak_that_is_not_known_is_none_and_a_rate_that_is_not_is_refused():
+    assert peak_flops("NVIDIA GeForce GTX 1080", "fp32") is None
+    assert peak_flops("NVIDIA RTX A4000", "bf16") is None  # not an A40
+    assert peak_flops("Tesla V100-SXM2-32GB", "fp32") is None  # no wheel has code for it
+    with pytest.raises(ValueError, match="rate 'int8' is unknown"):
         peak_flops("NVIDIA H200", "int8")
 
 

@@ -91,7 +91,7 @@ def test_rows_are_counted_by_weight_and_unknown_labels_are_not():
 
 def test_a_rate_beyond_the_peak_takes_it_again():
     peak = Peak(torch.device("cpu"), torch.float32)
-    real = measured_peak(torch.float32)
+    real = measured_peak(torch.device("cpu"), torch.float32)
     assert 0 < peak.share(real * 1e-3) < 0.1
     peak._flops = 1.0  # as if the machine had been busy
     assert peak.share(real * 1e-3) < 0.1  # measured again, not merely raised to the rate
