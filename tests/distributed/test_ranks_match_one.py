@@ -26,7 +26,7 @@ def alone(launch, small_config):
     return trained(launch, small_config, 1, case)["reference"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_every_rank_count_and_zero_stage_matches_the_reference(launch, small_config, alone, ranks):
     cases = {f"ranks{ranks}-zero{stage}": [f"dense.zero_stage={stage}"] for stage in (0, 1, 2)}
     cases[f"ranks{ranks}-mixed"] = ["dense.zero_stage=2", *MIXED]
@@ -49,6 +49,7 @@ def test_the_reference_did_learn(small_config, alone):
     assert alone["losses"][-5:].mean() < alone["losses"][:5].mean()
 
 
+@pytest.mark.thorough
 def test_a_table_too_small_for_the_ranks_stays_whole_and_the_plan_says_so(small_config):
     runs = load_config(small_config).run_dir.parent
     segment = {

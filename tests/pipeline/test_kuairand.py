@@ -40,6 +40,7 @@ def prepared(kuairand_folder, tmp_path_factory):
     return config, manifest, rows
 
 
+@pytest.mark.thorough
 def test_every_row_is_accounted_for(prepared):
     _, manifest, rows = prepared
     assert manifest.raw_rows == 94_784 + 817_187
@@ -50,6 +51,7 @@ def test_every_row_is_accounted_for(prepared):
     assert ids.is_unique
 
 
+@pytest.mark.thorough
 def test_labels_and_times_are_those_of_the_log(prepared, kuairand_folder):
     config, _, rows = prepared
     log = pq.read_table(sorted(kuairand_folder.glob("log_*.parquet"))[0]).to_pandas()
@@ -66,6 +68,7 @@ def test_labels_and_times_are_those_of_the_log(prepared, kuairand_folder):
         assert (part["video_id"].to_numpy() == raw["video_id"].to_numpy() + 1).all()
 
 
+@pytest.mark.thorough
 def test_sequences_and_past_statistics_end_before_the_row(prepared, kuairand_folder):
     _, manifest, rows = prepared
     sequences = pq.read_table(next(kuairand_folder.glob("user_sequences*.parquet"))).to_pandas().set_index("user_id")
@@ -86,6 +89,7 @@ def test_sequences_and_past_statistics_end_before_the_row(prepared, kuairand_fol
     assert any("history is left out" in note for note in manifest.notes)
 
 
+@pytest.mark.thorough
 def test_past_events_know_the_past_alone(prepared, kuairand_folder):
     _, manifest, rows = prepared
     past = rows["past"]
