@@ -22,6 +22,7 @@ from rankmixer_dist.errors import UserError
 from tests.unit.test_damaged_data import SPLITS, prepared, refusal, small, values  # noqa: F401
 
 PATIENCE_S = 20.0
+"""Of the processor."""
 
 
 def forge(config, content):
@@ -38,7 +39,7 @@ def content_of(good):
 def read(config, *, verify=True):
     """The rows of both splits, or the line that refuses them."""
     config = config.model_copy(update={"data": config.data.model_copy(update={"verify_checksums": verify})})
-    start = time.monotonic()
+    start = time.process_time()
     try:
         manifest = open_prepared(config, SPLITS, rank=0, world_size=1)
         ranks = {"rank": 0, "world_size": 1, "batch_size": 16, "training": True, "pin_memory": False}
@@ -46,7 +47,7 @@ def read(config, *, verify=True):
     except UserError as error:
         return refusal(error)
     finally:
-        assert time.monotonic() - start < PATIENCE_S
+        assert time.process_time() - start < PATIENCE_S
 
 
 def test_300_forged_manifests(prepared):  # noqa: F811

@@ -25,6 +25,7 @@ from rankmixer_dist.train import checkpoint as train_checkpoint
 
 NUMBERS = [-1, 1, 2**40, 2**70, 1.0, True, "3", None, [], {}]
 PATIENCE_S = 20.0
+"""Of the processor: a busy machine takes longer, and what waits for ever ends by the time-out of all tests."""
 
 
 def seal(saved: Path) -> None:
@@ -35,7 +36,7 @@ def seal(saved: Path) -> None:
 
 def loaded(saved: Path) -> dict[str, list] | str:
     """The values that are read, or with which line they are refused."""
-    start = time.monotonic()
+    start = time.process_time()
     try:
         open_checkpoint(saved)
         table = Piece("tables/video.weight", (20, 3), (0, 0), torch.empty(20, 3))
@@ -47,7 +48,7 @@ def loaded(saved: Path) -> dict[str, list] | str:
     except UserError as error:
         line = str(error)
     finally:
-        assert time.monotonic() - start < PATIENCE_S
+        assert time.process_time() - start < PATIENCE_S
     assert "\n" not in line
     return line
 
