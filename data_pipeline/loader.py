@@ -26,6 +26,7 @@ from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import RankError, UserError, one_line
 from rankmixer_dist.schema import Schema
+from rankmixer_dist.threads import start_thread
 
 _CACHED_CHUNKS = 4
 _CACHED_FILES = 16
@@ -100,8 +101,7 @@ class Loader:
             except BaseException as error:  # handed to the consumer, which raises it
                 put(error)
 
-        reader = threading.Thread(target=read_ahead, name="loader", daemon=True)
-        reader.start()
+        reader = start_thread(read_ahead, name="loader")
         try:
             while (item := ready.get()) is not None:
                 if isinstance(item, BaseException):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rankmixer_dist.checkpoint.about import About, File, describe_files, read_about
 from rankmixer_dist.checkpoint.folder import (
@@ -24,6 +23,7 @@ from rankmixer_dist.checkpoint.folder import (
     publish,
     sweep,
 )
+from rankmixer_dist.checkpoint.host_copies import HostCopies
 from rankmixer_dist.checkpoint.index import INDEX_NAME
 from rankmixer_dist.checkpoint.storage import write_pieces
 from rankmixer_dist.errors import UserError, one_line
@@ -36,6 +36,7 @@ from rankmixer_dist.parallel.topology import (
 )
 from rankmixer_dist.pieces import Piece
 from rankmixer_dist.there import is_file, matching
+from rankmixer_dist.threads import start_thread
 
 _PATIENCE_S = 1800.0
 """A rank's disk may be slower than another's by so much; no training waits for it."""
@@ -73,20 +74,20 @@ class Saver:
         self._group = new_gloo_group(at_least_s=_PATIENCE_S)
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
-        self._copies: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._copies = HostCopies()
         self.waited_s, self.failed = 0.0, 0
 
     def save(self, about: About, pieces: Sequence[Piece]) -> None:
         """Copies this rank's pieces and begins to write them; a save that is still under way is waited for first."""
         start = time.perf_counter()
         self._join()
+        if self._topology.device.type == "cuda":
+            # Whichever stream wrote the state, NCCL's among them, has done so before the state is read.
+            torch.cuda.synchronize(self._topology.device)
         if self._asynchronous:
-            pieces = [self._copied(piece) for piece in pieces]
-            if self._topology.device.type == "cuda":
-                torch.cuda.synchronize(self._topology.device)
+            pieces = self._copies.take(pieces)
         self._failure = None
-        self._thread = threading.Thread(target=self._write, args=(about, pieces), name="checkpoint", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._write, about, pieces, name="checkpoint")
         if not self._asynchronous:
             self._join()
         self.waited_s += time.perf_counter() - start
@@ -111,17 +112,6 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def _copied(self, piece: Piece) -> Piece:
-        """The piece in host memory, which is kept for the next save: fresh memory costs more than the copy."""
-        key = (piece.key, piece.offsets)
-        copy = self._copies.get(key)
-        if copy is None or copy.shape != piece.tensor.shape:
-            on_gpu = piece.tensor.device.type == "cuda"
-            copy = torch.empty(piece.tensor.shape, dtype=piece.tensor.dtype, pin_memory=on_gpu)
-            self._copies[key] = copy
-        copy.copy_(piece.tensor.detach(), non_blocking=True)
-        return Piece(piece.key, piece.shape, piece.offsets, copy)
 
     def _write(self, about: About, pieces: Sequence[Piece]) -> None:
         try:

@@ -166,7 +166,14 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
 
 
 class _Writer(dcp.FileSystemWriter):
-    """DCP's writer with a JSON index."""
+    """DCP's writer with a JSON index.
+
+    It copies a tensor that lies on a GPU when the tensor's turn comes, and waits for the copy on that tensor's GPU.
+    With its copying ahead it would wait for the stream of the thread's current GPU instead.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, per_thread_copy_ahead=0)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         places = {written.index: written.storage_data for of_rank in results for written in of_rank}

@@ -1,5 +1,7 @@
 """The loader's promises: order, coverage, values, and errors that name the file."""
 
+import threading
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -216,12 +218,28 @@ def test_splits_in_turn_are_passed_one_after_the_other(prepared, world_size):
 
 
 def test_leaving_an_epoch_early_stops_the_reader(prepared):
-    import threading
-
     reading = make(prepared).epoch(Position(0, 0))
     next(reading)
     reading.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+def test_batches_are_read_ahead_on_the_gpu_of_the_rank(prepared, monkeypatch):
+    current = threading.local()
+    current.gpu = 3
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "gpu", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: setattr(current, "gpu", gpu))
+    loader = make(prepared)
+    assemble, seen = loader._assemble, set()
+
+    def recorded(*args, **kwargs):
+        seen.add((threading.current_thread().name, torch.cuda.current_device()))  # where memory would be pinned
+        return assemble(*args, **kwargs)
+
+    monkeypatch.setattr(loader, "_assemble", recorded)
+    assert list(loader.epoch(Position(0, 0)))
+    assert seen == {("loader", 3)}
 
 
 def test_a_broken_row_group_is_named(prepared):

@@ -31,16 +31,17 @@ ALLOWED |= {
     "batch": {"errors", "schema"},
     "losses": {"errors", "schema"},
     "pieces": set(),
+    "threads": set(),
 }
-FLOOR_1 = {*FLOOR_0, "layers", "batch", "losses", "pieces"}
+FLOOR_1 = {*FLOOR_0, "layers", "batch", "losses", "pieces", "threads"}
 # Floor 2 to 5. `sparse` and `parallel` are siblings and do not know each other.
 ALLOWED |= {"models": FLOOR_1, "sparse": {*FLOOR_1, "models"}, "parallel": {*FLOOR_1, "models"}}
 # Checkpoints move pieces of tensors between ranks and files; whose they are is not their business.
-ALLOWED |= {"checkpoint": {*FLOOR_0, "pieces", "parallel"}}
+ALLOWED |= {"checkpoint": {*FLOOR_0, "pieces", "threads", "parallel"}}
 FLOOR_3 = {*FLOOR_1, "models", "sparse", "parallel", "checkpoint"}
 ALLOWED |= {"serving": FLOOR_3, "train": FLOOR_3}
-# Data is prepared and read without the model: floor 0, and the batch that it hands over.
-ALLOWED |= {"data_pipeline": {*FLOOR_0, "batch"}, "launch": {*FLOOR_3, "serving", "train", "data_pipeline"}}
+# Data is prepared and read without the model: floor 0, the batch that it hands over, and who reads it ahead.
+ALLOWED |= {"data_pipeline": {*FLOOR_0, "batch", "threads"}, "launch": {*FLOOR_3, "serving", "train", "data_pipeline"}}
 
 # Library -> components that may import it. `environment` checks what is installed, so it may import anything, but only
 # inside its check functions, where a broken install becomes a line of the doctor's table.
