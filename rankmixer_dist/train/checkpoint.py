@@ -78,31 +78,29 @@ def state_pieces(
 ) -> list[Piece]:
     """This rank's part of all tensors of a run's state."""
     routed = [] if routing is None else routing.pieces()
-    return [*table_pieces(tables), *engine.pieces(), *routed, *_random_pieces(topology)]
+    return [*table_pieces(tables), *engine.pieces(), *routed, *_random_pieces(topology).values()]
 
 
 def resume(
     checkpoint: Path, tables: Tables, engine: DenseEngine, topology: Topology, routing: Routing | None = None
 ) -> Progress:
-    """Takes up the state that `checkpoint` holds, whatever ranks, plan and ZeRO stage it was saved under.
+    """Takes up the state that `checkpoint` holds, whatever ranks, devices, plan and ZeRO stage it was saved under.
 
-    Random numbers go on where they were if the number of ranks is the same; else they begin anew.
+    Random numbers go on where they were if the number of ranks is the same; else they begin anew. Those of a kind of
+    device on which nothing was saved begin as in a new run. Rank 0 says so.
 
     Raises:
         UserError: it is damaged, or of another model.
     """
     about = _open(checkpoint, engine.module, topology)
     engine.make_room(about.moments, about.updates)
-    random = _random_pieces(topology) if about.world_size == topology.world_size else []
+    random = _random_that_goes_on(checkpoint, about, topology)
     routed = [] if routing is None else routing.pieces()
-    read_pieces([*table_pieces(tables), *engine.pieces(), *routed, *random], checkpoint / TENSORS)
+    read_pieces([*table_pieces(tables), *engine.pieces(), *routed, *random.values()], checkpoint / TENSORS)
     engine.refresh()
-    if random:
-        torch.set_rng_state(random[0].tensor)
-    else:
-        torch.manual_seed(about.config["seed"] + about.step)
-    if topology.device.type == "cuda" and random:
-        torch.cuda.set_rng_state(random[1].tensor, topology.device)
+    told = _set_random(random, about, topology)
+    if told and topology.is_first:
+        print(f"{checkpoint.name} {told}", flush=True)
     return Progress(about.step, about.rows, Position(about.position.epoch, about.position.row))
 
 
@@ -112,12 +110,36 @@ def load_for_scoring(checkpoint: Path, tables: Tables, module: nn.Module, topolo
     read_pieces([*table_pieces(tables, ["weight"]), *module_pieces(module)], checkpoint / TENSORS)
 
 
-def _random_pieces(topology: Topology) -> list[Piece]:
-    """Copies of this rank's generators' states, the CPU's first."""
+def _random_pieces(topology: Topology) -> dict[str, Piece]:
+    """Copies of this rank's generators' states, by the kind of their device."""
     states = {"cpu": torch.get_rng_state()}
     if topology.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(topology.device)
-    return [whole(f"random/{device}-{topology.rank:05d}", state) for device, state in states.items()]
+    return {device: whole(f"random/{device}-{topology.rank:05d}", state) for device, state in states.items()}
+
+
+def _random_that_goes_on(checkpoint: Path, about: About, topology: Topology) -> dict[str, Piece]:
+    """Of `_random_pieces`, those whose state a checkpoint holds; a CPU's it must hold."""
+    if about.world_size != topology.world_size:
+        return {}
+    held = read_index(checkpoint / TENSORS)
+    own = _random_pieces(topology)
+    return {device: piece for device, piece in own.items() if device == "cpu" or piece.key in held}
+
+
+def _set_random(read: Mapping[str, Piece], about: About, topology: Topology) -> str:
+    """Sets this rank's generators; what does not go on where it was, in words, or nothing."""
+    if not read:
+        torch.manual_seed(about.config["seed"] + about.step)
+        return f"is of {about.world_size} ranks, which are {topology.world_size} now: the random numbers begin anew"
+    torch.set_rng_state(read["cpu"].tensor)
+    if topology.device.type != "cuda":
+        return ""
+    if "cuda" in read:
+        torch.cuda.set_rng_state(read["cuda"].tensor, topology.device)
+        return ""
+    torch.cuda.manual_seed(about.config["seed"])
+    return "was saved without a GPU: the GPU's random numbers begin as in a new run, the CPU's go on"
 
 
 def _open(checkpoint: Path, module: nn.Module, topology: Topology) -> About:
