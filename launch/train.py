@@ -33,7 +33,10 @@ def run(config: RunConfig) -> None:
     # Imported after all else is known to be good: torch and its kin take seconds.
     from rankmixer_dist.parallel.topology import process_group
     from rankmixer_dist.parallel.watchdog import exchange_limit_s
+    from rankmixer_dist.train.determinism import take_deterministic_ways
 
+    if config.train.deterministic:
+        take_deterministic_ways()
     with process_group(timeout_s=exchange_limit_s(config.train.stall_timeout_s)) as topology:
         run_on(config, topology, manifest)
 

@@ -112,6 +112,11 @@ class TrainConfig(Strict):
     stall_timeout_s: PositiveFloat | None = Field(
         default=600.0, description="a rank that does nothing for so long is reported with its stack, and the job ends"
     )
+    deterministic: bool = Field(
+        default=False,
+        description="on GPUs, run again on as many of the same, repeat the figures to the last bit, for some speed; on "
+        "a CPU it changes nothing; see docs/determinism.md",
+    )
     audit_rows: bool = Field(default=False, description="write the ids of the rows trained on into rows_trained/")
 
     @model_validator(mode="after")
@@ -280,8 +285,8 @@ class RunConfig(Strict):
 MANNER = frozenset(
     {
         "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
-        "parallel", "train.log_every", "train.stall_timeout_s", "train.audit_rows", "checkpoint", "eval.split",
-        "eval.batch_size", "eval.checkpoint", "eval.slices", "eval.compare_paths", "stream",
+        "parallel", "train.log_every", "train.stall_timeout_s", "train.deterministic", "train.audit_rows",
+        "checkpoint", "eval.split", "eval.batch_size", "eval.checkpoint", "eval.slices", "eval.compare_paths", "stream",
     }
 )  # fmt: skip
 """Keys, and sections, that say how a run is done and watched; none of them changes what it learns."""

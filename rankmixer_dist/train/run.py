@@ -27,6 +27,7 @@ from rankmixer_dist.train.build import (
     starting_rates,
 )
 from rankmixer_dist.train.checkpoint import resume
+from rankmixer_dist.train.determinism import told_of_switch
 from rankmixer_dist.train.full_disk import Complaint
 from rankmixer_dist.train.loop import Epochs, Plan, Progress, run_loop
 from rankmixer_dist.train.loss_range import LossRange
@@ -217,6 +218,8 @@ def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, A
         f"{len(config.features.tables)} tables, {rows:,} rows",
         flush=True,
     )
+    if config.train.deterministic:
+        print(told_of_switch(topology.device), flush=True)
     for table in placed:
         if table["sharding"] != config.sparse.sharding.get(table["name"], table["sharding"]):
             print(f"table {table['name']} is placed {table['sharding']}: {table['reason']}", flush=True)

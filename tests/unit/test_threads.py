@@ -14,6 +14,7 @@ WITHOUT_A_DEVICE = {
     "rankmixer_dist/threads.py": "the door itself",
     "rankmixer_dist/parallel/meeting.py": "it waits for ranks before there is a device",
     "rankmixer_dist/parallel/watchdog.py": "it reports a rank that may hang in the driver, which it must not call then",
+    "rankmixer_dist/parallel/stop_guard.py": "it ends a process that may hang in the driver, as the watchdog",
     "data_pipeline/streaming/checkpoints.py": "it links files",
     "data_pipeline/sources/parquet_log.py": "it reads the ends of files",
     "launch/benchmarks/predictions.py": "it writes files",
