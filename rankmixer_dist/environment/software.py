@@ -88,7 +88,7 @@ def fbgemm() -> Check:
             mend = "let pip find a CUDA build of torch (see: pip config list), then remove .venv and run: "
             mend += "RANKMIXER_DEVICE=cuda bash launch/install.sh"
             return Check("fbgemm", f"{builds[0]} is for CUDA, but torch is a CPU build", "bad", mend)
-        if not _has_driver_library():
+        if _lacks_driver_library():
             return _without_driver("fbgemm", f"{installed(builds[0])} ({builds[0]})")
     import fbgemm_gpu  # noqa: F401  loads the operators
 
@@ -104,6 +104,8 @@ def torchrec() -> Check:
     wrong = disagreement("torchrec")
     if wrong:
         return Check("torchrec", wrong, "bad", _without_dependencies("torchrec"))
+    if _lacks_driver_library():
+        return _without_driver("torchrec", installed("torchrec") or "")
     import torch
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
@@ -168,12 +170,15 @@ def pyarrow() -> Check:
     return Check("pyarrow", f"{pyarrow.__version__}, Parquet written and read")
 
 
-def _has_driver_library() -> bool:
+def _lacks_driver_library() -> bool:
+    """Whether fbgemm, and with it torchrec, is a CUDA build that cannot load here."""
+    if not installed(FBGEMM_BUILDS["cuda"]):
+        return False
     try:
         ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _without_driver(name: str, found: str) -> Check:

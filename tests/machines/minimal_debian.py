@@ -163,14 +163,17 @@ def main() -> None:
                 finally:
                     inside.kill()  # and with it all that was started inside
     clone = options.folder / "clone"
-    _run("git", "clone", "--quiet", "--no-hardlinks", ROOT, clone)
+    # By its protocol, not by copying files, which another git may be packing.
+    _run("git", "clone", "--quiet", "--single-branch", ROOT.as_uri(), clone)
     system = System(options.folder / "system")
     if options.base is not None and options.base.exists():
         _run("cp", "--archive", options.base, system.folder)
     else:
         system.install(options.release, options.mirror, "ca-certificates" if options.image is not None else PACKAGES)
         if options.base is not None:
-            _run("cp", "--archive", system.folder, options.base)
+            whole = options.base.with_name(options.base.name + ".partial")
+            _run("cp", "--archive", system.folder, whole)
+            whole.rename(options.base)
     system.mount()
     if options.image is not None:
         results = build_image(system, clone, options.image)

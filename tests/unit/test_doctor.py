@@ -158,6 +158,7 @@ def test_a_cuda_install_without_the_drivers_library(
         "1.8.0 (fbgemm-gpu), not tried: the driver's libnvidia-ml.so.1 is not here",
     )
     assert mend in check.mend
+    assert software.torchrec() == Check("torchrec", f"1.8.0, {check.found.partition(', ')[2]}", verdict, check.mend)
 
 
 def test_fbgemm_for_cuda_beside_torch_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ def a_cuda_install(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(software, "disagreement", returning(None))
-    monkeypatch.setattr(software, "installed", {"fbgemm-gpu": "1.8.0"}.get)
+    monkeypatch.setattr(software, "installed", {"fbgemm-gpu": "1.8.0", "torchrec": "1.8.0"}.get)
     monkeypatch.setattr(software.ctypes, "CDLL", missing)
 
 
