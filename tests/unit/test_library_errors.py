@@ -1,5 +1,6 @@
 """Exceptions of the libraries as users meet them, raised by the libraries themselves, and the line of each."""
 
+import ctypes
 import errno
 import os
 import socket
@@ -40,6 +41,7 @@ def raised(call: Callable[[], object]) -> BaseException:
         (lambda folder: np.empty(10**14), "memory is used up: Unable to allocate"),
         (lambda folder: torch.empty(10**14), "memory is used up"),
         (lambda folder: bytearray(1 << 60), "memory is used up: MemoryError"),
+        (lambda folder: ctypes.CDLL("libnone.so.1"), "the library libnone.so.1 is not on this machine"),
     ],
 )
 def test_what_the_system_and_the_libraries_raise(call: Callable[[Path], object], told: str, tmp_path: Path) -> None:
