@@ -101,7 +101,7 @@ def _of_system(error: OSError) -> str | None:
     if error.filename is None:
         missing = re.match(r"(lib\S+): cannot open shared object file", str(error))
         if missing:  # of the NVIDIA driver, where the environment is one for GPUs
-            return f"the library {missing[1]} is not on this machine; `python launch/doctor.py` says what to do about it"
+            return f"the library {missing[1]} is not on this machine; `python launch/doctor.py` says more"
         return line if error.errno in _NAMELESS else None
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{' to '.join(names)}: {line or one_line(OSError(error.strerror))}"
