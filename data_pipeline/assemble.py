@@ -92,4 +92,4 @@ class BatchAssembler:
         values = self._empty((sum(map(len, pieces)),), torch.int64)
         if pieces:
             np.concatenate(pieces, out=values.numpy())
-        return JaggedIds(features=self._ids, values=values, lengths_FB=lengths)
+        return JaggedIds.on_host(self._ids, values, lengths)

@@ -1,6 +1,7 @@
 """A batch of prepared rows as torch tensors, the same on every device and under every sharding."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,19 @@ from torch import Tensor
 class JaggedIds:
     """Ids of several features over the same rows, feature-major: all rows of the first feature, then of the next.
 
-    `values`: int64 [sum of lengths]; `lengths_FB`: int32 [F, B], ids of feature f in row b.
+    `values`: int64 [sum of lengths]; `lengths_FB`: int32 [F, B], ids of feature f in row b; `counts`: ids of each
+    feature over all rows, known to the host, which would have to wait for a GPU to count them there.
     """
 
     features: tuple[str, ...]
     values: Tensor
     lengths_FB: Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def on_host(cls, features: tuple[str, ...], values: Tensor, lengths_FB: Tensor) -> "JaggedIds":
+        """Those of a batch that is being made, in host memory."""
+        return cls(features, values, lengths_FB, tuple(lengths_FB.sum(dim=1).tolist()))
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,22 @@ class Batch:
         return int(self.weight_B.count_nonzero())
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`; copies from pinned memory overlap with what runs there."""
+        """The same batch on `device`, where copies from pinned memory queue up behind what runs in the stream."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             if isinstance(value, JaggedIds):
-                return JaggedIds(value.features, move(value.values), move(value.lengths_FB))
+                return dataclasses.replace(value, values=move(value.values), lengths_FB=move(value.lengths_FB))
             return value
 
         return Batch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield value
+        yield self.ids.values
+        yield self.ids.lengths_FB

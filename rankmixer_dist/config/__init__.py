@@ -6,6 +6,7 @@ from rankmixer_dist.config.model import BackboneName, DTSIConfig, ModelConfig, S
 from rankmixer_dist.config.run import (
     MANNER,
     BestCheckpoint,
+    DenseConfig,
     RunConfig,
     Schedule,
     StartFrom,
@@ -17,6 +18,7 @@ __all__ = [
     "BackboneName",
     "BestCheckpoint",
     "DTSIConfig",
+    "DenseConfig",
     "KuaiRandSource",
     "ModelConfig",
     "RunConfig",

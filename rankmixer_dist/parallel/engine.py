@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankmixer_dist.parallel.deepspeed_setup import deepspeed
-from rankmixer_dist.parallel.expert_groups import clip_by_global_norm, is_owned, optimizer_groups, owned_and_shared
+from rankmixer_dist.parallel.expert_groups import clipping_scale, optimizer_groups, owned_and_shared
 from rankmixer_dist.pieces import Piece, Place, dense_key, dense_pieces, places_of
 
 
@@ -64,6 +64,19 @@ class DenseEngine(Protocol):
     def refresh(self) -> None:
         """Takes up what was written into `pieces`; all ranks call it."""
         ...
+
+
+_MOST_BUCKET_ELEMENTS = 1 << 25
+"""128 MiB in fp32, which keeps any network busy."""
+
+
+def bucket_elements(module: nn.Module) -> int:
+    """Gradient elements that ZeRO gathers before it exchanges them; it holds a buffer of so many through each backward.
+
+    Small models need one exchange, and no more memory than their gradients. DeepSpeed takes 5e8 for any model, 2 GB.
+    """
+    elements = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return max(1, min(elements, _MOST_BUCKET_ELEMENTS))
 
 
 def build_optimizer(
@@ -118,7 +131,11 @@ class PlainEngine:
 class DeepSpeedEngine:
     """DeepSpeed over all ranks of the default group, ZeRO 0, 1 or 2, fp32 or bf16.
 
-    Parameters of the module may be owned, see `parallel.expert_groups`; the model's gradients are then clipped here.
+    Parameters of the module may be owned, see `parallel.expert_groups`.
+
+    A step never makes the host wait for a GPU: the norm is computed only to clip by it, which happens here, and no
+    gradient is asked whether it is finite. One that is not leaves weights that are not, which the next loss shows and
+    no checkpoint takes. In bf16 without ZeRO DeepSpeed's own optimizer asks every parameter, and leaves the step out.
     """
 
     def __init__(
@@ -131,18 +148,22 @@ class DeepSpeedEngine:
         rows_per_rank: int,
     ) -> None:
         self._places = places_of(module)
-        self._own_clip_norm = settings.clip_norm if any(map(is_owned, module.parameters())) else None
-        config = {
+        self._clip_norm = settings.clip_norm
+        self._clipping: Tensor | None = None
+        config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": rows_per_rank,
             # The tables update in every backward, so accumulating only the dense gradients would train two models.
             "gradient_accumulation_steps": 1,
-            "zero_optimization": {"stage": zero_stage},
+            "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": bucket_elements(module)},
             "zero_allow_untested_optimizer": True,  # torch's own optimizers are elementwise, which is all it asks
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": precision == "bf16"},
-            "gradient_clipping": 0.0 if self._own_clip_norm else settings.clip_norm or 0.0,
+            "bf16": {"enabled": precision == "bf16", "check_grad_overflow": False},
+            "gradient_clipping": 0.0,
             "steps_per_print": 2**31,
+            "timers": {"throughput": {"enabled": False}},  # it synchronises the device twice a step
         }
+        if zero_stage > 0:
+            config["zero_optimization"]["compute_grad_norm"] = False
         if precision == "bf16":
             config["communication_data_type"] = "fp32"
         device = next(module.parameters()).device
@@ -157,6 +178,8 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.module = module
+        # Where the gradients of whatever is updated lie in fp32, at any stage and in either precision.
+        self._base_optimizer.register_step_pre_hook(self._clip)
         self._is_partitioned = zero_stage > 0
         if not self._is_partitioned and self.optimizer is not self._base_optimizer:
             self._base_optimizer.state.clear()
@@ -168,8 +191,8 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
 
     def step(self, lr: float) -> None:
-        if self._own_clip_norm is not None:
-            clip_by_global_norm(self._gradients(), self._own_clip_norm)
+        if self._clip_norm is not None:
+            self._clipping = clipping_scale(self._gradients(), self._clip_norm)
         _set_lr(self.optimizer, lr)
         self._engine.step()
 
@@ -219,6 +242,14 @@ class DeepSpeedEngine:
             # DeepSpeed did so after the update of its first group of parameters, when the others had none.
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """DeepSpeed steps one group of parameters after the other, each as if it were all."""
+        if self._clipping is None:
+            return
+        for group in optimizer.param_groups:
+            if gradients := [p.grad for p in group["params"] if p.grad is not None]:
+                torch._foreach_mul_(gradients, self._clipping)
 
     def _gradients(self) -> list[tuple[list[Tensor], int]]:
         """This rank's averaged gradients, and on how many ranks the same ones lie."""

@@ -3,7 +3,6 @@
 Legend: n ranks of a group, t = T / n tokens a rank, N = n B rows of the group, rank by rank; all ranks have equal B.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rankmixer_dist.layers.routing_report import RoutedRows
+from rankmixer_dist.parallel.spans import Spans, mark
 
 
 class Traffic:
@@ -25,28 +25,18 @@ class Traffic:
     def reset(self) -> None:
         """Counts from zero again, as at the beginning of a step."""
         self.exchanges_forward = self.bytes_forward = self.exchanges_backward = self.bytes_backward = 0
-        self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._spans = Spans()
 
     def seconds(self) -> float:
         """Time in exchanges, waiting for the other ranks included; on a GPU this waits until they are done."""
-        if self._events:
-            torch.cuda.synchronize()
-        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+        return self._spans.seconds()
 
     @contextmanager
     def timed(self, device: torch.device) -> Iterator[None]:
         """Adds the time of what is exchanged in the block, on a GPU that between two marks in the stream."""
-        if device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            yield
-            end.record()
-            self._events.append((start, end))
-        else:
-            start_s = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - start_s
+        start = mark(device)
+        yield
+        self._spans.add(start, mark(device))
 
     def count_forward(self, sent: int) -> None:
         """Adds an exchange of the forward pass."""

@@ -1,4 +1,4 @@
-"""What DeepSpeed has to know of parameters that only some ranks hold, and the clipping that it would get wrong.
+"""What DeepSpeed has to know of parameters that only some ranks hold, and the norm that it would get wrong.
 
 A model that holds an `ExpertGrid` has parameters of two kinds: shared ones, the same on all ranks, and owned ones, of
 which each rank of an expert group has its own. For DeepSpeed the owned ones are experts, and all that follows from that
@@ -124,22 +124,21 @@ def owned_and_shared(parameters: Iterable[nn.Parameter]) -> list[tuple[list[nn.P
 
 
 @torch.no_grad()
-def clip_by_global_norm(gradients: Iterable[tuple[Sequence[Tensor], int]], max_norm: float) -> None:
-    """Scales gradients so that the norm of the whole model's is at most `max_norm`, exactly as one rank would.
+def clipping_scale(gradients: Iterable[tuple[Sequence[Tensor], int]], max_norm: float) -> Tensor:
+    """Scalar by which gradients are to be multiplied so that the whole model's norm is at most `max_norm`.
 
-    DeepSpeed adds up each rank's own experts and then averages over the ranks, so that its norm, without ZeRO, is
-    neither the model's nor independent of the expert size. A norm that is not finite scales nothing.
+    It is what one rank would find. DeepSpeed adds up each rank's own experts and then averages over the ranks, so that
+    its norm, without ZeRO, is neither the model's nor independent of the expert size; and it reads the norm on the
+    host. A norm that is not finite scales nothing.
 
     Args:
         gradients: this rank's, averaged, and on how many ranks the same ones lie.
     """
-    held = [(list(tensors), copies) for tensors, copies in gradients if tensors]
     squares = [
-        (torch.stack(torch._foreach_norm(tensors, 2, torch.float32)).double() ** 2).sum() / copies
-        for tensors, copies in held
+        (torch.stack(torch._foreach_norm(list(tensors), 2, torch.float32)).double() ** 2).sum() / copies
+        for tensors, copies in gradients
+        if tensors
     ]
     norm = sum_over_ranks(torch.stack(squares).sum()).sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    scale = torch.where(norm.isfinite(), scale, torch.ones_like(scale)).float()
-    for tensors, _ in held:
-        torch._foreach_mul_(tensors, scale)
+    return torch.where(norm.isfinite(), scale, torch.ones_like(scale)).float()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 _GOLDEN, _MIX_1, _MIX_2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_BLOCK_ROWS = 1 << 20
+_BLOCK_ELEMENTS = 1 << 20
+"""Filled at a time; the intermediate values of so many take 46 MB."""
 
 
 @torch.no_grad()
@@ -23,8 +24,9 @@ def fill_uniform_(weight_RD: Tensor, *, scale: float, seed: int, table: str, fir
     key = int.from_bytes(digest, "little", signed=True)
     rows, dim = weight_RD.shape
     columns = torch.arange(dim, dtype=torch.int64, device=weight_RD.device)
-    for start in range(0, rows, _BLOCK_ROWS):
-        stop = min(rows, start + _BLOCK_ROWS)
+    block_rows = max(1, _BLOCK_ELEMENTS // dim)
+    for start in range(0, rows, block_rows):
+        stop = min(rows, start + block_rows)
         places = torch.arange(first_row + start, first_row + stop, dtype=torch.int64, device=weight_RD.device)
         bits = _split_mix(places[:, None] * dim + columns, key)
         unit = _shift_right(bits, 40).to(torch.float32) * 2.0**-24

@@ -1,10 +1,11 @@
 """From a config to the parts of a run: tables, dense model, engine."""
 
+import sys
 from typing import Any
 
 import torch
 
-from rankmixer_dist.config import DTSIConfig, ModelConfig, RunConfig, Schedule, SoftmaxTopKConfig
+from rankmixer_dist.config import DenseConfig, DTSIConfig, ModelConfig, RunConfig, Schedule, SoftmaxTopKConfig
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.identity import DataSeen, NumericScale
 from rankmixer_dist.models.features import FieldSpec, GroupSpec, NumericSpec, SequenceSpec
@@ -212,6 +213,8 @@ def build_tables(
 def build_engine(config: RunConfig, model: Ranker, topology: Topology, *, rows_per_rank: int) -> DenseEngine:
     """The dense model with what trains it."""
     dense = config.dense
+    if topology.is_first and (warning := slow_on(dense, topology.device)):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     settings = OptimizerSettings(
         kind=dense.optimizer, lr=dense.lr, weight_decay=dense.weight_decay, clip_norm=dense.clip_norm
     )
@@ -221,6 +224,16 @@ def build_engine(config: RunConfig, model: Ranker, topology: Topology, *, rows_p
     return DeepSpeedEngine(
         model, settings, zero_stage=dense.zero_stage, precision=dense.precision, rows_per_rank=rows_per_rank
     )
+
+
+def slow_on(dense: DenseConfig, device: torch.device) -> str:
+    """What is to be said of an engine that keeps a GPU waiting, or nothing."""
+    if device.type == "cuda" and dense.engine == "deepspeed" and dense.precision == "bf16" and dense.zero_stage == 0:
+        return (
+            "dense.zero_stage 0 with dense.precision bf16 makes the host wait for the GPU once a parameter in every "
+            "step; dense.zero_stage=1 takes the same steps without"
+        )
+    return ""
 
 
 def learning_rate(peak: float, schedule: Schedule, *, total_steps: int) -> LearningRate:

@@ -14,6 +14,7 @@ from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import Preempted
 from rankmixer_dist.parallel.comm_time import CommTimer
 from rankmixer_dist.parallel.topology import Topology, sum_over_ranks
+from rankmixer_dist.train.device_copies import DeviceCopies
 from rankmixer_dist.train.loss_range import LossRange, label_counts
 from rankmixer_dist.train.non_finite import NonFiniteRows
 from rankmixer_dist.train.peak import Peak
@@ -107,6 +108,7 @@ def run_loop(
         Preempted: the run was asked to stop, and its state is saved.
     """
     interval = _Interval(plan, topology, stopwatch, non_finite, loss_range)
+    to_device = DeviceCopies(topology.device)
     saved = progress.step
     rates: dict[str, float] = {}  # of the newest step
 
@@ -124,7 +126,7 @@ def run_loop(
         for batch, position in interval.timed(reading):
             hooks.doing(progress.step + 1, "in the training step")
             rates = {"lr": plan.lr.at(progress.step), "sparse_lr": plan.sparse_lr.at(progress.step)}
-            on_device = batch.to(topology.device)
+            on_device = to_device(batch)
             with interval.maybe_timed_exchange(progress.step):
                 result = step(on_device, number=progress.step + 1, **rates)
             progress.step += 1

@@ -10,12 +10,15 @@ from torch import nn
 
 from rankmixer_dist.checkpoint.storage import read_pieces, read_whole, write_pieces
 from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.parallel import engine as engines
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, OptimizerSettings
 from rankmixer_dist.parallel.expert_groups import expert_grid
 from rankmixer_dist.parallel.preemption import StopRequest
 from rankmixer_dist.parallel.topology import Topology, broadcast_object, new_gloo_group, process_group, sum_over_ranks
 
 ROWS, BEFORE, AFTER = 24, 5, 6
+SMALL_BUCKET = 40
+"""Of 366 elements: three parameters are larger, the others fill several."""
 TIMEOUT_S, LONGER_S = 1234.0, 5000.0
 
 
@@ -53,6 +56,20 @@ def main(arguments: list[str]) -> None:
                 found.append(float(sum_over_ranks(loss)))
             return found
 
+        for stage in (1, 2):
+            states = []
+            whole_model = engines._MOST_BUCKET_ELEMENTS
+            for most in (whole_model, SMALL_BUCKET):
+                engines._MOST_BUCKET_ELEMENTS = most
+                trained = engine(stage, seed=0)
+                losses(trained, range(BEFORE))
+                states.append({(piece.key, piece.offsets): piece.tensor.clone() for piece in trained.pieces()})
+            engines._MOST_BUCKET_ELEMENTS = whole_model
+            of_whole, of_small = states
+            same = of_small.keys() == of_whole.keys()
+            same &= all(torch.equal(of_small[key], tensor) for key, tensor in of_whole.items())
+            if topology.is_first:
+                print(json.dumps({"stage": stage, "same_in_small_buckets": same}), flush=True)
         for source in (0, 1, 2):
             saved_from = engine(source, seed=0)
             start = losses(saved_from, range(BEFORE))

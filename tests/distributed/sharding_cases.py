@@ -89,7 +89,7 @@ def ids_of(declared: Schema, step: int, rank: int) -> JaggedIds:
         torch.randint(0, most, (int(lengths.sum()),), generator=random)
         for most, lengths in zip(rows, lengths_FB, strict=True)
     ]
-    return JaggedIds(features, torch.cat(values), lengths_FB)
+    return JaggedIds.on_host(features, torch.cat(values), lengths_FB)
 
 
 def backward(tables: Tables, declared: Schema, step: int, rank: int, ranks: int) -> None:
@@ -142,7 +142,7 @@ def reference(declared: Schema, ranks: int) -> dict[str, torch.Tensor]:
             for ids, start in zip(each, starts, strict=True)
         ]
         lengths_FB = torch.cat([ids.lengths_FB for ids in each], dim=1)
-        found = tables(JaggedIds(each[0].features, torch.cat(values), lengths_FB))
+        found = tables(JaggedIds.on_host(each[0].features, torch.cat(values), lengths_FB))
         generators = [torch.Generator().manual_seed(7777 * step + rank) for rank in range(ranks)]
         loss = torch.zeros(())
         for _, value in sorted({**found.fields, **found.sequences}.items()):

@@ -11,7 +11,9 @@ import pytest
 def test_state_moves_between_stages(launch, precision, optimizer):
     ended = launch.torchrun("tests/distributed/engine_state_cases.py", precision, optimizer, ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    *cases, groups = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    *told, groups = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    bucketed, cases = told[:2], told[2:]
+    assert bucketed == [{"stage": stage, "same_in_small_buckets": True} for stage in (1, 2)]
     assert len(cases) == 9
     # The default group, one of the run's stop flag, two of gloo, and DeepSpeed's: experts, their data, and its own.
     assert len(groups["timeouts"]) >= 6

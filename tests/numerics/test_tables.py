@@ -1,7 +1,13 @@
 """Table lookups against a loop over rows and ids, gradients included; starting weights under any split."""
 
+import hashlib
+import weakref
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.schema import Schema
@@ -47,7 +53,7 @@ def random_ids(rows, seed):
         by_feature[name] = [torch.randint(0, most, (count,), generator=random) for count in counts]
     lengths = torch.tensor([[len(ids) for ids in each] for each in by_feature.values()], dtype=torch.int32)
     values = torch.cat([ids for each in by_feature.values() for ids in each])
-    return JaggedIds(SCHEMA.id_features(), values, lengths), by_feature
+    return JaggedIds.on_host(SCHEMA.id_features(), values, lengths), by_feature
 
 
 def weights(tables):
@@ -84,6 +90,28 @@ def test_lookups_match_a_loop(rows):
         torch.testing.assert_close(mine, reference, rtol=0, atol=1e-5)
 
 
+def test_a_lookup_asks_the_device_for_no_value():
+    def look_up(tables, ids):
+        found = tables(ids)
+        sum(part.sum() for part in (*found.fields.values(), *found.sequences.values())).backward()
+
+    ids, _ = random_ids(7, seed=1)
+    tables = EmbeddingTables(SCHEMA, device=torch.device("cpu"))
+    # Within operators: on a GPU each of these waits for it.
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        look_up(tables, ids)
+    called = {event.name for event in profiled.events()}
+    assert "aten::segment_reduce" in called
+    assert not called & {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"}
+    # In Python: tensors without values raise where a value is asked for.
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        values, lengths_FB = mode.from_tensor(ids.values), mode.from_tensor(ids.lengths_FB)
+        look_up(
+            EmbeddingTables(SCHEMA, device=torch.device("cpu")),
+            JaggedIds(ids.features, values, lengths_FB, ids.counts),
+        )
+
+
 def test_the_null_twin_updates_inside_backward_at_the_rate_it_was_given():
     tables = LocalTables(
         EmbeddingTables(SCHEMA, device=torch.device("cpu")), settings=RowWiseAdagradSettings(lr=9.0, eps=1e-8)
@@ -111,6 +139,33 @@ def test_starting_weights_do_not_depend_on_the_split():
         fill_uniform_(part, scale=0.25, seed=3, table="user", first_row=first)
         first += len(part)
     assert torch.equal(torch.cat(parts), whole)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of tensors other than `known` that live at a time."""
+
+    def __init__(self, known):
+        super().__init__()
+        self._live, self.most = {known.untyped_storage()._cdata: 0}, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        found = function(*arguments, **(keywords or {}))
+        if isinstance(found, torch.Tensor):
+            storage = found.untyped_storage()
+            if storage._cdata not in self._live:
+                self._live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._live.pop, storage._cdata, None)
+            self.most = max(self.most, sum(self._live.values()))
+        return found
+
+
+def test_starting_a_table_takes_little_memory_beside_it_and_gives_the_same_values_as_ever():
+    weight = torch.empty(1 << 17, 40)  # several blocks, the last not full
+    with Peak(weight) as peak:
+        fill_uniform_(weight, scale=0.01, seed=7, table="user", first_row=12_345)
+    assert peak.most < 50e6  # 169e6 where the block is filled at once, 8 times as much as it takes itself
+    digest = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+    assert digest == "2f4f4c29019a4d2e7a6481a39814d68761d90542b6c0701791ad34663c6019a5"
 
 
 def test_starting_weights_are_uniform_and_differ_by_seed_and_table():

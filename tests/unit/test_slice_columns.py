@@ -80,7 +80,7 @@ def batch(schema, *, rows=3, padding=2, **given) -> Batch:
         weight_B=torch.tensor([1.0] * rows + [0.0] * padding),
         labels_BK=torch.zeros(rows + padding, 1),
         numerics_BN=torch.zeros(rows + padding, 1),
-        ids=JaggedIds(features, torch.cat(values), lengths),
+        ids=JaggedIds.on_host(features, torch.cat(values), lengths),
         global_weight=float(rows),
     )
 

@@ -83,7 +83,7 @@ def test_rows_are_counted_by_weight_and_unknown_labels_are_not():
         weight_B=torch.tensor([1.0, 2.0, 1.0, 0.0]),
         labels_BK=torch.tensor([[1.0, torch.nan], [1.0, 0.0], [0.0, 1.0], [torch.nan, 1.0]]),
         numerics_BN=torch.zeros(4, 0),
-        ids=JaggedIds((), none[:0], torch.zeros(0, 4, dtype=torch.int32)),
+        ids=JaggedIds.on_host((), none[:0], torch.zeros(0, 4, dtype=torch.int32)),
         global_weight=4.0,
     )
     assert label_counts(batch).tolist() == [[4.0, 3.0], [3.0, 1.0]]

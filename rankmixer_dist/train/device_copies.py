@@ -1,0 +1,30 @@
+"""Batches on their way to the device, beside what runs there."""
+
+import torch
+
+from rankmixer_dist.batch import Batch
+
+
+class DeviceCopies:
+    """Copies batches to a device; to a GPU in a stream of its own, beside the step before, which the host has queued.
+
+    What the stream of the steps does next waits for the copy. The source has to be pinned to overlap: torch then keeps
+    it until the copy is done, whoever lets go of it. The copies' memory is not given away before the steps' stream is
+    done with them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The same batch on the device."""
+        if self._stream is None:
+            return batch.to(self._device)
+        with torch.cuda.stream(self._stream):
+            copied = batch.to(self._device)
+        steps = torch.cuda.current_stream(self._device)
+        steps.wait_stream(self._stream)
+        for tensor in copied.tensors():
+            tensor.record_stream(steps)
+        return copied
