@@ -73,7 +73,8 @@ class Manifest(Strict):
 
     `raw_rows` = rows of all splits + rows set aside by reason. `prepared_from` is the part of the config, and the
     fingerprint of the raw files, that decide the shards' bytes. `meaning` is what `schema_hash` is the checksum of.
-    `raw_types` are the types that files hold each raw column in.
+    `raw_types` are the types that files hold each raw column in. `ids_per_row` is, by feature with several ids a row,
+    their mean number in `data.statistics_of`; empty in older manifests.
     """
 
     format_version: int = FORMAT_VERSION
@@ -84,6 +85,7 @@ class Manifest(Strict):
     row_group_rows: PositiveInt
     splits: dict[str, list[Shard]]
     numerics: dict[str, NumericStatistics]
+    ids_per_row: dict[str, NonNegativeFloat] = {}
     raw_rows: int
     set_aside: dict[str, int]
     notes: list[str] = []

@@ -109,6 +109,11 @@ class _Preparation:
                 name: reduce(Moments.merge, (result.moments[name] for result in statistics_of)).statistics()
                 for name in schema.of_kind(NumericFeature)
             },
+            ids_per_row={
+                name: sum(result.ids[name] for result in statistics_of)
+                / sum(result.shard.rows for result in statistics_of)
+                for name in statistics_of[0].ids
+            },
             raw_rows=sum(report.raw_rows for report in reports),
             set_aside={reason: counts[reason] for reason in sorted(counts) if counts[reason]},
             notes=_notes(reports, self._source),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.manifest import NumericStatistics, Shard, prepared_columns
@@ -96,10 +97,11 @@ class Moments:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A written shard and the moments of its numeric features."""
+    """A written shard, the moments of its numeric features, and the ids of those that have several a row."""
 
     shard: Shard
     moments: Mapping[str, Moments]
+    ids: Mapping[str, int]
 
 
 def plan_shards(split_rows: Sequence[Mapping[str, tuple[int, int]]], shard_rows: int) -> list[ShardPlan]:
@@ -157,4 +159,6 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
         checksum=file_checksum(path),
     )
     moments = {name: Moments.of(rows[name].to_numpy()) for name in target.schema.of_kind(NumericFeature)}
-    return (ShardResult(shard, moments),)
+    lists = [column.name for column in columns if pa.types.is_list(column.type)]
+    ids = {name: pc.sum(pc.list_value_length(rows[name])).as_py() for name in lists}
+    return (ShardResult(shard, moments, ids),)

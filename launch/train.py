@@ -96,7 +96,10 @@ def run_on(config: RunConfig, topology: "Topology", manifest: "Manifest | None" 
         validation_rows = open_split(
             config, manifest, best.split, **ranks, batch_size=batch_size, training=False, **pinned
         )
-    train(config, topology, rows, data=data_seen(config, manifest), validation_rows=validation_rows)
+    train(
+        config, topology, rows, data=data_seen(config, manifest), validation_rows=validation_rows,
+        ids_per_row=manifest.ids_per_row,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

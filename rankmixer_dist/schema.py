@@ -229,6 +229,10 @@ class Schema(Strict):
         """Features of one kind, in declared order."""
         return {name: feature for name, feature in self.features.items() if isinstance(feature, kind)}
 
+    def features_of(self, table: str) -> tuple[str, ...]:
+        """Features whose ids are a table's, in declared order."""
+        return tuple(name for name, feature in self.features.items() if getattr(feature, "table", None) == table)
+
     def slices_ask_training(self, columns: Iterable[str]) -> bool:
         """Whether a column to slice by is what the training splits know of a user."""
         return any(column in USER_SLICES and column not in self.features for column in columns)

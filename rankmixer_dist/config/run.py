@@ -37,6 +37,11 @@ class SparseConfig(Strict):
     sharding: dict[str, Literal["table_wise", "row_wise"]] = Field(
         default={}, description="table -> fixed sharding type; tables not named are the planner's choice"
     )
+    memory_gib: PositiveFloat | None = Field(
+        default=None,
+        description="memory of a rank for tables; by default what the dense part leaves of a GPU, or a share of the "
+        "host's",
+    )
 
 
 class DenseConfig(Strict):
@@ -74,6 +79,9 @@ class ParallelConfig(Strict):
     pieces: PositiveInt = Field(
         default=1,
         description="of mode token: of a rank's rows, one exchanged while another computes; more for a slower network",
+    )
+    gbit_s_between_hosts: PositiveFloat = Field(
+        default=100.0, description="what a rank's GPU sends to other hosts, for the placement of tables"
     )
 
 
@@ -284,9 +292,10 @@ class RunConfig(Strict):
 
 MANNER = frozenset(
     {
-        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "dense.zero_stage",
-        "parallel", "train.log_every", "train.stall_timeout_s", "train.deterministic", "train.audit_rows",
-        "checkpoint", "eval.split", "eval.batch_size", "eval.checkpoint", "eval.slices", "eval.compare_paths", "stream",
+        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "sparse.memory_gib",
+        "dense.zero_stage", "parallel", "train.log_every", "train.stall_timeout_s", "train.deterministic",
+        "train.audit_rows", "checkpoint", "eval.split", "eval.batch_size", "eval.checkpoint", "eval.slices",
+        "eval.compare_paths", "stream",
     }
 )  # fmt: skip
 """Keys, and sections, that say how a run is done and watched; none of them changes what it learns."""

@@ -1,5 +1,10 @@
-"""Decides which rank holds which rows of a table: the planner's choices, its plan with reasons, and its refusals."""
+"""Decides which rank holds which rows of a table: the planner's choices, its plan with reasons, and its refusals.
 
+`planned` is a function of the tables and of the room for them alone, so that anybody can ask it for ranks that are not
+there; `place` is the same with all ranks of a job. TorchRec's own estimates are taken as they are.
+"""
+
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -8,14 +13,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed._shard.metadata import ShardMetadata
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, PlannerErrorType, ShardingOption
 from torchrec.distributed.types import BoundsCheckMode, ModuleSharder, ShardingPlan, ShardingType
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.schema import Table
+from rankmixer_dist.schema import Schema, Table
+from rankmixer_dist.sparse.explain import explained, too_large
+from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.sparse.tables import EmbeddingTables
 
 # The planner warns of choices that are made on purpose here, and prints its failures, which become one line.
@@ -24,24 +36,36 @@ logging.getLogger("torchrec").setLevel(logging.CRITICAL)
 TABLE_WISE, ROW_WISE = ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value
 SHARDING_TYPES = (TABLE_WISE, ROW_WISE)
 _NO_ROOM = (PlannerErrorType.INSUFFICIENT_STORAGE, PlannerErrorType.STRICT_CONSTRAINTS, PlannerErrorType.PARTITION)
-_NAMED_TABLES = 3
-_GIB = 2**30
+_MILLISECONDS = 1000  # the planner counts in bytes a millisecond
 
 
 @dataclass(frozen=True)
-class Room:
-    """The ranks that tables are to be placed on.
+class Placement:
+    """Where tables go: TorchRec's plan, and one entry a table for people, as `plan.json` tells it."""
 
-    rows_per_rank: rows of a rank's batch, for the planner's estimates.
-    memory_bytes: memory that a rank has for tables.
-    local_world_size: `rank % local_world_size` is the index of the rank's device; the ranks of a host, or 1 where
-        each rank sees its own device only. The planner takes it for the ranks of a host either way.
+    plan: ShardingPlan
+    tables: list[dict[str, Any]]
+
+
+class _BagSharder(EmbeddingBagCollectionSharder):
+    """Offers row-wise sharding on CPU too: gloo has the reduce-scatter that it needs."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(SHARDING_TYPES)
+
+
+class _RowSharder(EmbeddingCollectionSharder):
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(SHARDING_TYPES)
+
+
+def sharders(fused_params: dict[str, Any]) -> list[ModuleSharder[Any]]:
+    """What shards pooled tables and those of sequences.
+
+    Args:
+        fused_params: of FBGEMM's optimizer inside backward.
     """
-
-    device: torch.device
-    rows_per_rank: int
-    memory_bytes: int
-    local_world_size: int
+    return [_BagSharder(fused_params=dict(fused_params)), _RowSharder(fused_params=dict(fused_params))]
 
 
 def reaches_all_ranks(rows: int, ranks: int) -> bool:
@@ -54,42 +78,69 @@ def reaches_all_ranks(rows: int, ranks: int) -> bool:
     return (ranks - 1) * math.ceil(rows / ranks) < rows
 
 
-def place(
-    module: EmbeddingTables, sharders: list[ModuleSharder[Any]], *, fixed: Mapping[str, str], room: Room
-) -> tuple[ShardingPlan, list[dict[str, Any]]]:
-    """The same plan on all ranks of the default group, which all call this.
+def planned(schema: Schema, *, ranks: int, fixed: Mapping[str, str], room: Room) -> Placement:
+    """The plan for tables on so many ranks; needs neither them, their devices nor memory for the tables.
 
     Args:
-        module: lies on the meta device.
         fixed: table -> sharding type, for tables that the planner must not decide. A table that cannot be cut
             row-wise is placed as a whole all the same, and its reason says so: the number of ranks may change from
             one start to the next, and where a table lies changes nothing that is learnt.
 
-    Returns:
-        The plan, and on rank 0 one entry a table with its reason (the others get an empty list).
-
     Raises:
         UserError: the ranks have no memory for the tables.
     """
+    try:
+        return _planned(schema, ranks, fixed, room)
+    except PlannerError as error:
+        if error.error_type not in _NO_ROOM:
+            raise
+        whole = {
+            name for name, table in schema.tables.items() if ROW_WISE not in _choices(table, fixed.get(name), ranks)
+        }
+        raise UserError(too_large(schema.tables, room.memory_bytes, ranks=ranks, whole=whole)) from error
+
+
+def place(schema: Schema, *, fixed: Mapping[str, str], room: Room) -> Placement:
+    """The same plan on all ranks of the default group, which all call this; made by rank 0, for the least memory.
+
+    Args:
+        fixed: as `planned`.
+
+    Returns:
+        The plan, with each shard on the device that its rank has; the entries for people on rank 0 alone.
+
+    Raises:
+        UserError: as `planned`, on all ranks.
+    """
+    rooms: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
+    dist.all_gather_object(rooms, (room.memory_bytes, str(room.device)))
     told: tuple[ShardingPlan | None, str] = (None, "")
-    explained: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     if dist.get_rank() == 0:
+        room = dataclasses.replace(room, memory_bytes=min(memory for memory, _ in rooms))
         try:
-            plan, explained = _plan(module, sharders, fixed, room)
-            told = (plan, "")
-        except PlannerError as error:
-            if error.error_type not in _NO_ROOM:
-                raise
-            ranks = dist.get_world_size()
-            available = f"{ranks} x {room.memory_bytes / _GIB:,.2f} GiB"
-            told = (None, too_large(module.schema.tables, available, f"{ranks} rank{'s' * (ranks > 1)}"))
+            found = planned(schema, ranks=len(rooms), fixed=fixed, room=room)
+            told, entries = (found.plan, ""), found.tables
+        except UserError as error:
+            told = (None, str(error))
     holder = [told]
     dist.broadcast_object_list(holder)
-    found, refusal = holder[0]
-    if found is None:
+    plan, refusal = holder[0]
+    if plan is None:
         raise UserError(refusal)
-    check_no_empty_shard(found)
-    return found, explained
+    _on_own_devices(plan, [device for _, device in rooms])
+    return Placement(plan, entries)
+
+
+def _on_own_devices(plan: ShardingPlan, devices: Sequence[str]) -> None:
+    """Names each rank's real device; the planner counts them as if all hosts had equally many ranks and GPUs to see."""
+    for tables in plan.plan.values():
+        for placed in tables.values():
+            shards = placed.sharding_spec.shards
+            for place, shard in enumerate(shards):
+                rank = shard.placement.rank()
+                where = f"rank:{rank}/{devices[rank]}"
+                shards[place] = ShardMetadata(shard.shard_offsets, shard.shard_sizes, where)
 
 
 def check_no_empty_shard(plan: ShardingPlan) -> None:
@@ -100,39 +151,39 @@ def check_no_empty_shard(plan: ShardingPlan) -> None:
                 assert min(shard.shard_sizes) > 0, f"table {table}: {shard.placement} would hold a shard without rows"
 
 
-def _plan(
-    module: EmbeddingTables, sharders: list[ModuleSharder[Any]], fixed: Mapping[str, str], room: Room
-) -> tuple[ShardingPlan, list[dict[str, Any]]]:
-    constraints = {
-        name: ParameterConstraints(
-            sharding_types=_choices(table, fixed.get(name), dist.get_world_size()),
-            compute_kernels=["fused"],
-            bounds_check_mode=BoundsCheckMode.FATAL,
-        )
-        for name, table in module.schema.tables.items()
-    }
-    on_gpu = room.device.type == "cuda"
-    topology = Topology(
-        world_size=dist.get_world_size(),
-        local_world_size=room.local_world_size,
-        compute_device=room.device.type,
-        hbm_cap=room.memory_bytes if on_gpu else 0,
-        ddr_cap=None if on_gpu else room.memory_bytes,
-    )
+def _planned(schema: Schema, ranks: int, fixed: Mapping[str, str], room: Room) -> Placement:
+    module: nn.Module = EmbeddingTables(schema, device=torch.device("meta"))
+    for weight in module.parameters():
+        weight._optimizer_classes = [RowWiseAdagrad]  # type: ignore[attr-defined]  # so that accumulators take memory
+    by = sharders({})
+    constraints = {name: _constraints(schema, name, fixed.get(name), ranks, room) for name in schema.tables}
+    topology = _topology(ranks, room)
+    batch: dict[str, Any] = {"topology": topology, "batch_size": room.rows_per_rank, "constraints": constraints}
+    enumerator = EmbeddingEnumerator(**batch)
     chosen: list[ShardingOption] = []
     planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=room.rows_per_rank,
-        constraints=constraints,
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
+        **batch,
+        enumerator=enumerator,
+        storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
         debug=False,
         stats=[],
         callbacks=[lambda options: chosen.extend(options) or options],  # type: ignore[func-returns-value]
     )
-    enumerator = EmbeddingEnumerator(topology=topology, batch_size=room.rows_per_rank, constraints=constraints)
-    alternatives = enumerator.enumerate(module, sharders)
-    plan = planner.plan(module, sharders)
-    return plan, [_explain(module, option, alternatives, fixed) for option in chosen]
+    plan = planner.plan(module, by)
+    check_no_empty_shard(plan)
+    alternatives = enumerator.enumerate(module, by)  # what the planner has enumerated
+    return Placement(plan, explained(schema, chosen, alternatives, ranks=ranks, fixed=fixed, room=room))
+
+
+def _constraints(schema: Schema, name: str, fixed: str | None, ranks: int, room: Room) -> ParameterConstraints:
+    return ParameterConstraints(
+        sharding_types=_choices(schema.tables[name], fixed, ranks),
+        compute_kernels=["fused"],
+        pooling_factors=[room.ids_per_row.get(feature, 1.0) for feature in schema.features_of(name)],
+        # Ids are checked where they are read. One beyond its table that comes here all the same is a fault of the
+        # program or the machine: the other modes would train on another row in its place, and go on.
+        bounds_check_mode=BoundsCheckMode.FATAL,
+    )
 
 
 def _choices(table: Table, fixed: str | None, ranks: int) -> list[str]:
@@ -141,57 +192,18 @@ def _choices(table: Table, fixed: str | None, ranks: int) -> list[str]:
     return list(SHARDING_TYPES) if fixed is None else [fixed]
 
 
-def too_large(tables: Mapping[str, Table], available: str, where: str) -> str:
-    """One line that says what tables need, what there is and what to change."""
-    sizes = sorted(((table.bytes, name) for name, table in tables.items()), reverse=True)
-    named = [f"{name} {size / _GIB:,.2f} GiB" for size, name in sizes[:_NAMED_TABLES]]
-    rest = [f"{len(sizes) - _NAMED_TABLES} more"] if len(sizes) > _NAMED_TABLES else []
-    return (
-        f"the tables do not fit the memory of {where}: they need {sum(size for size, _ in sizes) / _GIB:,.2f} GiB "
-        f"({', '.join(named + rest)}) and their lookups some more; there are {available} for tables; set fewer rows or "
-        f"a smaller dim (features.tables.{sizes[0][1]}.rows, .dim), leave large tables out of sparse.sharding, or "
-        "use more machines"
+def _topology(ranks: int, room: Room) -> Topology:
+    on_gpu = room.device.type == "cuda"
+    rates = {}
+    if room.rates is not None:
+        rates["hbm_mem_bw" if on_gpu else "ddr_mem_bw"] = room.rates.memory / _MILLISECONDS
+        rates["intra_host_bw"] = room.rates.within_host / _MILLISECONDS
+        rates["inter_host_bw"] = room.rates.between_hosts / _MILLISECONDS
+    return Topology(
+        world_size=ranks,
+        local_world_size=min(room.local_world_size, ranks),
+        compute_device=room.device.type,
+        hbm_cap=room.memory_bytes if on_gpu else 0,
+        ddr_cap=None if on_gpu else room.memory_bytes,
+        **rates,
     )
-
-
-def _explain(
-    module: EmbeddingTables, option: ShardingOption, alternatives: Sequence[ShardingOption], fixed: Mapping[str, str]
-) -> dict[str, Any]:
-    rows, dim = option.tensor.shape
-    bytes_per_rank = [0] * dist.get_world_size()
-    for shard in option.shards:
-        assert shard.rank is not None
-        bytes_per_rank[shard.rank] += module.schema.tables[option.name].bytes * shard.size[0] // rows
-    return {
-        "name": option.name,
-        "rows": rows,
-        "dim": dim,
-        "module": "sequences" if option.name in module.schema.unpooled_tables() else "bags",
-        "features": [n for n, f in module.schema.features.items() if getattr(f, "table", None) == option.name],
-        "sharding": option.sharding_type,
-        "compute_kernel": option.compute_kernel,
-        "ranks": [shard.rank for shard in option.shards],
-        "bytes": sum(bytes_per_rank),
-        "bytes_per_rank": bytes_per_rank,
-        "reason": _reason(option, alternatives, fixed.get(option.name)),
-    }
-
-
-def _reason(option: ShardingOption, alternatives: Sequence[ShardingOption], fixed: str | None) -> str:
-    ranks = dist.get_world_size()
-    estimate = f"estimated {option.total_perf * 1e3:.3g} us a step"
-    if fixed == option.sharding_type:
-        return f"fixed by sparse.sharding; {estimate}"
-    if ranks == 1:
-        return f"one rank; {estimate}"
-    rows = option.tensor.shape[0]
-    if not reaches_all_ranks(rows, ranks):
-        small = f"{rows} rows in blocks of {math.ceil(rows / ranks)} leave none for the last of {ranks} ranks"
-        kept = f"sparse.sharding says {fixed}, which cannot be kept: " if fixed else ""
-        return f"{kept}{small}; {estimate}"
-    rest = ", ".join(
-        f"{o.sharding_type} {o.total_perf * 1e3:.3g} us"
-        for o in alternatives
-        if o.name == option.name and o.sharding_type != option.sharding_type
-    )
-    return f"planner's best for the slowest rank and memory; {estimate}" + (f" (instead: {rest})" if rest else "")

@@ -11,16 +11,15 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ModuleSharder, ShardingEnv
+from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.pieces import Piece
 from rankmixer_dist.sparse.init import fill_uniform_
-from rankmixer_dist.sparse.placement import SHARDING_TYPES, Room, place
+from rankmixer_dist.sparse.placement import place, sharders
+from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.sparse.tables import Embeddings, EmbeddingTables
 
 # fx warns of a flag that TorchRec still reads.
@@ -154,18 +153,6 @@ def _pieces(value: Any) -> list[_Piece]:
     return pieces
 
 
-class _BagSharder(EmbeddingBagCollectionSharder):
-    """Offers row-wise sharding on CPU too: gloo has the reduce-scatter that it needs."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(SHARDING_TYPES)
-
-
-class _RowSharder(EmbeddingCollectionSharder):
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(SHARDING_TYPES)
-
-
 def shard_tables(
     module: EmbeddingTables, *, settings: RowWiseAdagradSettings, fixed: Mapping[str, str], room: Room
 ) -> tuple[ShardedTables, list[dict[str, Any]]]:
@@ -182,17 +169,16 @@ def shard_tables(
         UserError: the ranks have no memory for the tables.
     """
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": settings.lr, "eps": settings.eps}
-    sharders: list[ModuleSharder[Any]] = [_BagSharder(fused_params=fused), _RowSharder(fused_params=fused)]
-    plan, explained = place(module, sharders, fixed=fixed, room=room)
+    placement = place(module.schema, fixed=fixed, room=room)
     sharded = DistributedModelParallel(
         module,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=room.device,
-        plan=plan,
-        sharders=sharders,
+        plan=placement.plan,
+        sharders=sharders(fused),
         init_data_parallel=False,
     )
-    return ShardedTables(sharded), explained
+    return ShardedTables(sharded), placement.tables
 
 
 def table_key(table: str, kind: str = "weight") -> str:

@@ -48,7 +48,7 @@ class EmbeddingTables(nn.Module):
         bags: list[EmbeddingBagConfig] = []
         rows: dict[int, list[EmbeddingConfig]] = {}
         for name, table in schema.tables.items():
-            users = [n for n, f in schema.features.items() if getattr(f, "table", None) == name]
+            users = list(schema.features_of(name))
             shape = {"name": name, "num_embeddings": table.rows, "embedding_dim": table.dim}
             if name in unpooled:
                 rows.setdefault(table.dim, []).append(EmbeddingConfig(**shape, feature_names=users))

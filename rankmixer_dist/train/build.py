@@ -1,6 +1,8 @@
 """From a config to the parts of a run: tables, dense model, engine."""
 
+import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ from rankmixer_dist.parallel.expert_groups import ExpertGrid, expert_grid
 from rankmixer_dist.parallel.token_parallel import check_spreadable, spread
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, Schema, SequenceFeature
-from rankmixer_dist.sparse.placement import Room, too_large
+from rankmixer_dist.sparse.explain import too_large
+from rankmixer_dist.sparse.room import Rates, Room, estimated_ids_per_row
 from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, Tables, init_tables, shard_tables
 from rankmixer_dist.sparse.tables import EmbeddingTables
-from rankmixer_dist.train.room import rank_room
+from rankmixer_dist.train.dense_memory import dense_bytes
+from rankmixer_dist.train.room import Host, host_here, memory_for_tables
 from rankmixer_dist.train.schedule import LearningRate
 
 _RAREST = 1e-6
@@ -174,40 +178,114 @@ def spread_out(config: RunConfig, model: Ranker, grid: ExpertGrid) -> None:
         model.backbone = spread(model.backbone, grid, config.parallel.mode, config.parallel.pieces)
 
 
+def room_on(
+    config: RunConfig,
+    host: Host,
+    *,
+    ranks: int,
+    rows_per_rank: int,
+    saves: bool,
+    ids_per_row: Mapping[str, float] | None = None,
+) -> Room:
+    """What a run's tables are placed on, on this or other machines: the whole input of their placement but the tables.
+
+    Args:
+        host: one of them.
+        ranks: on all hosts.
+        saves: it is a training run.
+        ids_per_row: as measured in the data; what is not measured is estimated.
+
+    Raises:
+        UserError: a GPU has no room for the dense part alone.
+    """
+    rates, dense = None, 0
+    if host.gpu is not None:
+        between = config.parallel.gbit_s_between_hosts * 1e9 / 8
+        rates = Rates(host.gpu.memory_bandwidth, within_host=host.gpu.link_bandwidth, between_hosts=between)
+        if config.sparse.memory_gib is None:
+            dense = dense_bytes(
+                config, weightless_model(config), ranks=ranks, rows_per_rank=rows_per_rank, trains=saves
+            )
+    memory = memory_for_tables(config, host, saves=saves, dense_bytes=dense)
+    if host.gpu is not None and memory <= 0:
+        raise UserError(
+            f"the dense model does not fit a GPU's {host.gpu.memory_bytes / 2**30:,.2f} GiB: its state and activations "
+            f"of {rows_per_rank:,} rows are estimated at {dense / 2**30:,.2f} GiB; take a smaller batch, a higher "
+            "dense.zero_stage, or more ranks; if you know better, say what is left in sparse.memory_gib"
+        )
+    return Room(
+        device=host.device,
+        rows_per_rank=rows_per_rank,
+        memory_bytes=memory,
+        local_world_size=host.ranks,
+        rates=rates,
+        ids_per_row=estimated_ids_per_row(config.features, ids_per_row or {}),
+    )
+
+
 def build_tables(
-    config: RunConfig, topology: Topology, *, rows_per_rank: int, saves: bool = False
-) -> tuple[Tables, list[dict[str, Any]]]:
+    config: RunConfig,
+    topology: Topology,
+    *,
+    rows_per_rank: int,
+    saves: bool = False,
+    ids_per_row: Mapping[str, float] | None = None,
+) -> tuple[Tables, dict[str, Any]]:
     """The tables with their starting weights, and the plan as plan.json tells it (on rank 0).
 
     Args:
         saves: they are to be saved in checkpoints, which takes memory too.
+        ids_per_row: as `room_on`.
 
     Raises:
         UserError: the ranks have no memory for the tables.
     """
     sparse, declared = config.sparse, config.features.tables
     settings = RowWiseAdagradSettings(lr=sparse.lr, eps=sparse.eps)
-    memory_bytes = rank_room(config, topology.device, topology.local_world_size, saves=saves)
-    plan: list[dict[str, Any]] = []
+    host = host_here(topology.device, topology.local_world_size)
+    ranks = topology.world_size
+    room = room_on(config, host, ranks=ranks, rows_per_rank=rows_per_rank, saves=saves, ids_per_row=ids_per_row)
+    placed: list[dict[str, Any]] = []
     tables: Tables
     if sparse.placement == "local":
-        if sum(table.bytes for table in declared.values()) > memory_bytes:
-            raise UserError(too_large(declared, f"{memory_bytes / 2**30:,.2f} GiB", "one process"))
+        if sum(table.bytes for table in declared.values()) > room.memory_bytes:
+            raise UserError(too_large(declared, room.memory_bytes, ranks=1, where="one process"))
         tables = LocalTables(EmbeddingTables(config.features, device=topology.device), settings=settings)
     else:
-        tables, plan = shard_tables(
+        tables, placed = shard_tables(
             EmbeddingTables(config.features, device=torch.device("meta")),
             settings=settings,
             fixed=sparse.sharding,
-            room=Room(
-                device=topology.device,
-                rows_per_rank=rows_per_rank,
-                memory_bytes=memory_bytes,
-                local_world_size=topology.devices_in_turn,
-            ),
+            room=dataclasses.replace(room, device=topology.device),
         )
     init_tables(tables, scale=sparse.init_scale, seed=config.seed)
-    return tables, plan
+    return tables, {"tables": placed, "planned_for": planned_for(host, room)}
+
+
+def machine_room(config: RunConfig) -> tuple[int, str]:
+    """Bytes that the tables of a training run may take on this machine, and the machine in words.
+
+    Raises:
+        UserError: as `room_on`.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    host = host_here(torch.device("cuda", 0) if gpus else torch.device("cpu"), gpus or 1)
+    rows = -(-config.loader.batch_size // host.ranks)
+    room = room_on(config, host, ranks=host.ranks, rows_per_rank=rows, saves=True)
+    return host.ranks * room.memory_bytes, f"this machine's {gpus} GPU{'s' * (gpus > 1)}" if gpus else "this machine"
+
+
+def planned_for(host: Host, room: Room) -> dict[str, Any]:
+    """What the planner was told, for people; rates in bytes a second, None where TorchRec's own were taken."""
+    return {
+        "device": "cpu" if host.gpu is None else host.gpu.key,
+        "note": host.note,
+        "memory_bytes": room.memory_bytes,
+        "ranks_per_host": room.local_world_size,
+        "rows_per_rank": room.rows_per_rank,
+        "rates": None if room.rates is None else dataclasses.asdict(room.rates),
+        "ids_per_row": dict(room.ids_per_row),
+    }
 
 
 def build_engine(config: RunConfig, model: Ranker, topology: Topology, *, rows_per_rank: int) -> DenseEngine:

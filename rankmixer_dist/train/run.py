@@ -1,5 +1,6 @@
 """A training run from start or resume to its last checkpoint."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -58,6 +59,7 @@ def train(
     *,
     data: DataSeen,
     validation_rows: ScoredRows | None = None,
+    ids_per_row: Mapping[str, float] | None = None,
 ) -> None:
     """Trains `config`'s run over all ranks and leaves its directory complete.
 
@@ -65,6 +67,7 @@ def train(
         config: with its keys in the run's order (`run_dir.in_runs_order`).
         data: of the data here; a run that goes on keeps what it took when it began.
         validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
+        ids_per_row: of features with several ids, as measured in the data, by which the tables are placed.
 
     Raises:
         UserError: the config cannot be run on these ranks, the run directory holds another config, or a checkpoint of
@@ -79,7 +82,7 @@ def train(
                 others = start_checkpoint(config, checkpoints(config.run_dir))
                 held.enter_context(only_job(config.run_dir))
         require_shared(config.run_dir, topology, key="runs")
-        _train(config, topology, rows, others, data, validation_rows)
+        _train(config, topology, rows, others, data, validation_rows, ids_per_row)
 
 
 def _train(
@@ -89,6 +92,7 @@ def _train(
     others: Path | None,
     data: DataSeen,
     validation_rows: ScoredRows | None,
+    ids_per_row: Mapping[str, float] | None,
 ) -> None:
     if topology.world_size > 1 and (config.sparse.placement == "local" or config.dense.engine == "plain"):
         raise UserError("sparse.placement local and dense.engine plain are for one process; use the defaults")
@@ -106,7 +110,7 @@ def _train(
         begins = beginning(config, saved, others, data)
     model = build_model(config, begins.data, grid=grid)
     cost = model.cost()
-    tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True)
+    tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True, ids_per_row=ids_per_row)
     with failing_together():
         if topology.is_first:
             claim_run_dir(config)  # once it is known that the config can be run here
@@ -198,8 +202,9 @@ def _plan(
     )
 
 
-def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, Any]], cost: Any) -> None:
-    per_rank = [sum(table["bytes_per_rank"][rank] for table in placed) for rank in range(topology.world_size)]
+def _report_plan(config: RunConfig, topology: Topology, placed: dict[str, Any], cost: Any) -> None:
+    tables = placed["tables"]
+    per_rank = [sum(table["bytes_per_rank"][rank] for table in tables) for rank in range(topology.world_size)]
     dense = {
         "parameters": cost.parameters,
         "flops_per_row_forward": cost.flops_per_row_forward,
@@ -208,7 +213,7 @@ def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, A
     hosts: dict[str, list[int]] = {}
     for rank, host in enumerate(topology.hosts):
         hosts.setdefault(host, []).append(rank)
-    sizes = {"tables": placed, "bytes_per_rank": per_rank, "dense": dense}
+    sizes = {**placed, "bytes_per_rank": per_rank, "dense": dense}
     plan = {"world_size": topology.world_size, "hosts": hosts, **sizes}
     _leave(config.run_dir / "plan.json", plan)
     rows = sum(table.rows for table in config.features.tables.values())
@@ -220,7 +225,9 @@ def _report_plan(config: RunConfig, topology: Topology, placed: list[dict[str, A
     )
     if config.train.deterministic:
         print(told_of_switch(topology.device), flush=True)
-    for table in placed:
+    if placed["planned_for"]["note"]:
+        print(f"note: {placed['planned_for']['note']}", flush=True)
+    for table in tables:
         if table["sharding"] != config.sparse.sharding.get(table["name"], table["sharding"]):
             print(f"table {table['name']} is placed {table['sharding']}: {table['reason']}", flush=True)
 

@@ -16,7 +16,7 @@ from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.checkpoint.storage import read_pieces, read_whole, write_pieces
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema
-from rankmixer_dist.sparse.placement import Room
+from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.sparse.shard import (
     LocalTables,
     RowWiseAdagradSettings,

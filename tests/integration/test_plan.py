@@ -7,8 +7,8 @@ from rankmixer_dist.config import load_config
 from rankmixer_dist.environment.machine import total_memory
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology
-from rankmixer_dist.train.build import build_tables, weightless_model
-from rankmixer_dist.train.room import machine_room, rank_room
+from rankmixer_dist.train.build import build_tables, machine_room, weightless_model
+from rankmixer_dist.train.room import host_here, memory_for_tables
 
 
 def test_the_sizes_are_those_of_the_model(launch, tmp_path):
@@ -41,13 +41,13 @@ def test_tables_beyond_memory_are_told_by_plan_and_refused_by_training(launch):
 
 
 def test_a_copy_for_checkpoints_takes_memory_too():
-    config = load_config("configs/quickstart.yaml")
-    rooms = {
-        saves: rank_room(config, torch.device("cpu"), 2, saves=saves) / (total_memory() / 2) for saves in (True, False)
-    }
+    def room(ranks, *overrides, saves):
+        config = load_config("configs/quickstart.yaml", overrides)
+        return memory_for_tables(config, host_here(torch.device("cpu"), ranks), saves=saves, dense_bytes=0)
+
+    rooms = {saves: room(2, saves=saves) / (total_memory() / 2) for saves in (True, False)}
     assert 2 * rooms[True] < 1
     assert rooms[True] < rooms[False] < 1
-    alone = load_config("configs/quickstart.yaml", ["checkpoint.asynchronous=false"])
-    assert rank_room(alone, torch.device("cpu"), 1, saves=True) == rank_room(
-        config, torch.device("cpu"), 1, saves=False
-    )
+    alone = "checkpoint.asynchronous=false"
+    assert room(1, alone, saves=True) == room(1, saves=False)
+    assert room(1, "sparse.memory_gib=1.5", saves=True) == 3 * 2**29

@@ -83,6 +83,10 @@ def test_shards_are_what_the_manifest_says(small_config, tmp_path):
     manifest = prepare(small_config, tmp_path / "p", SerialJob(), "data.shard_rows=256", "data.row_group_rows=64")
     config = load_config(small_config)
     assert manifest.raw_rows == 3000
+    train = pa.concat_tables([pq.read_table(tmp_path / "p" / shard.path) for shard in manifest.splits["train"]])
+    lists = [column.name for column in train.schema if pa.types.is_list(column.type)]
+    mean = {name: len(train[name].combine_chunks().flatten()) / train.num_rows for name in lists}
+    assert manifest.ids_per_row == mean and len(lists) == 3
     last = -1
     ids = set()
     for split in ("train", "test"):

@@ -95,6 +95,17 @@ def test_what_is_written_is_read_back(standing):
     assert math.isnan(manifest.base_rate("test", "finish"))
 
 
+def test_a_manifest_from_before_ids_were_counted_is_read(standing):
+    folder, manifest = standing
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    del content["checksum"], content["ids_per_row"]
+    content["checksum"] = text_checksum(json.dumps(content, sort_keys=True).encode())
+    (folder / MANIFEST_NAME).write_text(json.dumps(content))
+    assert read_manifest(folder, schema_with()) == manifest
+    rewrite(folder, ids_per_row={"watched": 2.5})
+    assert read_manifest(folder, schema_with()).ids_per_row == {"watched": 2.5}
+
+
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no such file; run launch/preprocess\.py"):
         read_manifest(tmp_path, schema_with())

@@ -117,6 +117,7 @@ def test_a_shard_does_not_depend_on_how_its_rows_were_partitioned(tmp_path, coun
         assert sum(sizes) == count
         assert result.shard.positives == {"finish": int(rows["label_finish"].to_numpy().sum())}
         assert result.shard.labelled == {"finish": count}
+        assert result.ids == {"watched": len(rows["watched"].combine_chunks().flatten())}
         assert result.moments["length"].count == count - np.isnan(rows["length"].to_numpy()).sum()
     assert results[0] == results[1]
     assert contents[0] == contents[1]

@@ -1,0 +1,70 @@
+"""Memory that the dense model takes on a rank beside the tables: its state, and what a step keeps for its backward."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rankmixer_dist.config import RunConfig
+from rankmixer_dist.cost.memory import dense_state_bytes
+from rankmixer_dist.layers.routing_report import RoutedRows
+from rankmixer_dist.models.ranker import Ranker
+from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, SequenceFeature
+
+
+def dense_bytes(config: RunConfig, model: Ranker, *, ranks: int, rows_per_rank: int, trains: bool) -> int:
+    """Bytes of a rank: in training its state and what a step keeps, in scoring twice its fp32 weights.
+
+    Args:
+        model: on the meta device, whole. Of its backbone a rank of a group that shares out the tokens has its share.
+    """
+    if not trains:
+        return 2 * 4 * model.cost().parameters
+    size = config.parallel.expert_size
+    backbone = sum(part.parameters for part in model.cost().parts if part.name == "backbone") if size > 1 else 0
+    dense = config.dense
+    state_bytes = partial(
+        dense_state_bytes,
+        optimizer=dense.optimizer,
+        zero_stage=dense.zero_stage,
+        precision=dense.precision,
+        engine=dense.engine,
+    )
+    state = state_bytes(model.cost().parameters - backbone, ranks=ranks)
+    state += state_bytes(-(-backbone // size), ranks=-(-ranks // size))
+    return state + kept_for_backward(config, model, rows_per_rank)
+
+
+def kept_for_backward(config: RunConfig, model: Ranker, rows: int) -> int:
+    """Bytes of the tensors that a training forward of so many rows leaves for the backward, its inputs among them.
+
+    Counted by a forward on the meta device, which computes nothing: every tensor that autograd saves, each storage
+    once, without the weights.
+    """
+    schema = config.features
+    if config.dense.precision == "bf16":
+        model = model.to(torch.bfloat16)
+    weights = {weight.untyped_storage()._cdata for weight in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return saved
+
+    with torch.device("meta"):
+        fields, sequences, lengths = {}, {}, {}
+        for name, feature in schema.features.items():
+            if isinstance(feature, IdFeature | MultiIdFeature):
+                fields[name] = torch.empty(rows, schema.tables[feature.table].dim, requires_grad=True)
+            elif isinstance(feature, SequenceFeature):
+                dim = schema.tables[feature.table].dim
+                sequences[name] = torch.empty(rows, feature.max_length, dim, requires_grad=True)
+                lengths[name] = torch.empty(rows, dtype=torch.int32)
+        numerics = torch.empty(rows, len(schema.of_kind(NumericFeature)))
+        routed = () if config.model.mixture is None else (RoutedRows.all_real(torch.ones(rows, dtype=torch.bool)),)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            logits = model.train()(fields, sequences, lengths, numerics, *routed)
+    del logits  # until here, what it was made from kept each storage's address its own
+    return sum(kept.values())

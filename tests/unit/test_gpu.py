@@ -1,0 +1,79 @@
+"""GPUs by the names that drivers report, for the placement of tables and for the peak that a rate is compared with."""
+
+import pytest
+
+from rankmixer_dist.cost.gpu import GPU_KEYS, gpu_of_device, gpu_of_key, nearest_gpu
+from rankmixer_dist.cost.memory import dense_state_bytes
+from rankmixer_dist.cost.peak import known_gpu
+
+NAMES = {
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100-SXM4-80GB MIG 3g.40gb": "a100",
+    "NVIDIA A100-PCIE-40GB": "a100-pcie-40",
+    "NVIDIA A100 80GB PCIe": "a100-pcie",
+    "NVIDIA A800-SXM4-80GB": "a800",
+    "NVIDIA A30": "a30",
+    "NVIDIA A40": "a40",
+    "NVIDIA A10": "a10",
+    "NVIDIA A10G": "a10",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H100 NVL": "h100-nvl",
+    "NVIDIA H800": "h800",
+    "NVIDIA H20": "h20",
+    "NVIDIA H200": "h200",
+    "NVIDIA H200 NVL": "h200-nvl",
+    "NVIDIA B200": "b200",
+    "NVIDIA GB200": "gb200",
+    "NVIDIA GH200 480GB": "gh200",
+    "NVIDIA L4": "l4",
+    "NVIDIA L40": "l40s",
+    "NVIDIA L40S": "l40s",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_driver_s_name(name):
+    found = gpu_of_device(name)
+    assert found is not None and found.key == NAMES[name]
+    assert found == gpu_of_key(NAMES[name].upper())
+    assert found.memory_bandwidth == pytest.approx(known_gpu(name).memory * 1e12, rel=1e-12)
+    assert found.link_bandwidth < found.memory_bandwidth
+
+
+def test_all_keys_are_reached_by_a_name():
+    assert set(NAMES.values()) == set(GPU_KEYS)
+    assert len(GPU_KEYS) == len(set(GPU_KEYS))
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090", "NVIDIA H1000", "NVIDIA A1000", "AMD Instinct MI300X", ""])
+def test_an_unknown_name(name):
+    assert gpu_of_device(name) is None
+    assert gpu_of_key(name) is None
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "key"), [(8, "l4"), (24, "l4"), (47, "a100-pcie-40"), (49, "a40"), (192, "gb200"), (85, "a100-pcie")]
+)
+def test_the_board_that_stands_for_an_unknown_one_is_the_slowest_of_its_size(gigabytes, key):
+    assert nearest_gpu(gigabytes * 10**9).key == key
+
+
+def test_dense_state_under_zero():
+    """Bytes a parameter, counted by hand: weight, gradient and exchange buffer, then fp32 copies and Adam's moments."""
+    per = {
+        (stage, precision, ranks): dense_state_bytes(
+            10**6, optimizer="adam", zero_stage=stage, precision=precision, ranks=ranks
+        )
+        / 10**6
+        for stage in (0, 1, 2)
+        for precision in ("fp32", "bf16")
+        for ranks in (1, 16)
+    }
+    assert per[0, "fp32", 1] == per[0, "fp32", 16] == 4 + 4 + 4 + 8
+    assert per[0, "bf16", 1] == per[0, "bf16", 16] == 2 + 2 + 2 + 4 + 4 + 8
+    for stage in (1, 2):
+        assert per[stage, "fp32", 1] == 4 + 4 + 4 + 4 + 4 + 8
+        assert per[stage, "bf16", 16] == 2 + 2 + 2 + (4 + 4 + 8) / 16
+    assert dense_state_bytes(10, optimizer="adagrad", zero_stage=1, precision="fp32", ranks=1, engine="plain") == 120

@@ -1,0 +1,134 @@
+"""Where tables go on GPUs that are not there, and that training places them alike."""
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from rankmixer_dist.config import load_config
+from rankmixer_dist.cost.gpu import gpu_of_key
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.topology import Topology
+from rankmixer_dist.sparse import placement, shard
+from rankmixer_dist.train import build
+from rankmixer_dist.train.room import Host
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+# Tables of a size that GPUs are needed for; all but `user` are looked up through histories, too.
+LARGE = [f"features.tables.{name}.rows={rows}" for name, rows in (("user", 400_000_000), ("video", 100_000_000))]
+H100 = Host(8, None, gpu_of_key("h100"))
+
+
+def config_of(*overrides):
+    return load_config(QUICKSTART, ["data.prepared=nowhere", *overrides])
+
+
+def placed(config, host=H100, *, hosts=2, ids_per_row=None):
+    ranks = hosts * host.ranks
+    rows = config.loader.batch_size // ranks
+    room = build.room_on(config, host, ranks=ranks, rows_per_rank=rows, saves=True, ids_per_row=ids_per_row)
+    found = placement.planned(config.features, ranks=ranks, fixed=config.sparse.sharding, room=room)
+    return {table["name"]: table for table in found.tables}
+
+
+@pytest.fixture
+def rank_of(monkeypatch):
+    """Joins a group of so many ranks, of which only this process exists."""
+
+    def join(rank, ranks):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
+
+    yield join
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Caught(Exception):
+    """What training hands to TorchRec."""
+
+
+def plan_of_training(monkeypatch, config, host, *, hosts):
+    """The sharding plan with which rank 0 of a training run on so many hosts comes to its GPU."""
+
+    def model(module, **given):
+        raise Caught(given["plan"])
+
+    monkeypatch.setattr(shard, "DistributedModelParallel", model)
+    monkeypatch.setattr(build, "host_here", lambda device, ranks: dataclasses.replace(host, ranks=ranks))
+    ranks = hosts * host.ranks
+    topology = Topology(0, ranks, 0, host.ranks, torch.device("cuda", 0))
+    with pytest.raises(Caught) as caught:
+        build.build_tables(config, topology, rows_per_rank=topology.share_of(config.loader.batch_size), saves=True)
+    return caught.value.args[0]
+
+
+def verb(*arguments):
+    runpy.run_path(str(ROOT / "launch" / "plan.py"))["main"]([QUICKSTART, *arguments, "data.prepared=nowhere"])
+
+
+@pytest.mark.parametrize("overrides", [[], LARGE, [*LARGE, "sparse.sharding={user: table_wise, tag: row_wise}"]])
+def test_plan_tells_what_training_does(monkeypatch, capsys, tmp_path, rank_of, overrides):
+    verb("--nodes", "2", "--gpus", "8", "--gpu", "H100", "--json", str(tmp_path / "plan.json"), *overrides)
+    told = json.loads((tmp_path / "plan.json").read_text())
+    shown = capsys.readouterr().out
+    assert "2 x 8 h100 GPUs, 32 rows each" in shown
+    rank_of(0, 16)
+    plan = plan_of_training(monkeypatch, config_of(*overrides), H100, hosts=2)
+    found = {table: made for of_module in plan.plan.values() for table, made in of_module.items()}
+    assert found.keys() == {table["name"] for table in told["tables"]}
+    for table in told["tables"]:
+        made = found[table["name"]]
+        assert (made.sharding_type, made.ranks) == (table["sharding"], table["ranks"])
+        assert table["name"] in shown
+
+
+def test_pooling_factors_decide_where_a_table_of_histories_lies():
+    config = config_of(*LARGE, "loader.batch_size=8192")
+    history = next(name for name, feature in config.features.features.items() if feature.kind == "sequence")
+    table = config.features.features[history].table
+    few, many = (placed(config, ids_per_row={history: ids})[table] for ids in (1.0, 40.0))
+    assert (few["sharding"], many["sharding"]) == ("table_wise", "row_wise")
+    assert many["ranks"] == list(range(16))
+    assert 40.0 in many["ids_per_row"]
+    assert placed(config)[table]["ids_per_row"] == [
+        feature.max_length / 2 if feature.kind == "sequence" else 1.0
+        for feature in (config.features.features[name] for name in config.features.features_of(table))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["features.tables.user.rows=400000000000"], ["the memory of 16 ranks: they need", "user 25,331.97 GiB"]),
+        (
+            ["features.tables.user.rows=1500000000", "sparse.sharding={user: table_wise}"],
+            ["user cannot be cut and is larger than a rank's share"],
+        ),
+        (
+            ["features.tables.user.rows=1500000000", "sparse.sharding={user: row_wise}", "sparse.memory_gib=5"],
+            ["16 x 5.00 GiB"],
+        ),
+        (["model.token_dim=16384"], ["the dense model does not fit a GPU's 74.51 GiB", "sparse.memory_gib"]),
+    ],
+)
+def test_what_does_not_fit_is_one_line_for_plan_and_for_training(monkeypatch, capsys, rank_of, overrides, words):
+    config = config_of(*overrides)
+    rank_of(0, 16)
+    with pytest.raises(UserError) as refused:
+        plan_of_training(monkeypatch, config, H100, hosts=2)
+    for word in words:
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
+    options = ("--nodes", "2", "--gpus", "8", "--gpu", "h100")
+    try:
+        verb(*options, *overrides)
+        told = capsys.readouterr().out
+    except UserError as error:
+        told = str(error)
+    assert str(refused.value) in told
