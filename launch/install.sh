@@ -51,15 +51,21 @@ is_allowed() {
     [[ " ${pythons[*]} " == *" ${1%.*} "* ]]
 }
 
-# The newest interpreter on the PATH that runs and is allowed, as its full path. One that cannot make virtual
-# environments, as Debian's without python3-venv, comes last. A name may be there several times: pyenv has one for every
-# version that it has ever installed, and most of these do not run.
+# Whether it can make virtual environments, as Debian's cannot without python3-venv, and load the wheels that are made
+# for most: those of a build without the global lock are others.
+is_complete() {
+    "$1" -c 'import ensurepip, ssl, sys, venv; sys.exit(not getattr(sys, "_is_gil_enabled", lambda: True)())' \
+        >/dev/null 2>&1 </dev/null
+}
+
+# The newest interpreter on the PATH that runs and is allowed, as its full path; one that is not complete comes last. A
+# name may be there several times: pyenv has one for every version that it ever installed, and most of these do not run.
 find_python() {
     local name path version second=
     for name in "${pythons[@]/#/python}" python3 python; do
         while read -r path; do
             if ! version=$(version_of "$path") || ! is_allowed "$version"; then continue; fi
-            if "$path" -c 'import ensurepip, venv' >/dev/null 2>&1 </dev/null; then
+            if is_complete "$path"; then
                 echo "$path"
                 return
             fi
