@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from rankmixer_dist.environment.check import Check, guarded
+from rankmixer_dist.environment.driver import lacks_library, without_library
 from rankmixer_dist.environment.machine import nvidia_driver
 from rankmixer_dist.errors import UserError
 
@@ -61,7 +62,10 @@ def kernels() -> Check:
     """Where torch sees GPUs, fbgemm has kernels for them."""
     import torch
 
-    name, has = "fbgemm kernels", has_kernels()
+    name = "fbgemm kernels"
+    if lacks_library():
+        return without_library(name, "for GPUs, as the CUDA build has them")
+    has = has_kernels()
     if has or not torch.cuda.is_available():
         return Check(name, "for GPUs and the CPU" if has else "for the CPU, and no GPU is seen")
     found = f"none for the {torch.cuda.device_count()} GPUs that torch sees"

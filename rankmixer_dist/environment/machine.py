@@ -13,7 +13,6 @@ from rankmixer_dist.environment.check import Check, gibibytes, guarded
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
-DRIVER_MARKS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"))
 
 
 @guarded("cuda devices")
@@ -45,11 +44,6 @@ def nvidia_driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return next(iter(run.stdout.split()), None)
-
-
-def has_driver() -> bool:
-    """Whether an NVIDIA driver runs here, even one that a container sees nothing but the devices of."""
-    return any(path.exists() for path in DRIVER_MARKS) or nvidia_driver() is not None
 
 
 def cores() -> Check:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import sys
@@ -10,14 +9,12 @@ from importlib import metadata
 from pathlib import Path
 
 from rankmixer_dist.environment.check import REINSTALL, Check, guarded
-from rankmixer_dist.environment.machine import has_driver
+from rankmixer_dist.environment.driver import FBGEMM_FOR_CUDA, lacks_library, without_library
 from rankmixer_dist.environment.pins import disagreement, installed, pinned
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 ROOT = Path(__file__).resolve().parents[2]
-FBGEMM_BUILDS = {"cpu": "fbgemm-gpu-cpu", "cuda": "fbgemm-gpu"}
-DRIVER_LIBRARY = "libnvidia-ml.so.1"
-"""What the CUDA build of fbgemm takes from the NVIDIA driver; all other libraries come with the wheels."""
+FBGEMM_BUILDS = {"cpu": "fbgemm-gpu-cpu", "cuda": FBGEMM_FOR_CUDA}
 
 
 def python() -> Check:
@@ -83,13 +80,13 @@ def fbgemm() -> Check:
         return Check("fbgemm", wrong, "bad", _without_dependencies(builds[0]))
     import torch
 
-    if builds[0] == FBGEMM_BUILDS["cuda"]:
+    if builds[0] == FBGEMM_FOR_CUDA:
         if torch.version.cuda is None:
             mend = "let pip find a CUDA build of torch (see: pip config list), then remove .venv and run: "
             mend += "RANKMIXER_DEVICE=cuda bash launch/install.sh"
             return Check("fbgemm", f"{builds[0]} is for CUDA, but torch is a CPU build", "bad", mend)
-        if _lacks_driver_library():
-            return _without_driver("fbgemm", f"{installed(builds[0])} ({builds[0]})")
+        if lacks_library():
+            return without_library("fbgemm", f"{installed(builds[0])} ({builds[0]})")
     import fbgemm_gpu  # noqa: F401  loads the operators
 
     sums = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([1, 2]))
@@ -104,8 +101,8 @@ def torchrec() -> Check:
     wrong = disagreement("torchrec")
     if wrong:
         return Check("torchrec", wrong, "bad", _without_dependencies("torchrec"))
-    if _lacks_driver_library():
-        return _without_driver("torchrec", installed("torchrec") or "")
+    if lacks_library():
+        return without_library("torchrec", installed("torchrec") or "")
     import torch
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
@@ -168,26 +165,6 @@ def pyarrow() -> Check:
     if not pyarrow.parquet.read_table(pyarrow.BufferReader(buffer.getvalue())).equals(table):
         return Check("pyarrow", "a Parquet file came back different", "bad", REINSTALL)
     return Check("pyarrow", f"{pyarrow.__version__}, Parquet written and read")
-
-
-def _lacks_driver_library() -> bool:
-    """Whether fbgemm, and with it torchrec, is a CUDA build that cannot load here."""
-    if not installed(FBGEMM_BUILDS["cuda"]):
-        return False
-    try:
-        ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError:
-        return True
-    return False
-
-
-def _without_driver(name: str, found: str) -> Check:
-    """The line of what cannot be tried without the driver's library."""
-    found = f"{found}, not tried: the driver's {DRIVER_LIBRARY} is not here"
-    if not has_driver():
-        return Check(name, found, "warn", "fine on a build machine; where it runs an NVIDIA driver is needed")
-    mend = "a driver is here without it: install the driver's libraries (Debian: libnvidia-ml1), or give the container "
-    return Check(name, found, "bad", mend + "NVIDIA_DRIVER_CAPABILITIES=compute,utility")
 
 
 def _without_dependencies(distribution: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rankmixer_dist.environment import doctor, machine, network, pins, software
+from rankmixer_dist.environment import doctor, driver, kernels, machine, network, pins, software
 from rankmixer_dist.environment.check import Check, describe, gibibytes, guarded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,19 +138,19 @@ def test_python_and_the_installer_agree_with_pyproject() -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "verdict", "mend"),
+    ("runs", "verdict", "mend"),
     [
         (False, "warn", "fine on a build machine; where it runs an NVIDIA driver is needed"),
         (True, "bad", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"),
     ],
 )
 def test_a_cuda_install_without_the_drivers_library(
-    driver: bool, verdict: str, mend: str, monkeypatch: pytest.MonkeyPatch
+    runs: bool, verdict: str, mend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     a_cuda_install(monkeypatch)
-    monkeypatch.setattr(software, "has_driver", returning(driver))
+    monkeypatch.setattr(driver, "has_driver", returning(runs))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     check = software.fbgemm()
     assert (check.verdict, check.found) == (
@@ -159,6 +159,7 @@ def test_a_cuda_install_without_the_drivers_library(
     )
     assert mend in check.mend
     assert software.torchrec() == Check("torchrec", f"1.8.0, {check.found.partition(', ')[2]}", verdict, check.mend)
+    assert (kernels.kernels().verdict, kernels.kernels().mend) == (verdict, check.mend)
 
 
 def test_fbgemm_for_cuda_beside_torch_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,18 +179,19 @@ def a_cuda_install(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(software, "disagreement", returning(None))
-    monkeypatch.setattr(software, "installed", {"fbgemm-gpu": "1.8.0", "torchrec": "1.8.0"}.get)
-    monkeypatch.setattr(software.ctypes, "CDLL", missing)
+    for module in (software, driver):
+        monkeypatch.setattr(module, "installed", {"fbgemm-gpu": "1.8.0", "torchrec": "1.8.0"}.get)
+    monkeypatch.setattr(driver.ctypes, "CDLL", missing)
 
 
 def test_a_driver_is_seen_by_its_devices_where_a_container_has_no_more_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(machine, "DRIVER_MARKS", (tmp_path / "nvidiactl",))
-    monkeypatch.setattr(machine, "nvidia_driver", returning(None))
-    assert not machine.has_driver()
+    monkeypatch.setattr(driver, "_MARKS", (tmp_path / "nvidiactl",))
+    monkeypatch.setattr(driver, "nvidia_driver", returning(None))
+    assert not driver.has_driver()
     (tmp_path / "nvidiactl").touch()
-    assert machine.has_driver()
+    assert driver.has_driver()
 
 
 @pytest.mark.parametrize(
