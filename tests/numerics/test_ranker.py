@@ -68,9 +68,9 @@ class FlatInputs(torch.nn.Module):
         self.ranker, self.lengths, self.numerics_BN = ranker, lengths, numerics_BN
 
     def forward(self, user, item, watched, keys):
-        return self.ranker(
-            {"user": user, "item": item}, {"watched": watched, "keys": keys}, self.lengths, self.numerics_BN
-        )
+        lengths = {name: lengths_B.to(user.device) for name, lengths_B in self.lengths.items()}
+        numerics_BN = self.numerics_BN.to(user.device)
+        return self.ranker({"user": user, "item": item}, {"watched": watched, "keys": keys}, lengths, numerics_BN)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
