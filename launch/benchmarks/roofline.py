@@ -16,7 +16,8 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.dense import PUBLISHED, ROWS_ON_GPU, Shape
 from benchmarks.figure import Figure
-from rankmixer_dist.cost.peak import known_gpu
+from rankmixer_dist.cost.gpu import gpu_of_device
+from rankmixer_dist.cost.peak import peak_flops
 
 if TYPE_CHECKING:
     from rankmixer_dist.config import RunConfig
@@ -28,9 +29,9 @@ GEMM_SHARE, MEMORY_SHARE = 0.8, 0.9
 
 def measure(config: "RunConfig") -> list[Figure]:
     """RankMixer-100M and 1B in bf16, forward and training; prints bytes by operator."""
-    gpu = known_gpu(GPU_NAME)
-    assert gpu is not None
-    gemm, memory = GEMM_SHARE * gpu.bf16 * 1e12, MEMORY_SHARE * gpu.memory * 1e12
+    gpu, peak = gpu_of_device(GPU_NAME), peak_flops(GPU_NAME, "bf16")
+    assert gpu is not None and peak is not None
+    gemm, memory = GEMM_SHARE * peak, MEMORY_SHARE * gpu.memory_bandwidth
     print(f"estimate for {GPU_NAME}: products at {gemm / 1e12:,.0f} TFLOP/s, memory at {memory / 1e12:,.2f} TB/s")
     figures = []
     for shape in PUBLISHED:

@@ -3,13 +3,13 @@
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.cost.memory import dense_state_bytes
 from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, SequenceFeature
+from rankmixer_dist.train.activations import kept_bytes
 
 
 def dense_bytes(config: RunConfig, model: Ranker, *, ranks: int, rows_per_rank: int, trains: bool) -> int:
@@ -44,15 +44,6 @@ def kept_for_backward(config: RunConfig, model: Ranker, rows: int) -> int:
     schema = config.features
     if config.dense.precision == "bf16":
         model = model.to(torch.bfloat16)
-    weights = {weight.untyped_storage()._cdata for weight in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
-
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return saved
-
     with torch.device("meta"):
         fields, sequences, lengths = {}, {}, {}
         for name, feature in schema.features.items():
@@ -64,7 +55,7 @@ def kept_for_backward(config: RunConfig, model: Ranker, rows: int) -> int:
                 lengths[name] = torch.empty(rows, dtype=torch.int32)
         numerics = torch.empty(rows, len(schema.of_kind(NumericFeature)))
         routed = () if config.model.mixture is None else (RoutedRows.all_real(torch.ones(rows, dtype=torch.bool)),)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-            logits = model.train()(fields, sequences, lengths, numerics, *routed)
-    del logits  # until here, what it was made from kept each storage's address its own
-    return sum(kept.values())
+        return kept_bytes(
+            lambda: model.train()(fields, sequences, lengths, numerics, *routed),
+            besides=[*model.parameters(), *model.buffers()],
+        )

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankmixer_dist.cost import heads_part, rankmixer_part, target_attention_part, total
-from rankmixer_dist.cost.peak import known_gpu, peak_flops
+from rankmixer_dist.cost import heads_part, peak_flops, rankmixer_part, target_attention_part, total
 from rankmixer_dist.layers.target_attention import TargetAttention
 from rankmixer_dist.layers.task_heads import TaskHeads
 from rankmixer_dist.models.ranker import FieldSpec, GroupSpec, NumericSpec, SequenceSpec, build_ranker
@@ -113,11 +112,6 @@ def test_the_papers_formula_is_the_leading_term():
 def test_peak_of_known_gpus(device, bf16, tf32, fp32):
     rates = {rate: peak_flops(device, rate) for rate in ("bf16", "tf32", "fp32")}
     assert rates == {"bf16": bf16 * 1e12, "tf32": tf32 * 1e12, "fp32": fp32 * 1e12}
-
-
-def test_the_memory_of_a_gpu_is_told_apart_where_boards_differ():
-    names = {"NVIDIA A100-SXM4-40GB": 1.555, "NVIDIA A100 80GB PCIe": 1.935, "NVIDIA A100-SXM4-80GB": 2.039}
-    assert {name: known_gpu(name).memory for name in names} == names
 
 
 def test_a_peak_that_is_not_known_is_none_and_a_rate_that_is_not_is_refused():
