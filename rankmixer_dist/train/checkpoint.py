@@ -131,7 +131,8 @@ def _set_random(read: Mapping[str, Piece], about: About, topology: Topology) -> 
     """Sets this rank's generators; what does not go on where it was, in words, or nothing."""
     if not read:
         torch.manual_seed(about.config["seed"] + about.step)
-        return f"is of {about.world_size} ranks, which are {topology.world_size} now: the random numbers begin anew"
+        ranks = f"{about.world_size} rank{'s' * (about.world_size > 1)}"
+        return f"was saved by {ranks} and is taken up by {topology.world_size}: the random numbers begin anew"
     torch.set_rng_state(read["cpu"].tensor)
     if topology.device.type != "cuda":
         return ""

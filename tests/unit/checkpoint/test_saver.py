@@ -62,6 +62,30 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path, one_rank, asynchr
     assert saver.waited_s > 0
 
 
+def test_a_save_waits_for_the_one_under_way_before_it_takes_its_copies(tmp_path, one_rank, monkeypatch):
+    gate = threading.Event()
+    written = saver_module.write_pieces
+
+    def late(*args, **kwargs):
+        assert gate.wait(60)
+        written(*args, **kwargs)
+
+    monkeypatch.setattr(saver_module, "write_pieces", late)
+    saver = Saver(tmp_path, one_rank, keep=2)
+    weight = torch.ones(30)
+    saver.save(about(1), [whole("dense/layer.weight", weight)])
+    weight.fill_(2.0)
+    opening = threading.Timer(0.2, gate.set)
+    opening.start()
+    saver.save(about(2), [whole("dense/layer.weight", weight)])
+    assert gate.is_set()
+    saver.finish()
+    opening.join()
+    for step in (1, 2):
+        read = read_whole(checkpoint_path(tmp_path, step) / "tensors")
+        assert read["dense/layer.weight"].unique().tolist() == [step]
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path, one_rank):
     saver = Saver(tmp_path, one_rank, keep=2, is_better=lambda new, old: new["auc"] > old["auc"])
     for step, auc in ((1, 0.6), (2, 0.8), (3, 0.7), (4, 0.75), (5, 0.7)):

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 SEED = 7
 BEGUN = "step-00000020 was saved without a GPU: the GPU's random numbers begin as in a new run, the CPU's go on\n"
-ANEW = "step-00000020 is of 2 ranks, which are 1 now: the random numbers begin anew\n"
+ANEW = "step-00000020 was saved by 2 ranks and is taken up by 1: the random numbers begin anew\n"
 
 
 class Generator:
