@@ -68,7 +68,7 @@ def kernels() -> Check:
     has = has_kernels()
     if has or not torch.cuda.is_available():
         return Check(name, "for GPUs and the CPU" if has else "for the CPU, and no GPU is seen")
-    found = f"none for the {torch.cuda.device_count()} GPUs that torch sees"
+    found = f"none for the GPUs that torch sees ({torch.cuda.device_count()})"
     if os.environ.get("RANKMIXER_DEVICE") == "cpu":
         return Check(name, found, "warn", "hide the GPUs from verbs: CUDA_VISIBLE_DEVICES= (nothing after it)")
     return Check(name, found, "bad", f"run: {MEND}")

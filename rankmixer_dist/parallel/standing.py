@@ -185,45 +185,14 @@ def settled(ranks: Sequence[Standing]) -> list[Standing]:
     return [replace(one, local_world_size=one.local_world_size or counted[one.host]) for one in ranks]
 
 
-def devices_in_turn(ranks: Sequence[Standing]) -> int:
-    """The number L for which `rank % L` is the index of each rank's GPU, as TorchRec finds it.
+def require_together(ranks: Sequence[Standing]) -> None:
+    """Makes sure that the devices of all ranks of a job, settled, go together.
 
-    It is the number of ranks of a host, or 1 where each rank sees its GPU alone.
-
-    Args:
-        ranks: all of a job, settled.
+    Hosts may have differing numbers of ranks, numbered in any order: each rank tells the others its device.
 
     Raises:
-        UserError: some ranks have a GPU and others none, two have the same, or there is no such number.
+        UserError: some ranks have a GPU and others none, two have the same, or they are no whole hosts.
     """
-    first, sizes = ranks[0], {one.local_world_size for one in ranks}
-    _require_alike(ranks)
-    for size, count in Counter(one.local_world_size for one in ranks).items():
-        if size is not None and count % size:
-            raise UserError(
-                f"LOCAL_WORLD_SIZE is {size} for {count} of {len(ranks)} ranks, which are no whole hosts; launchers "
-                "set it to the number of ranks of each host"
-            )
-    size = first.local_world_size
-    assert size is not None, "settled"
-    if len(sizes) == 1 and all(one.device in (None, one.rank % size) for one in ranks):
-        return size
-    if all(one.device in (None, 0) for one in ranks):
-        return 1
-    if len(sizes) > 1:
-        of_hosts = ", ".join(f"{one.local_world_size} on {one.host}" for one in _one_a_size(ranks))
-        raise UserError(
-            f"hosts have differing numbers of ranks ({of_hosts}), and TorchRec finds a rank's GPU as if they had not; "
-            f"start as many on each, or {_FROM_ALL_GPUS}"
-        )
-    odd = next(one for one in ranks if one.device != one.rank % size)
-    raise UserError(
-        f"rank {odd.rank} has GPU {odd.device} of {odd.host}, and TorchRec looks for it at GPU {odd.rank % size}; "
-        f"number the ranks host by host (srun --distribution=block), or {_FROM_ALL_GPUS}"
-    )
-
-
-def _require_alike(ranks: Sequence[Standing]) -> None:
     without = next((one for one in ranks if one.device is None), None)
     with_gpu = next((one for one in ranks if one.device is not None), None)
     if without and with_gpu:
@@ -240,7 +209,9 @@ def _require_alike(ranks: Sequence[Standing]) -> None:
                 f"ranks {other.rank} and {one.rank} on {one.host} have the same GPU ({one.gpu}), and NCCL takes one "
                 f"rank a GPU; start at most as many ranks as the host has GPUs, or {_FROM_ALL_GPUS}"
             )
-
-
-def _one_a_size(ranks: Sequence[Standing]) -> list[Standing]:
-    return list({one.local_world_size: one for one in reversed(ranks)}.values())[::-1]
+    for size, count in Counter(one.local_world_size for one in ranks).items():
+        if size is not None and count % size:
+            raise UserError(
+                f"LOCAL_WORLD_SIZE is {size} for {count} of {len(ranks)} ranks, which are no whole hosts; launchers "
+                "set it to the number of ranks of each host"
+            )

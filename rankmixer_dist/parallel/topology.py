@@ -17,18 +17,14 @@ from rankmixer_dist.command_line import ranks_have_met
 from rankmixer_dist.environment.kernels import require_kernels, unused_gpus
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.meeting import judged, meeting_store, stay_on_loopback
-from rankmixer_dist.parallel.standing import Standing, devices_in_turn, ranks_of_launcher, settled, standing
+from rankmixer_dist.parallel.standing import Standing, ranks_of_launcher, require_together, settled, standing
 
 _MEET_S = 600.0
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A rank, the ranks it works with, its device, and the host of each rank.
-
-    devices_in_turn: `rank % devices_in_turn` is the index of the rank's GPU among those that its process sees, as
-        TorchRec finds it: the ranks of a host, or 1 where each rank sees its own GPU only.
-    """
+    """A rank, the ranks it works with, its device, and the host of each rank."""
 
     rank: int
     world_size: int
@@ -36,13 +32,10 @@ class Topology:
     local_world_size: int
     device: torch.device
     hosts: tuple[str, ...] = ()
-    devices_in_turn: int = 0
 
     def __post_init__(self) -> None:
         if not self.hosts:
             object.__setattr__(self, "hosts", (socket.gethostname(),) * self.world_size)
-        if not self.devices_in_turn:
-            object.__setattr__(self, "devices_in_turn", self.local_world_size)
 
     @property
     def is_first(self) -> bool:
@@ -105,7 +98,7 @@ def process_group(*, meet_s: float = _MEET_S, timeout_s: float = _MEET_S) -> Ite
         store: dist.Store = dist.HashStore()
     else:
         store = meeting_store(rank, world_size, mine.local_world_size or world_size, meet_s)
-    ranks, in_turn = _introduced(store, mine)
+    ranks = _introduced(store, mine)
     timeout = timedelta(seconds=timeout_s)
     with _timeout_of_all_groups(timeout):
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
@@ -113,7 +106,7 @@ def process_group(*, meet_s: float = _MEET_S, timeout_s: float = _MEET_S) -> Ite
             ranks_have_met()
             own, hosts = ranks[rank], tuple(one.host for one in ranks)
             assert own.local_world_size is not None, "settled"
-            yield Topology(rank, world_size, own.local_rank, own.local_world_size, device, hosts, in_turn)
+            yield Topology(rank, world_size, own.local_rank, own.local_world_size, device, hosts)
             dist.barrier()
         except BaseException:
             # With other ranks there may be exchanges under way that they never come to, and gloo would wait for them.
@@ -133,23 +126,24 @@ def _identity(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
-def _introduced(store: dist.Store, mine: Standing) -> tuple[list[Standing], int]:
-    """All ranks, settled, and their `devices_in_turn`: before the first group, which would hang where they differ.
+def _introduced(store: dist.Store, mine: Standing) -> list[Standing]:
+    """All ranks, settled: before the first group, which would hang where they do not go together.
 
     Raises:
-        UserError: as `devices_in_turn` does, on all ranks.
+        UserError: as `require_together` does, on all ranks.
     """
 
     def judge(told: list[str]) -> str:
         ranks = settled([Standing(**json.loads(one)) for one in told])
-        return json.dumps([[asdict(one) for one in ranks], devices_in_turn(ranks)])
+        require_together(ranks)
+        return json.dumps([asdict(one) for one in ranks])
 
     try:
-        ranks, in_turn = json.loads(judged(store, mine.rank, mine.world_size, json.dumps(asdict(mine)), judge))
+        ranks = json.loads(judged(store, mine.rank, mine.world_size, json.dumps(asdict(mine)), judge))
     except UserError:
         ranks_have_met()
         raise
-    return [Standing(**one) for one in ranks], in_turn
+    return [Standing(**one) for one in ranks]
 
 
 @contextmanager

@@ -8,9 +8,9 @@ import pytest
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.standing import (
     Standing,
-    devices_in_turn,
     names_of_ranks,
     ranks_of_launcher,
+    require_together,
     settled,
     standing,
 )
@@ -120,29 +120,16 @@ def job(*hosts: int, gpus: int | None, order: str = "block") -> list[Standing]:
     return found
 
 
-def torchrecs_devices(ranks: list[Standing]) -> list[int]:
-    return [one.rank % devices_in_turn(ranks) for one in ranks]
-
-
-@pytest.mark.parametrize("gpus", [1, 8])
-@pytest.mark.parametrize("hosts", [(1,), (8,), (8, 8), (1, 1, 1), (3, 3), (7,), (8,) * 64])
-def test_torchrec_finds_each_ranks_gpu(hosts: tuple[int, ...], gpus: int) -> None:
-    ranks = job(*hosts, gpus=gpus)
-    assert torchrecs_devices(ranks) == [one.device for one in ranks]
-
-
-def test_ranks_that_see_their_gpu_alone_may_be_anywhere() -> None:
-    for ranks in (job(8, 4, gpus=1), job(4, 4, gpus=1, order="cyclic")):
-        assert devices_in_turn(ranks) == 1
-    assert devices_in_turn(job(4, 3, 3, gpus=None)) == 1
-    assert devices_in_turn(job(4, 4, gpus=None)) == 4
+@pytest.mark.parametrize("gpus", [None, 1, 8])
+@pytest.mark.parametrize("hosts", [(1,), (8,), (8, 8), (1, 1, 1), (3, 3), (8, 4), (4, 3, 3), (8,) * 64])
+def test_ranks_of_any_hosts_in_any_order_go_together(hosts: tuple[int, ...], gpus: int | None) -> None:
+    for order in ("block", "cyclic"):
+        require_together(settled(job(*hosts, gpus=gpus, order=order)))
 
 
 @pytest.mark.parametrize(
     ("ranks", "told"),
     [
-        (job(8, 4, gpus=8), "hosts have differing numbers of ranks (8 on host0, 4 on host1), and TorchRec"),
-        (job(4, 4, gpus=8, order="cyclic"), "rank 1 has GPU 0 of host1, and TorchRec looks for it at GPU 1; number"),
         (
             [*job(2, 2, gpus=8)[:3], job(2, 2, gpus=None)[3]],
             "rank 3 on host1 has no GPU that torch can use, but rank 0 on host0 has one; see launch/doctor.py on host1",
@@ -152,12 +139,11 @@ def test_ranks_that_see_their_gpu_alone_may_be_anywhere() -> None:
             [replace(one, local_world_size=8) for one in job(4, 4, 4, gpus=None)],
             "LOCAL_WORLD_SIZE is 8 for 12 of 12 ranks, which are no whole hosts",
         ),
-        ([replace(one, local_world_size=1) for one in job(8, 8, gpus=8)], "rank 1 has GPU 1 of host0, and TorchRec"),
     ],
 )
 def test_ranks_that_do_not_go_together_are_refused_in_one_line(ranks: list[Standing], told: str) -> None:
     with pytest.raises(UserError, match=re.escape(told)) as raised:
-        devices_in_turn(ranks)
+        require_together(ranks)
     assert "\n" not in str(raised.value)
 
 

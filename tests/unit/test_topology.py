@@ -116,13 +116,13 @@ def test_a_task_that_sees_its_own_gpu_alone_works_on_it(monkeypatch):
     found, begun = joined(monkeypatch, GPU_TASK, 1, [other])
     assert found.device == begun["device"] == torch.device("cuda", 0)
     assert begun["backend"] == "cpu:gloo,cuda:nccl"
-    assert (found.local_rank, found.local_world_size, found.devices_in_turn) == (0, 2, 1)
+    assert (found.local_rank, found.local_world_size) == (0, 2)
     assert os.environ["LOCAL_WORLD_SIZE"] == "2"
 
 
 def test_a_task_that_sees_all_gpus_takes_that_of_its_local_rank(monkeypatch):
     found, begun = joined(monkeypatch, GPU_TASK, 2, [Standing(1, 2, 1, 2, device=1, host="here", gpu="GPU-1")])
-    assert (begun["device"].index, found.devices_in_turn) == (0, 2)
+    assert begun["device"].index == found.device.index == 0
 
 
 def test_two_ranks_with_one_gpu_are_refused_on_all_ranks(monkeypatch):
