@@ -19,6 +19,12 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.proposers import (
+    MAX_PROPOSALS,
+    GreedyProposer,
+    GridSearchProposer,
+    UniformProposer,
+)
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, PlannerErrorType, ShardingOption
 from torchrec.distributed.types import BoundsCheckMode, ModuleSharder, ShardingPlan, ShardingType
@@ -36,6 +42,9 @@ logging.getLogger("torchrec").setLevel(logging.CRITICAL)
 TABLE_WISE, ROW_WISE = ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value
 SHARDING_TYPES = (TABLE_WISE, ROW_WISE)
 _NO_ROOM = (PlannerErrorType.INSUFFICIENT_STORAGE, PlannerErrorType.STRICT_CONSTRAINTS, PlannerErrorType.PARTITION)
+_PLACED = 2**17
+"""Proposals times ranks for which all combinations are tried, some 10 s: TorchRec's own limit on up to 13 ranks.
+Of more tables on more ranks, its greedy search makes the proposals."""
 _MILLISECONDS = 1000  # the planner counts in bytes a millisecond
 
 
@@ -164,6 +173,12 @@ def _planned(schema: Schema, ranks: int, fixed: Mapping[str, str], room: Room) -
     planner = EmbeddingShardingPlanner(
         **batch,
         enumerator=enumerator,
+        proposer=[
+            GridSearchProposer(max_proposals=min(MAX_PROPOSALS, _PLACED // ranks)),
+            GreedyProposer(),
+            GreedyProposer(use_depth=False),
+            UniformProposer(),
+        ],
         storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
         debug=False,
         stats=[],

@@ -10,6 +10,9 @@ import yaml
 
 from data_pipeline.loader import _Order
 from data_pipeline.manifest import read_manifest
+from data_pipeline.shards import WRITE_OPTIONS
+from rankmixer_dist.checkpoint.folder import checkpoints
+from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.config import load_config
 
 
@@ -98,6 +101,27 @@ def test_damage_that_only_the_second_rank_meets(launch, copied):
     assert process.returncode == 2
     lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and lines[0].startswith(f"error: {path}: row group {group} cannot be read"), process.stderr
+
+
+def test_an_id_beyond_its_table_in_the_middle_of_a_run(launch, copied):
+    """Whoever made the shard gave it a checksum that fits; what was trained before it stays."""
+    config = load_config(copied)
+    manifest = read_manifest(config.data.prepared, config.features)
+    shard, size = manifest.splits["train"][0], config.data.row_group_rows
+    path, row = config.data.prepared / shard.path, 700
+    rows = pq.read_table(path)
+    ids = rows["video_id"].to_numpy().copy()
+    ids[row] = config.features.tables["video"].rows
+    place = rows.schema.get_field_index("video_id")
+    rows = rows.set_column(place, rows.schema.field(place), pa.array(ids))
+    pq.write_table(rows, path, row_group_size=size, **WRITE_OPTIONS)
+    shard = shard.model_copy(update={"checksum": file_checksum(path)})
+    train = [shard, *manifest.splits["train"][1:]]
+    manifest.model_copy(update={"splits": manifest.splits | {"train": train}}).write(config.data.prepared)
+    process = launch.python("launch/train.py", str(copied), "loader.shuffle=none", "checkpoint.every=2")
+    told = f"feature 'video_id' holds id {ids[row]}, but table 'video' has {ids[row]} rows"
+    refuse(process, f"{path}: row group {row // size} cannot be read ({told})")
+    assert checkpoints(config.run_dir)[-1].name == "step-00000004"
 
 
 def test_a_missing_column(launch, copied):

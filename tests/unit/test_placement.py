@@ -9,13 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner
 
 from rankmixer_dist.config import load_config
 from rankmixer_dist.cost.gpu import gpu_of_key
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.sparse import placement, shard
+from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.train import build
+from rankmixer_dist.train.dense_memory import kept_for_backward
 from rankmixer_dist.train.room import Host
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,3 +135,77 @@ def test_what_does_not_fit_is_one_line_for_plan_and_for_training(monkeypatch, ca
     except UserError as error:
         told = str(error)
     assert str(refused.value) in told
+
+
+def test_shards_are_named_by_the_devices_that_their_ranks_have(monkeypatch, rank_of):
+    """Whatever the launcher: here each process sees one GPU, and the last host's are smaller."""
+    rooms = [(2**30, "cuda:0")] * 3 + [(2**20, "cuda:0")]
+
+    def gathered(out, mine, group=None):
+        assert mine == rooms[0]
+        out[:] = rooms
+
+    rank_of(0, 4)
+    monkeypatch.setattr(dist, "all_gather_object", gathered)
+    room = Room(torch.device("cuda", 0), rows_per_rank=32, memory_bytes=2**30, local_world_size=2)
+    small = config_of("features.tables.user.rows=1000").features
+    found = placement.place(small, fixed=dict.fromkeys(small.tables, "table_wise") | {"video": "row_wise"}, room=room)
+    shards = [
+        shard for tables in found.plan.plan.values() for made in tables.values() for shard in made.sharding_spec.shards
+    ]
+    assert {str(shard.placement) for shard in shards} == {f"rank:{rank}/cuda:0" for rank in range(4)}
+    with pytest.raises(UserError, match="there are 4 x 0.00 GiB for tables"):
+        placement.place(config_of().features, fixed={"user": "table_wise"}, room=room)
+
+
+def test_many_tables_on_many_ranks_are_not_tried_in_all_combinations(monkeypatch):
+    declared = config_of().features
+    tables = {f"user{number}": declared.tables["user"] for number in range(12)}
+    features = {
+        f"user{number}": declared.features["user"].model_copy(update={"table": f"user{number}"}) for number in range(12)
+    }
+    schema = declared.model_copy(update={"tables": tables, "features": features})
+    tried = []
+    partition = GreedyPerfPartitioner.partition
+    monkeypatch.setattr(
+        GreedyPerfPartitioner, "partition", lambda *args, **kwargs: tried.append(1) or partition(*args, **kwargs)
+    )
+    counts = {}
+    for ranks in (2, 64):
+        tried.clear()
+        room = Room(torch.device("cuda", 0), rows_per_rank=8, memory_bytes=2**40, local_world_size=2)
+        placement.planned(
+            schema, ranks=ranks, fixed={} if ranks > 2 else dict.fromkeys([*tables][4:], "row_wise"), room=room
+        )
+        counts[ranks] = len(tried)
+    assert counts[2] >= 2**4
+    assert counts[64] < 50
+
+
+@pytest.mark.parametrize("backbone", ["rankmixer", "dcn_v2"])
+def test_what_a_step_keeps_is_what_a_real_one_keeps(backbone):
+    rows = 16
+    config = config_of(f"model.backbone={backbone}")
+    schema, model = config.features, build.build_model(config, build.unknown_data(config.features))
+    weights = {weight.data_ptr() for weight in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def keep(saved):
+        if saved.untyped_storage().data_ptr() not in weights:
+            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    fields, sequences, lengths = {}, {}, {}
+    for name, feature in schema.features.items():
+        if feature.kind in ("id", "multi_id"):
+            fields[name] = torch.randn(rows, schema.tables[feature.table].dim, requires_grad=True)
+        elif feature.kind == "sequence":
+            shape = (rows, feature.max_length, schema.tables[feature.table].dim)
+            sequences[name] = torch.randn(shape, requires_grad=True)
+            lengths[name] = torch.full((rows,), 3, dtype=torch.int32)
+    numerics = torch.randn(rows, sum(feature.kind == "numeric" for feature in schema.features.values()))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        model.train()(fields, sequences, lengths, numerics).sum().backward()
+    told = kept_for_backward(config, build.weightless_model(config), rows)
+    assert told == sum(kept.values())
+    assert kept_for_backward(config, build.weightless_model(config), 2 * rows) > 1.9 * told
