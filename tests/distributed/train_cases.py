@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from torch import Tensor
 
@@ -17,9 +18,7 @@ NEAREST_GATE = "nearest_gate.json"
 
 def main(arguments: list[str]) -> None:
     """Takes a config file and a JSON list of override lists."""
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
+    train = load_verb()
     path, cases = arguments
     nearest = watch_gates()
     with process_group() as topology:
@@ -29,6 +28,15 @@ def main(arguments: list[str]) -> None:
             train.run_on(config, topology)
             if topology.is_first and nearest:
                 (config.run_dir / NEAREST_GATE).write_text(json.dumps(min(nearest)))
+
+
+def load_verb() -> ModuleType:
+    """launch/train.py as a module."""
+    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
+    assert spec is not None and spec.loader is not None
+    train = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train)
+    return train
 
 
 def watch_gates() -> list[float]:
