@@ -80,11 +80,14 @@ def run(config: RunConfig) -> None:
     from data_pipeline.value_counts import value_counts
     from rankmixer_dist.parallel.topology import failing_together, process_group
     from rankmixer_dist.report import render_report
+    from rankmixer_dist.train.determinism import take_deterministic_ways
     from rankmixer_dist.train.evaluate import evaluate
     from rankmixer_dist.train.run_dir import in_runs_order
     from rankmixer_dist.train.same_start import require_same_start
 
     config = in_runs_order(config)
+    if config.train.deterministic:
+        take_deterministic_ways()
     with process_group() as topology:
         require_same_start(config, topology, manifest=config.data.prepared / MANIFEST_NAME)
         ranks = {"rank": topology.rank, "world_size": topology.world_size}

@@ -14,10 +14,10 @@ STAGE_BYTES = 1 << 26
 class HostCopies:
     """Ordinary memory for the copies, kept from one save to the next: fresh memory costs more than the copy.
 
-    A GPU copies at full speed only into pinned memory. torch rounds each pinned tensor up to a power of two and gives
-    none back, and pinned memory cannot be swapped: of the dense state of the 1B shape, 13.3 GB with both moments, it
-    would pin 25.8 GB for as long as the run lasts. So the copies are ordinary memory of their exact size, and what
-    comes from a GPU passes through two pinned stages of 64 MiB, of which one is filled while the other is emptied.
+    A GPU copies at full speed only into pinned memory. By default torch rounds each pinned tensor up to a power of two
+    and gives none back, and pinned memory cannot be swapped: of the dense state of the 1B shape, 13.3 GB with both
+    moments, it would pin 25.8 GB for as long as the run lasts. So the copies are ordinary memory of their exact size,
+    and what comes from a GPU passes through two pinned stages of 64 MiB: one is filled while the other is emptied.
     """
 
     def __init__(self) -> None:

@@ -122,8 +122,8 @@ class TrainConfig(Strict):
     )
     deterministic: bool = Field(
         default=False,
-        description="on GPUs, run again on as many of the same, repeat the figures to the last bit, for some speed; on "
-        "a CPU it changes nothing; see docs/determinism.md",
+        description="on GPUs training and evaluate.py, done again on as many of the same, repeat their figures to the "
+        "last bit, for some speed; on a CPU it changes nothing; see docs/determinism.md",
     )
     audit_rows: bool = Field(default=False, description="write the ids of the rows trained on into rows_trained/")
 
