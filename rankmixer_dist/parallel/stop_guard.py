@@ -27,7 +27,7 @@ def deaf_limits(env: Mapping[str, str]) -> dict[int, float]:
     """
     told = env.get(GRACE, "")
     grace_s = float(told) if told.isdecimal() else _USUAL_GRACE_S
-    limit_s = max(grace_s / 4, min(_PATIENCE_S, grace_s * 2 / 3))
+    limit_s = max(1.0, grace_s / 4, min(_PATIENCE_S, grace_s * 2 / 3))
     guarded = (signal.SIGTERM, signal.SIGUSR1) if told.isdecimal() else (signal.SIGTERM,)
     return {int(number): limit_s for number in guarded}
 

@@ -68,5 +68,6 @@ def test_the_limit_leaves_most_of_the_time_that_the_launcher_leaves() -> None:
     assert deaf_limits({GRACE: "30"}) == {signal.SIGTERM: 20.0, signal.SIGUSR1: 20.0}
     assert deaf_limits({GRACE: "240"})[signal.SIGUSR1] == 60.0
     assert deaf_limits({GRACE: "6"})[signal.SIGTERM] == 4.0
+    assert deaf_limits({GRACE: "0"})[signal.SIGTERM] == 1.0
     assert deaf_limits({GRACE: "soon"}) == deaf_limits({})
     assert not os.environ.get(GRACE)
