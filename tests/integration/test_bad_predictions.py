@@ -244,7 +244,16 @@ def test_a_bad_row_ends_the_verb(launch, tmp_path: Path) -> None:
     assert not list((tmp_path / "spill").iterdir())
 
 
+@pytest.fixture
+def hangups_end() -> Iterator[None]:
+    """SIGHUP does what it does by default, here and in what is started, though nohup may have started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.ray
+@pytest.mark.usefixtures("hangups_end")
 def test_a_terminal_that_is_closed_leaves_no_rows_behind(launch, tmp_path: Path) -> None:
     spill = tmp_path / "spill"
     spill.mkdir()
@@ -268,6 +277,7 @@ class SignalsWhenItGoes:
         os.kill(os.getpid(), signal.SIGHUP)
 
 
+@pytest.mark.usefixtures("hangups_end")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_inside_a_destructor_ends_the_block_too() -> None:
     with pytest.raises(SystemExit) as caught, signals_unwind():
