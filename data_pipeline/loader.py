@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
-from data_pipeline.id_range import id_beyond_table
+from data_pipeline.id_range import IdLimits, id_beyond_table
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
 from data_pipeline.shard_files import too_large
 from data_pipeline.shards import READ_OPTIONS
@@ -71,7 +71,8 @@ class Loader:
         self._assemble = BatchAssembler(schema, rows=self._share, with_truth=with_truth, pin_memory=pin_memory)
         prepared = prepared_columns(schema, has_truth=manifest.has_truth)
         columns = pa.schema([prepared.field(name) for name in self._assemble.columns()])
-        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns, schema)
+        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns)
+        self._schema, self._limits = schema, IdLimits(schema)
         self.batch_size = batch_size
         self.rows = manifest.rows(split)
         self.steps_per_epoch = -(-self.rows // batch_size)
@@ -116,8 +117,15 @@ class Loader:
         for first in range(position.row, self.rows, self.batch_size):
             stop = min(first + self.batch_size, self.rows)
             start = first + self._rank * self._share
-            tables = [self._chunks.read(*piece) for piece in order.pieces(start, min(start + self._share, stop))]
-            yield self._assemble(tables, global_weight=stop - first), Position(position.epoch, stop)
+            pieces = list(order.pieces(start, min(start + self._share, stop)))
+            tables = [self._chunks.read(*piece) for piece in pieces]
+            batch = self._assemble(tables, global_weight=stop - first)
+            if not self._limits.keep(batch.ids.values.numpy(), batch.ids.counts):
+                found = (
+                    (piece[0], id_beyond_table(rows, self._schema)) for piece, rows in zip(pieces, tables, strict=True)
+                )
+                raise next(self._chunks.unreadable(chunk, told) for chunk, told in found if told is not None)
+            yield batch, Position(position.epoch, stop)
 
 
 class SplitsInTurn:
@@ -165,10 +173,7 @@ class _Order:
 class _Chunks:
     """The row groups of a split, numbered in the order of time; the last few read are kept for the next slice."""
 
-    def __init__(
-        self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema, schema: Schema
-    ) -> None:
-        self._schema = schema
+    def __init__(self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema) -> None:
         self._paths = [folder / shard.path for shard in shards]
         sizes, places = [], []
         for index, shard in enumerate(shards):
@@ -200,15 +205,17 @@ class _Chunks:
             table = file.read_row_group(group, columns=self._columns.names, use_threads=False)
             if table.num_rows != self.rows[chunk]:
                 raise _DamagedError(f"it has {table.num_rows} rows, not {self.rows[chunk]}")
-            beyond = id_beyond_table(table, self._schema)
-            if beyond is not None:
-                raise _DamagedError(beyond)
         except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:
-            raise RankError(
-                f"{self._paths[shard]}: row group {group} cannot be read ({one_line(error)}); "
-                "if the file was damaged, prepare the data again"
-            ) from error
+            raise self.unreadable(chunk, one_line(error)) from error
         return table
+
+    def unreadable(self, chunk: int, why: str) -> RankError:
+        """The line that names a chunk's file and row group."""
+        shard, group = self._places[chunk]
+        return RankError(
+            f"{self._paths[shard]}: row group {group} cannot be read ({why}); "
+            "if the file was damaged, prepare the data again"
+        )
 
     def _open(self, shard: int) -> pq.ParquetFile:
         if shard not in self._files:

@@ -50,6 +50,11 @@ def main(arguments: list[str]) -> None:
     config = load_config(options.config, options.overrides)
     if options.gpu is not None and options.gpus is None:
         raise UserError("--gpu goes with --gpus, the GPUs of each host: --gpus 8, say")
+    asks = options.nodes != 1 or options.host_memory is not None or options.json is not None
+    if asks and options.gpus is None and options.ranks is None:
+        raise UserError("--nodes, --host-memory and --json go with --gpus or --ranks, the ranks of each host")
+    if options.host_memory is not None and not 0 < options.host_memory < float("inf"):
+        raise UserError(f"--host-memory {options.host_memory} is no memory; give GiB, such as 512")
     from rankmixer_dist.train.build import weightless_model
 
     shown = console(soft_wrap=True)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.id_range import id_beyond_table
+from data_pipeline.id_range import IdLimits, id_beyond_table
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, prepared_columns
 from data_pipeline.reading import open_prepared, open_split
 from data_pipeline.shards import WRITE_OPTIONS
@@ -54,6 +54,25 @@ def test_every_feature_is_looked_at(prepared):  # noqa: F811
             assert id_beyond_table(broken.slice(row), schema) == told
             assert id_beyond_table(broken.drop_columns([feature]), schema) is None
     assert kinds == {"id", "multi_id", "sequence"}
+
+
+def test_the_first_and_last_id_of_each_feature_of_a_batch(small):  # noqa: F811
+    config, _ = small
+    schema = config.features
+    limits, features = IdLimits(schema), schema.id_features()
+    ends = [schema.tables[schema.features[name].table].rows for name in features]
+    assert len(set(ends)) > 2
+    counts = [3 * (place % 3) for place in range(len(features))]  # some features have no ids
+    starts = np.cumsum(counts) - counts
+    good = np.concatenate([np.full(count, end - 1) for count, end in zip(counts, ends, strict=True)])
+    assert limits.keep(good, counts)
+    assert limits.keep(good[:0], [0] * len(features))
+    for start, count, end in zip(starts, counts, ends, strict=True):
+        for place in [start, start + count - 1] if count else []:
+            for value in (end, -1, 2**63 - 1, -(2**63)):
+                ids = good.copy()
+                ids[place] = value
+                assert not limits.keep(ids, counts)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -209,3 +209,28 @@ def test_what_a_step_keeps_is_what_a_real_one_keeps(backbone):
     told = kept_for_backward(config, build.weightless_model(config), rows)
     assert told == sum(kept.values())
     assert kept_for_backward(config, build.weightless_model(config), 2 * rows) > 1.9 * told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--nodes", "2"], "go with --gpus or --ranks"),
+        (["--gpu", "h100"], "--gpu goes with --gpus"),
+        (["--gpus", "8", "--gpu", "h10"], "--gpu h10: not known; did you mean 'h100'?"),
+        (["--ranks", "2", "--host-memory", "-1"], "no memory"),
+        (["--ranks", "3"], "batch size 512 cannot be shared evenly by 3 ranks"),
+    ],
+)
+def test_options_that_do_not_go_together(options, told):
+    with pytest.raises(UserError) as refused:
+        verb(*options)
+    assert told in str(refused.value)
+
+
+def test_hosts_of_an_odd_number_of_ranks(capsys):
+    verb("--nodes", "3", "--gpus", "5", "--gpu", "l4", "loader.batch_size=510", "sparse.sharding={user: row_wise}")
+    shown = capsys.readouterr().out
+    assert "3 x 5 l4 GPUs, 34 rows each" in shown
+    assert "0\N{EN DASH}14" in shown
+    verb("--nodes", "2", "--ranks", "2", "--host-memory", "8")
+    assert "2 x 2 CPU ranks, 128 rows each; a rank has 1.60 GiB for tables" in capsys.readouterr().out
