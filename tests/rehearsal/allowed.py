@@ -1,0 +1,38 @@
+"""Where the host may wait for the device, with the reason: a new place fails, and so does a line that has none."""
+
+_LOG_LINE = "once a log line"
+
+IN_A_STEP: dict[str, str] = {
+    "read rankmixer_dist/train/loop.py:_Interval.close": _LOG_LINE,
+}
+"""On the stand-in device, in the training loop."""
+
+IN_SCORING: dict[str, str] = {
+    "read rankmixer_dist/layers/experts.py:PerTokenExperts._sparse_by_expert": "the host gives each expert its rows",
+    "read rankmixer_dist/train/paths.py:path_gap": _LOG_LINE,
+    "read rankmixer_dist/train/routing_counts.py:RoutingCounts.figures": "once a split",
+    "read rankmixer_dist/train/scoring.py:score_split": "the scores themselves",
+}
+"""On the stand-in device, while a split is scored."""
+
+_TABLES = " from rankmixer_dist/sparse/tables.py:EmbeddingTables.forward"
+_COUNTER = "FBGEMM counts its steps in a tensor of the host"
+_EXCHANGE = "TorchRec tells the ranks how many ids each gets"
+_FBGEMM = "read fbgemm_gpu/split_table_batched_embeddings_ops_training.py:SplitTableBatchedEmbeddingBagsCodegen.forward"
+
+READS_OF_A_REAL_STEP: dict[str, tuple[int, str]] = {
+    "read deepspeed/runtime/zero/stage_1_and_2.py:DeepSpeedZeroOptimizer._optimizer_step"
+    " from rankmixer_dist/parallel/engine.py:DeepSpeedEngine.step": (
+        1,
+        "Adam counts its steps in a tensor of the host",
+    ),
+    _FBGEMM + _TABLES: (4, _COUNTER),
+    "read torchrec/distributed/dist_data.py:_safe_tolist_2d" + _TABLES: (4, _EXCHANGE),
+    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _TABLES: (4, _EXCHANGE),
+}
+"""On two CPU ranks with sharded tables, where every tensor counts: how often a step."""
+
+OPERATORS = 335
+"""That a step of the same gives, at most."""
+LARGEST_BYTES = 1_200_000
+"""Of a tensor that it makes, at most: a table's rows."""

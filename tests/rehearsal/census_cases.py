@@ -1,0 +1,72 @@
+"""Run by torchrun: trains a config through launch/train.py, and counts what some of its steps do on the first rank.
+
+All tensors are on the CPU here, and all are taken for the device's. Prints a line of JSON.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.config import load_config
+from rankmixer_dist.parallel.topology import process_group
+from rankmixer_dist.train.step import TrainStep
+from tests.rehearsal.census import Census
+
+FIRST, LAST = 6, 9
+
+
+def main(arguments: list[str]) -> None:
+    """Takes a config file and overrides."""
+    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
+    assert spec is not None and spec.loader is not None
+    train = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train)
+    census = Census(lambda tensor: True)
+    watch(census)
+    with process_group() as topology:
+        train.run_on(load_config(arguments[0], arguments[1:]), topology)
+        if topology.is_first:
+            print(json.dumps(census.take() | {"steps": LAST + 1 - FIRST}), flush=True)
+
+
+def watch(census: Census) -> None:
+    """Lets `census` count steps FIRST to LAST of every run."""
+    take_step = TrainStep.__call__
+
+    def watched(step: TrainStep, *args: Any, **kwargs: Any) -> Any:
+        if not FIRST <= kwargs["number"] <= LAST:
+            return take_step(step, *args, **kwargs)
+        with census:
+            census.start()
+            result = take_step(step, *args, **kwargs)
+            census.stop()
+        return result
+
+    TrainStep.__call__ = watched
+    type(get_accelerator()).synchronize = lambda *args: census.note("sync")
+    for name in ("tolist", "numpy"):  # which read the memory of the CPU without an operator
+        setattr(torch.Tensor, name, _noted(getattr(torch.Tensor, name), census))
+
+
+def _noted(read: Any, census: Census) -> Any:
+    def noted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():  # the loader's reads ahead
+            census.note("read")
+        return read(tensor, *args, **kwargs)
+
+    return noted
+
+
+if __name__ == "__main__":
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    run_verb(main)

@@ -1,0 +1,167 @@
+"""Run as a process: trains configs on the stand-in device, as one rank of many, through the real loop.
+
+Takes rank, world size and a JSON list of [config, overrides, mutation]; prints a line of JSON a case. A case
+is two steps unless its overrides say more.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.rehearsal import ranks, stand_in
+from tests.rehearsal.mutations import MUTATIONS
+
+DEVICE = stand_in.register()
+ranks.accelerate()
+
+import torch  # noqa: E402
+
+from rankmixer_dist.batch import Batch, JaggedIds, Position  # noqa: E402
+from rankmixer_dist.config import RunConfig, load_config  # noqa: E402
+from rankmixer_dist.parallel.topology import Topology  # noqa: E402
+from rankmixer_dist.schema import NumericFeature  # noqa: E402
+from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, init_tables  # noqa: E402
+from rankmixer_dist.sparse.tables import EmbeddingTables  # noqa: E402
+from rankmixer_dist.train import build  # noqa: E402
+from rankmixer_dist.train.loop import Plan, Progress, run_loop  # noqa: E402
+from rankmixer_dist.train.loss_range import LossRange  # noqa: E402
+from rankmixer_dist.train.non_finite import NonFiniteRows  # noqa: E402
+from rankmixer_dist.train.paths import path_gap  # noqa: E402
+from rankmixer_dist.train.routing import Routing  # noqa: E402
+from rankmixer_dist.train.scoring import score_split  # noqa: E402
+from rankmixer_dist.train.step import TrainStep  # noqa: E402
+from rankmixer_dist.train.stopwatch import Stopwatch  # noqa: E402
+
+ROWS = 32
+
+
+class Rows:
+    """Batches without values, an id a feature and row."""
+
+    def __init__(self, config: RunConfig, steps: int) -> None:
+        self._schema, self._steps, self.rows = config.features, steps, ROWS * steps
+
+    def epoch(self, position: Position) -> Iterator[tuple[Batch, Position]]:
+        for step in range(position.row, self._steps):
+            yield self.batch(), Position(position.epoch, step + 1)
+
+    def batch(self) -> Batch:
+        names, tasks = self._schema.id_features(), len(self._schema.tasks)
+        one_B = torch.ones(ROWS, dtype=torch.int64)
+        lengths_FB = torch.ones(len(names), ROWS, dtype=torch.int32)
+        return Batch(
+            row_id_B=one_B,
+            user_id_B=one_B,
+            timestamp_B=one_B,
+            weight_B=torch.ones(ROWS),
+            labels_BK=torch.zeros(ROWS, tasks),
+            numerics_BN=torch.zeros(ROWS, len(self._schema.of_kind(NumericFeature))),
+            ids=JaggedIds(names, torch.zeros(ROWS * len(names), dtype=torch.int64), lengths_FB, (ROWS,) * len(names)),
+            global_weight=float(ROWS),
+        )
+
+
+class Quiet:
+    """The hooks of a run that logs and saves nothing."""
+
+    def doing(self, step: int, what: str) -> None: ...
+    def on_step(self, batch: Batch) -> None: ...
+    def on_log(self, line: dict[str, Any]) -> None: ...
+    def on_checkpoint(self, progress: Progress) -> None: ...
+
+    def stops(self) -> bool:
+        return False
+
+
+def rehearse(config: RunConfig, topology: Topology, census: Any) -> dict[str, Any]:
+    """What the census counts in the loop, and in scoring, of what `train.run` builds, on tables that lie whole here."""
+    grid = build.expert_grid_of(config)
+    model = build.build_model(config, build.unknown_data(config.features), grid=grid)
+    build.spread_out(config, model, grid)
+    settings = RowWiseAdagradSettings(lr=config.sparse.lr, eps=config.sparse.eps)
+    tables = LocalTables(EmbeddingTables(config.features, device=DEVICE), settings=settings)
+    init_tables(tables, scale=config.sparse.init_scale, seed=config.seed)
+    moe = config.model.mixture
+    routing = None if moe is None else Routing(model, moe, seed=config.seed, device=DEVICE)
+    engine = build.build_engine(config, model, topology, rows_per_rank=ROWS)
+    steps = config.train.max_steps or 2
+    weights = tuple(task.weight for task in config.features.tasks.values())
+    plan = Plan(
+        epochs=1,
+        total_steps=steps,
+        log_every=2 * steps,
+        checkpoint_every=None,
+        checkpoint_epochs=False,
+        lr=build.learning_rate(config.dense.lr, config.dense.schedule, total_steps=steps),
+        sparse_lr=build.learning_rate(config.sparse.lr, config.sparse.schedule, total_steps=steps),
+        tasks=tuple(config.features.tasks),
+        task_weights=weights,
+        flops_per_row=1,
+        peak=SimpleNamespace(share=lambda rate: rate),
+    )
+    stopwatch = Stopwatch(DEVICE)
+    step = TrainStep(
+        tables,
+        engine,
+        task_weights_K=torch.tensor(weights, device=DEVICE),
+        auxiliary_weight=build.auxiliary_weight(config.model),
+        world_size=topology.world_size,
+        stopwatch=stopwatch,
+        routing=routing,
+        skip_non_finite=config.train.on_non_finite == "skip",
+    )
+    census.start()
+    run_loop(
+        Rows(config, steps),
+        step,
+        plan,
+        progress=Progress(step=0, rows=0, position=Position(0, 0)),
+        topology=topology,
+        stopwatch=stopwatch,
+        non_finite=NonFiniteRows(Path(tempfile.gettempdir()) / "no run", topology, resume_step=0),
+        loss_range=LossRange(plan.tasks, [0.5] * len(weights), speaks=False),
+        hooks=Quiet(),
+    )
+    found = {"step": census.take()}
+    pieces = engine.pieces()
+    assert pieces and engine.moments()
+    assert {piece.tensor.device for piece in pieces} == {DEVICE}
+    assert {piece.tensor.dtype for piece in pieces} == {torch.float32}
+    engine.refresh()
+    tasks, weights_K = tuple(config.features.tasks), torch.tensor(weights, device=DEVICE)
+    census.start()
+    score_split(
+        tables, model, Rows(config, 1), tasks=tasks, predictions=None, topology=topology, on_batch=lambda rows: None
+    )
+    path_gap(tables, model, Rows(config, 1).batch().to(DEVICE), weights_K)
+    return found | {"scoring": census.take()}
+
+
+def main(rank: int, world_size: int, cases: list[tuple[str, list[str], str]]) -> None:
+    """Prints what became of each case."""
+    ranks.join(rank, world_size)
+    local_rank = rank % ranks.HOST_RANKS
+    topology = Topology(rank, world_size, local_rank, ranks.HOST_RANKS, DEVICE, hosts=("host",) * world_size)
+    for file, overrides, mutation in cases:
+        found: dict[str, Any] = {"error": ""}
+        began = time.process_time()
+        with stand_in.rehearsing(ROWS) as census, MUTATIONS[mutation]():
+            try:
+                found |= rehearse(load_config(file, overrides), topology, census)
+            except Exception:
+                found["error"] = traceback.format_exc()
+        print(json.dumps(found | {"cpu_s": round(time.process_time() - began, 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))
+    os._exit(0)  # fake groups have nothing to take down

@@ -1,0 +1,26 @@
+"""What a real step of two ranks does: where the host reads a tensor, how many operators it gives, what it allocates."""
+
+import pytest
+
+from tests.rehearsal.allowed import LARGEST_BYTES, OPERATORS, READS_OF_A_REAL_STEP
+from tests.rehearsal.conftest import lines_of
+
+
+@pytest.fixture(scope="module")
+def counted(launch, small_config, tmp_path_factory):
+    """Of the first of two ranks, a step."""
+    runs = tmp_path_factory.mktemp("census")
+    given = [f"runs={runs}", "train.max_steps=9", "train.log_every=20", "dense.clip_norm=1.0"]
+    ended = launch.torchrun("tests/rehearsal/census_cases.py", str(small_config), *given, ranks=2)
+    return lines_of(ended)[0]
+
+
+def test_a_step_reads_where_it_is_allowed_to(counted):
+    found = {place: times / counted["steps"] for place, times in counted["places"].items()}
+    assert found == {place: times for place, (times, _) in READS_OF_A_REAL_STEP.items()}
+
+
+def test_a_step_takes_no_more_operators_and_memory_than_it_did(counted):
+    operators = sum(counted["operators"].values()) / counted["steps"]
+    assert 0.95 * OPERATORS < operators <= OPERATORS
+    assert 0.5 * LARGEST_BYTES < counted["largest"] <= LARGEST_BYTES
