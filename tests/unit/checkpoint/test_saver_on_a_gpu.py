@@ -70,3 +70,21 @@ def test_copies_take_their_own_size_and_two_stages_of_pinned_memory(gpus, monkey
     for _ in range(2):
         copies.take(pieces)
     assert sorted(made) == [(36, False), (64, True), (64, True), (400, False)]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_real_gpus_bytes_have_arrived_when_the_copies_are_handed_out():
+    gpu = torch.device("cuda", torch.cuda.device_count() - 1)
+    held = [
+        whole("of two stages", torch.randn(3, 10_000_000, device=gpu)),
+        whole("turned", torch.randn(5, 7, device=gpu).t()),
+        whole("scalar", torch.tensor(2.5, device=gpu, dtype=torch.bfloat16)),
+    ]
+    expected = [piece.tensor.cpu() for piece in held]
+    copies = host_copies.HostCopies().take(held)
+    for piece in held:
+        piece.tensor.zero_()
+    for copy, value in zip(copies, expected, strict=True):
+        assert torch.equal(copy.tensor, value)
+        assert not copy.tensor.is_pinned()
