@@ -24,9 +24,9 @@ STEPS, SAVED_AT = 20, 10
 RANKS = (1, 2)
 MODES = {"beside": "checkpoint.asynchronous=true", "waiting": "checkpoint.asynchronous=false"}
 # Relative to the largest value of a tensor's kind, after 20 steps of fp32. On a CPU two ranks and one differ by the
-# order of sums (seen: 3e-7); on GPUs FBGEMM and index_add sum in an order of their own besides. An estimate until a GPU
-# has shown its own: whoever sees it first puts ten times the largest difference here.
-BETWEEN_RANKS = {"cpu": 5e-6, "cuda": 5e-5}
+# order of sums (seen: 3.6e-7); on GPUs FBGEMM and index_add sum in an order of their own besides. An estimate until a
+# GPU has shown its own: whoever sees it first puts ten times the largest difference here.
+BETWEEN_RANKS = {"cpu": 3.5e-6, "cuda": 5e-5}
 # Taken up, a run repeats itself: to the last bit on a CPU, but for the order of sums on a GPU.
 TAKEN_UP = {"cpu": 0.0, "cuda": 5e-5}
 
@@ -163,3 +163,9 @@ def test_contexts_are_told_by_device():
     assert active_contexts(Driver(1), 3) == [1]
     assert active_contexts(Driver(0, 2), 3) == [0, 2]
     assert active_contexts(Driver(), 3) == []
+
+
+def test_the_rehearsals_list_says_which_waits_are_allowed():
+    lookup, step = (f"rankmixer_dist/{place}" for place in ("sparse/tables.py:EmbeddingTables.forward", "x.py:step"))
+    assert unallowed({lookup: 8, step: 1}) == [step]
+    assert unallowed({"autograd": 1}) == ["autograd"]
