@@ -134,18 +134,20 @@ stage() {
 }
 
 explain_failure() {
-    local noise
+    local noise unreachable="pip cannot reach its package index; see: pip config list. Then run this again"
     noise=$(tail -n 15 "$log")
     printf '%s\n' "$noise" | sed 's/^/  | /' >&2
     case $noise in
+        *"connection broken"*"from versions: none"* | *"SSLError"*"from versions: none"*) # which pip tells as one missing
+            fail "$unreachable" ;;
         *"No matching distribution"* | *"Could not find a version"*)
             fail "pip's package index does not have a pinned version for this machine; see: pip config list" ;;
         *"No space left"*)
             fail "the disk is full; free some space (10 GiB, or 3 for torch's CPU build), then run this again" ;;
-        *ensurepip*)
+        *ensurepip* | *"No module named venv"*)
             fail "$python cannot make virtual environments; Debian, Ubuntu: apt-get install python${version%.*}-venv" ;;
         *"onnection"* | *"name resolution"* | *"imed out"* | *"CERTIFICATE"*)
-            fail "pip cannot reach its package index; see: pip config list. Then run this again" ;;
+            fail "$unreachable" ;;
         *)
             fail "the whole log is in .venv/install.log; mend the cause, then run this again: it starts over cleanly" ;;
     esac

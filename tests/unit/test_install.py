@@ -156,6 +156,18 @@ def test_a_failed_install_starts_over(installer: Installer) -> None:
     ("words", "advice"),
     [
         ("No matching distribution found for torch", "does not have a pinned version"),
+        (
+            "Retrying after connection broken by 'NewConnectionError'\n"
+            "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)\n"
+            "ERROR: No matching distribution found for torch==2.13.0",
+            "pip cannot reach its package index",
+        ),
+        (
+            "Retrying after connection broken by 'ReadTimeoutError'\n"
+            "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: 2.9.0)",
+            "does not have a pinned version",
+        ),
+        ("/usr/bin/python3.13: No module named venv", "cannot make virtual environments"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("error: something else", "the whole log is in .venv/install.log"),
     ],
@@ -163,7 +175,7 @@ def test_a_failed_install_starts_over(installer: Installer) -> None:
 def test_a_failure_says_what_to_do(words: str, advice: str, installer: Installer) -> None:
     run = installer.run(FAIL_ON="torch==", FAIL_WITH=words)
     assert run.returncode == 1
-    assert f"  | ERROR: {words}" in run.stderr
+    assert f"  | ERROR: {words.splitlines()[0]}" in run.stderr
     assert advice in run.stderr
 
 
@@ -175,6 +187,23 @@ def test_another_python_or_device_starts_over(change: dict[str, str], installer:
     (installer.venv / "old").touch()
     assert installer.run(**change).returncode == 0
     assert installer.made_venv and not (installer.venv / "old").exists()
+
+
+def test_the_environments_own_python_makes_it_anew(installer: Installer) -> None:
+    installer.run()
+    run = installer.run(PYTHON=str(installer.venv / "bin" / "python"), RANKMIXER_DEVICE="cuda")
+    assert run.returncode == 0, run.stderr
+    assert installer.made_venv
+
+
+def test_a_folder_may_have_a_space_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    installer = Installer(folder)
+    run = installer.run()
+    assert run.returncode == 0, run.stderr
+    assert installer.pip_calls[-1].endswith(f"--editable {installer.root}")
+    assert installer.run().stdout == "install: up to date (cpu)\n"
 
 
 def test_an_environment_that_moved_starts_over(installer: Installer) -> None:
@@ -233,9 +262,8 @@ class Interpreters:
         self._installer, self._folder = installer, folder
         tools = folder / "tools"
         tools.mkdir()
-        for (
-            name
-        ) in "bash cat cp date dirname env flock grep head mkdir rm sed sha256sum sleep tail touch uname".split():
+        needed = "bash cat cp date dirname env flock grep head mkdir rm sed sha256sum sleep tail touch uname"
+        for name in needed.split():
             (tools / name).symlink_to(shutil.which(name) or name)
 
     def add(self, where: str, name: str, version: str | None, *, makes_venvs: bool = True) -> Path:
