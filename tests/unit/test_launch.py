@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,12 @@ def test_the_image_installs_the_packages_before_it_has_the_project() -> None:
     assert project.line == "PIP_NO_CACHE_DIR=1 bash launch/install.sh"
     assert {step.variables["RANKMIXER_DEVICE"] for step in (packages, project, command)} == {"cuda"}
     assert (command.kind, command.line) == ("CMD", ".venv/bin/python launch/doctor.py")
-    assert {".venv", "data", "runs"} <= set((ROOT / ".dockerignore").read_text().split())
+
+
+def test_an_image_takes_nothing_that_git_leaves_out() -> None:
+    left_out = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in (line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()):
+        assert any(fnmatch(name, pattern.removeprefix("**/")) for pattern in left_out), name
 
 
 def test_a_build_argument_that_the_image_does_not_know_is_refused() -> None:
