@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, then ruff and the tests. Arguments go to pytest: bash launch/test.sh tests/unit -k config
-# With --thorough, tests that take many minutes are run too; with -n 0, one after the other in this process, as --pdb needs.
+# With --thorough, tests that take many minutes are run too; with -n 0, one after the other in one process.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

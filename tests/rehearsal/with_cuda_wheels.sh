@@ -48,6 +48,8 @@ install() {
 case ${1:-} in
     -h | --help) usage; exit ;;
 esac
+mkdir -p "$place"
+place=$(cd "$place" && pwd) # which may have been given from here
 use_stub
 install
 [[ ${1:-} != --install-only ]] || exit 0
