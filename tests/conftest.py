@@ -1,6 +1,7 @@
 """Fixtures that every folder of tests may use."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,12 +28,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="run the tests that take many minutes too")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The ordinary suite works on the CPU, in this process too: without `-m cuda` it sees no GPU."""
+    if hides_gpus(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def hides_gpus(config: pytest.Config, devices: Path = Path("/dev")) -> bool:
+    """Whether this machine has GPUs that nobody has asked for."""
+    asked = re.search(r"(?<!not )\bcuda\b", config.getoption("-m") or "")
+    return not asked and any(devices.glob("nvidia[0-9]*"))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without `--thorough`, thorough tests are skipped and say so."""
+    """Thorough tests without `--thorough`, and those for GPUs that are hidden, are skipped and say so."""
+    skipped = {}
     if not config.getoption("--thorough"):
-        for item in items:
-            if item.get_closest_marker("thorough"):
-                item.add_marker(pytest.mark.skip(reason="takes many minutes; give --thorough to run it"))
+        skipped["thorough"] = "takes many minutes; give --thorough to run it"
+    if hides_gpus(config):
+        skipped["cuda"] = "needs a CUDA device; give -m cuda, since the ordinary suite hides those of this machine"
+    for item in items:
+        for marker, reason in skipped.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

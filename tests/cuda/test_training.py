@@ -5,6 +5,7 @@ import json
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ pytest.importorskip("torchrec", reason="needs the whole install, not torch alone
 from rankmixer_dist.config import load_config
 from rankmixer_dist.models.rankmixer import RankMixerBlock
 from rankmixer_dist.parallel.topology import Topology, process_group
-from tests.conftest import Launch
+from tests.conftest import Launch, hides_gpus
 from tests.cuda.contexts import active_contexts
 from tests.cuda.waits import waits
 from tests.cuda.watched_run import WARM_UP, watched
 from tests.distributed.outcomes import distances, outcome
+from tests.rehearsal.allowed import IN_A_STEP, ON_A_GPU, READS_OF_A_REAL_STEP
 
 STEPS, SAVED_AT = 20, 10
 RANKS = (1, 2)
@@ -106,13 +108,9 @@ def test_a_step_waits_where_it_may_and_a_rank_keeps_to_its_own_gpu(device, small
 
 
 def unallowed(found: dict[str, int]) -> list[str]:
-    """Places where the host waited that no line of the rehearsal's list names."""
-    if not found:
-        return []
-    from tests.rehearsal import allowed
-
-    lines = [line for value in vars(allowed).values() if isinstance(value, dict) for line in value]
-    return sorted(place for place in found if not any(place in line for line in lines))
+    """Places where the host waited that no line of the rehearsal's lists names for a step."""
+    reads = {line.removeprefix("read ") for line in (*IN_A_STEP, *READS_OF_A_REAL_STEP, *ON_A_GPU)}
+    return sorted(found.keys() - reads)
 
 
 def test_the_watched_run_is_a_run(small_config, tmp_path):
@@ -166,6 +164,22 @@ def test_contexts_are_told_by_device():
 
 
 def test_the_rehearsals_list_says_which_waits_are_allowed():
-    lookup, step = (f"rankmixer_dist/{place}" for place in ("sparse/tables.py:EmbeddingTables.forward", "x.py:step"))
-    assert unallowed({lookup: 8, step: 1}) == [step]
-    assert unallowed({"autograd": 1}) == ["autograd"]
+    lookup = "rankmixer_dist/sparse/tables.py:EmbeddingTables.forward"
+    exchange = f"torchrec/distributed/dist_data.py:_safe_tolist_2d from {lookup}"
+    assert unallowed({exchange: 4, lookup: 1, "autograd": 1}) == ["autograd", lookup]
+    assert unallowed({}) == []
+
+
+@pytest.mark.parametrize(
+    ("marks", "device", "hidden"),
+    [
+        ("", "nvidia0", True),
+        ("not cuda", "nvidia0", True),
+        ("cuda", "nvidia0", False),
+        ("cuda and not thorough", "nvidia0", False),
+        ("", "nvidiactl", False),
+    ],
+)
+def test_the_ordinary_suite_hides_gpus_that_nobody_asked_for(tmp_path, marks, device, hidden):
+    (tmp_path / device).touch()
+    assert hides_gpus(SimpleNamespace(getoption=lambda name: marks), tmp_path) == hidden

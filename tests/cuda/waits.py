@@ -1,17 +1,15 @@
 """Where the host waited for the GPU, as torch itself tells it."""
 
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-PROJECT = ("rankmixer_dist/", "data_pipeline/", "launch/")
+from tests.rehearsal.census import place
+
 _SAID = "called a synchronizing CUDA operation"
 
 
@@ -37,14 +35,3 @@ def waits() -> Iterator[Counter[str]]:
         finally:
             if torch.cuda.is_available():
                 torch.cuda.set_sync_debug_mode("default")
-
-
-def place() -> str:
-    """`file:function` of the innermost running function of the project; "autograd" on a thread that has none."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file.startswith(str(ROOT)) and str(Path(file).relative_to(ROOT)).startswith(PROJECT):
-            return f"{Path(file).relative_to(ROOT)}:{frame.f_code.co_qualname}"
-        frame = frame.f_back
-    return "autograd"

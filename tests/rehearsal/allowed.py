@@ -32,6 +32,9 @@ READS_OF_A_REAL_STEP: dict[str, tuple[int, str]] = {
 }
 """On two CPU ranks with sharded tables, where every tensor counts: how often a step."""
 
+ON_A_GPU: dict[str, str] = {}
+"""What a real GPU has shown besides: for the day with one, which fills it."""
+
 OPERATORS = 335
 """That a step of the same gives, at most."""
 LARGEST_BYTES = 1_200_000
