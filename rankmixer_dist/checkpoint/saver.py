@@ -117,8 +117,8 @@ class Saver:
         try:
             self._write_together(about, pieces)
         except Exception as error:
-            self._failure = self._say(about.step, error)
             self.failed += 1
+            self._failure = self._say(about.step, error)
 
     def _write_together(self, about: About, pieces: Sequence[Piece]) -> None:
         final = checkpoint_path(self._run_dir, about.step)
@@ -149,8 +149,11 @@ class Saver:
         final = checkpoint_path(self._run_dir, step)
         if self._topology.is_first:
             discard(final.with_name(final.name + ".partial"))
-        left = checkpoints(self._run_dir)
-        kept = f"{left[-1].name} is kept" if left else "there is no older one"
+        try:
+            left = checkpoints(self._run_dir)
+            kept = f"{left[-1].name} is kept" if left else "there is no older one"
+        except OSError as unseen:  # the disk that could not be written may not be read either
+            kept = f"older ones cannot be listed ({one_line(unseen)})"
         message = f"{final}: not saved, {kept}: {one_line(error)}"
         if isinstance(error, OSError | UserError) and not isinstance(error, _NotFiniteError):
             message += "; free some space or mend the folder"

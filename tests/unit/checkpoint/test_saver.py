@@ -169,6 +169,20 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path, one_rank,
     assert steps(tmp_path) == [3]
 
 
+def test_a_disk_that_can_neither_be_written_nor_listed_is_no_success(tmp_path, one_rank, monkeypatch, capfd):
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    saver = Saver(tmp_path, one_rank, keep=1)
+    for name in ("write_pieces", "checkpoints"):
+        monkeypatch.setattr(saver_module, name, fail)
+    saver.save(about(1), pieces(1))
+    with pytest.raises(UserError, match=r"not saved, older ones cannot be listed \(.*Input/output error\): "):
+        saver.finish()
+    assert saver.failed == 1
+    assert capfd.readouterr().err.count("warning: ") == 1
+
+
 def test_a_folder_that_cannot_be_written_is_no_end_of_the_run(tmp_path, one_rank, capfd):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     saver = Saver(tmp_path, one_rank, keep=1)
