@@ -12,6 +12,7 @@ from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.errors import Preempted, UserError
 from rankmixer_dist.parallel.comm_time import CommTimer
 from rankmixer_dist.parallel.preemption import StopRequest
+from rankmixer_dist.parallel.stop_guard import GRACE
 from rankmixer_dist.parallel.topology import process_group, sum_over_ranks
 from rankmixer_dist.train.rank_figures import rank_figures
 
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> None:
             print("loops", flush=True)
             time.sleep(300)
         if end == "deaf":
+            if topology.rank == 0:
+                os.environ[GRACE] = "6"  # before rank 1 ends too, and its connections with it
             with StopRequest(topology):
                 print("loops", flush=True)
                 if topology.rank == 1:
