@@ -98,15 +98,13 @@ def process_group(*, meet_s: float = _MEET_S, timeout_s: float = _MEET_S) -> Ite
         store: dist.Store = dist.HashStore()
     else:
         store = meeting_store(rank, world_size, mine.local_world_size or world_size, meet_s)
-    ranks = _introduced(store, mine)
+    hosts, ranks_of_host = _introduced(store, mine)
     timeout = timedelta(seconds=timeout_s)
     with _timeout_of_all_groups(timeout):
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         try:
             ranks_have_met()
-            own, hosts = ranks[rank], tuple(one.host for one in ranks)
-            assert own.local_world_size is not None, "settled"
-            yield Topology(rank, world_size, own.local_rank, own.local_world_size, device, hosts)
+            yield Topology(rank, world_size, mine.local_rank, ranks_of_host[rank], device, hosts)
             dist.barrier()
         except BaseException:
             # With other ranks there may be exchanges under way that they never come to, and gloo would wait for them.
@@ -126,8 +124,9 @@ def _identity(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
-def _introduced(store: dist.Store, mine: Standing) -> list[Standing]:
-    """All ranks, settled: before the first group, which would hang where they do not go together.
+def _introduced(store: dist.Store, mine: Standing) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Each rank's host, and how many ranks that has: before the first group, which would hang where they do not go
+    together. Every rank reads the answer from one store, so it says no more than that.
 
     Raises:
         UserError: as `require_together` does, on all ranks.
@@ -136,14 +135,14 @@ def _introduced(store: dist.Store, mine: Standing) -> list[Standing]:
     def judge(told: list[str]) -> str:
         ranks = settled([Standing(**json.loads(one)) for one in told])
         require_together(ranks)
-        return json.dumps([asdict(one) for one in ranks])
+        return json.dumps([[one.host for one in ranks], [one.local_world_size for one in ranks]])
 
     try:
-        ranks = json.loads(judged(store, mine.rank, mine.world_size, json.dumps(asdict(mine)), judge))
+        hosts, sizes = json.loads(judged(store, mine.rank, mine.world_size, json.dumps(asdict(mine)), judge))
     except UserError:
         ranks_have_met()
         raise
-    return [Standing(**one) for one in ranks]
+    return tuple(hosts), tuple(sizes)
 
 
 @contextmanager
