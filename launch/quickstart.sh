@@ -76,8 +76,8 @@ choose_ranks() {
     unset RAY_ADDRESS            # this is the machine that prepares the data, not a cluster
     device=$( ((devices)) && echo CUDA || echo CPU)
     if ((ranks < wanted)); then
-        printf 'quickstart: %d %s ranks instead of %d, which cannot share batches of %s rows evenly\n' \
-            "$ranks" "$device" "$wanted" "$2 and $3"
+        printf 'quickstart: %d %s ranks instead of %d, which cannot share batches of %s rows evenly%s\n' \
+            "$ranks" "$device" "$wanted" "$2 and $3" "$( (($1 > 1)) && echo " in groups of $1")"
     fi
 }
 
