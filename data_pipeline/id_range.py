@@ -21,8 +21,7 @@ class IdLimits:
     def keep(self, ids: np.ndarray, counts: Sequence[int]) -> bool:
         """Whether all ids of a batch, `counts` of each feature in turn, are rows of their tables.
 
-        It takes 6 us for 10,000 ids, and 30 us on a machine that many share, where making their batch takes 1 ms and
-        1.5 ms.
+        For 10,000 ids it was measured at 17 and 30 us, 1.5 and 1.9 % of what making their batch took.
         """
         starts, rows, start = [], [], 0
         for count, end in zip(counts, self._rows, strict=True):

@@ -2,19 +2,21 @@
 """Fits scikit-learn's logistic regression on a run's prepared rows and scores the same split: the floor to beat."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.id_range import id_beyond_table
 from data_pipeline.reading import find_prepared, open_prepared
 from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.command_line import config_parser, run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.metrics import TaskMetrics
-from rankmixer_dist.schema import LABEL_PREFIX, USER_ID, IdFeature, NumericFeature
+from rankmixer_dist.schema import LABEL_PREFIX, USER_ID, IdFeature, NumericFeature, Schema
 from rankmixer_dist.small_file import require_place
 from rankmixer_dist.train.run_dir import write_json
 
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> None:
     manifest = open_prepared(config, splits, rank=0, world_size=1, manifest=find_prepared(config, splits))
     train, test = (
         pa.concat_tables(
-            pq.read_table(config.data.prepared / shard.path, **READ_OPTIONS)
+            _rows(config.data.prepared / shard.path, config.features)
             for split in splits
             for shard in manifest.splits[split]
         )
@@ -79,6 +81,15 @@ def main(arguments: list[str]) -> None:
         print(f"{task:12} C {penalty:<5g} AUC {auc}  UAUC {uauc}  NE {ne}")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     write_json(config.run_dir / ("baseline_ids.json" if parsed.ids_only else "baseline.json"), result)
+
+
+def _rows(path: Path, schema: Schema) -> pa.Table:
+    """A shard's rows, whose ids are all of their tables: SciPy does not look at those of a multi-hot column."""
+    rows = pq.read_table(path, **READ_OPTIONS)
+    beyond = id_beyond_table(rows, schema)
+    if beyond is not None:
+        raise UserError(f"{path}: {beyond}; prepare the data again")
+    return rows
 
 
 def _crossed(config: RunConfig, text: str) -> tuple[str, str]:

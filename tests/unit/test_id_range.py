@@ -1,17 +1,19 @@
 """An id that its table has no row for is found on the host, wherever it stands, and named in one line."""
 
+import runpy
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.id_range import IdLimits, id_beyond_table
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, prepared_columns
+from data_pipeline.manifest import Manifest, prepared_columns
 from data_pipeline.reading import open_prepared, open_split
 from data_pipeline.shards import WRITE_OPTIONS
 from rankmixer_dist.batch import Position
 from rankmixer_dist.checksum import file_checksum
-from rankmixer_dist.errors import RankError
+from rankmixer_dist.errors import RankError, UserError
 from rankmixer_dist.schema import NumericFeature, SequenceFeature
 from tests.unit.test_damaged_data import prepared, refusal, small  # noqa: F401
 
@@ -75,15 +77,17 @@ def test_the_first_and_last_id_of_each_feature_of_a_batch(small):  # noqa: F811
                 assert not limits.keep(ids, counts)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_shard_made_by_hand_is_refused_by_who_reads_it(prepared, rank):  # noqa: F811
-    """Its checksum and the manifest's are right: whoever made it meant it so."""
+@pytest.fixture
+def made_by_hand(prepared):  # noqa: F811
+    """A training shard with a sequence's id beyond its table, whose checksum and the manifest's are right.
+
+    Gives the config, the manifest, the shard's path, the row, and what is to be told.
+    """
     config, manifest, _ = prepared
     schema = config.features
     feature = next(iter(schema.of_kind(SequenceFeature)))
     table = schema.features[feature].table
-    shard = manifest.splits["train"][0]
-    path = config.data.prepared / shard.path
+    path = config.data.prepared / manifest.splits["train"][0].path
     rows = pq.read_table(path).cast(prepared_columns(schema, has_truth=manifest.has_truth))
     lengths = np.array([len(ids) for ids in rows[feature].to_pylist()])
     row = int(np.flatnonzero(lengths)[-1])
@@ -92,18 +96,31 @@ def test_a_shard_made_by_hand_is_refused_by_who_reads_it(prepared, rank):  # noq
     content = manifest.model_dump()
     content["splits"]["train"][0]["checksum"] = file_checksum(path)
     Manifest.model_validate(content).write(config.data.prepared)
-    assert (config.data.prepared / MANIFEST_NAME).exists()
+    return config, manifest, path, row, f"feature '{feature}' holds id {end}, but table '{table}' has {end} rows"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_shard_made_by_hand_is_refused_by_who_reads_it(made_by_hand, rank):
+    config, manifest, path, row, beyond = made_by_hand
     ranks = {"rank": rank, "world_size": 2}
     read = open_prepared(config, ["train"], **ranks)
     loader = open_split(config, read, "train", **ranks, batch_size=16, training=True, pin_memory=False)
     group = row // manifest.row_group_rows
-    told = f"{path}: row group {group} cannot be read (feature '{feature}' holds id {end}, but table '{table}' has"
     step, half = divmod(row, 16)
     steps = []
     if rank == half // 8:
         with pytest.raises(RankError) as refused:
             steps.extend(position.row for _, position in loader.epoch(Position(0, 0)))
-        assert refusal(refused.value).startswith(f"{told} {end} rows)")
+        assert refusal(refused.value).startswith(f"{path}: row group {group} cannot be read ({beyond})")
         assert steps == [16 * (done + 1) for done in range(step)]
     else:
         assert len(list(loader.epoch(Position(0, 0)))) == loader.steps_per_epoch
+
+
+def test_the_baseline_refuses_it_too(made_by_hand, tmp_path):
+    """SciPy writes beyond its matrix where a multi-hot column holds such an id."""
+    config, _, path, _, beyond = made_by_hand
+    given = config.data.prepared.parent / "small.yaml"
+    with pytest.raises(UserError) as refused:
+        runpy.run_path("launch/baseline.py")["main"]([str(given), f"runs={tmp_path}"])
+    assert refusal(refused.value) == f"{path}: {beyond}; prepare the data again"
