@@ -84,7 +84,7 @@ def tell_this_machine(config: RunConfig, shown: Any) -> None:
     shown.print(f"tables: {needed / _GIB:,.2f} GiB; {machine} has {room / _GIB:,.2f} GiB for tables")
     if needed > room:
         told = too_large(tables, room, ranks=1, where=machine)
-        shown.print(f"warning: {told}; {-(-needed // room):,} machines like it at least")
+        shown.print(f"warning: {told}; {-(-needed // max(room, 1)):,} machines like it at least")
 
 
 def tell_placement(config: RunConfig, options: argparse.Namespace, shown: Any) -> None:
@@ -109,8 +109,8 @@ def tell_placement(config: RunConfig, options: argparse.Namespace, shown: Any) -
         with console(stderr=True).status(f"placing {len(config.features.tables)} tables on {ranks:,} ranks"):
             tables = planned(config.features, ranks=ranks, fixed=config.sparse.sharding, room=room).tables
     except UserError as error:
-        needed = sum(table.bytes for table in config.features.tables.values())
-        shown.print(f"warning: {error}; {-(-needed // room.memory_bytes):,} ranks like these at least")
+        least = -(-sum(table.bytes for table in config.features.tables.values()) // max(room.memory_bytes, 1))
+        shown.print(f"warning: {error}" + (f"; {least:,} ranks like these at least" if least > ranks else ""))
         return
     shown.print(placement_grid(tables))
     for line in fullest(tables, ranks, room.memory_bytes):
@@ -148,11 +148,12 @@ def measured_ids(config: RunConfig) -> tuple[dict[str, float], str]:
     """Mean ids a row, by feature, as the prepared data's manifest tells them, and where they are from."""
     from data_pipeline.manifest import read_manifest
 
+    prepared = config.data.prepared
     try:
-        found = dict(read_manifest(config.data.prepared, config.features).ids_per_row)
+        found = dict(read_manifest(prepared, config.features).ids_per_row)
     except UserError:
-        return {}, "estimated, as there is no prepared data"
-    return found, "measured" if found else "estimated, as this prepared data has not counted them"
+        return {}, f"estimated, as {prepared} holds no data prepared for this config"
+    return found, "measured" if found else f"estimated, as the manifest of {prepared} does not tell them"
 
 
 def placement_grid(tables: list[dict[str, Any]]) -> Grid:

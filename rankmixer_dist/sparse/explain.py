@@ -33,7 +33,7 @@ def too_large(
     named = [f"{name} {size / _GIB:,.2f} GiB" for size, name in sizes[:_NAMED_TABLES]]
     rest = [f"{len(sizes) - _NAMED_TABLES} more"] if len(sizes) > _NAMED_TABLES else []
     large = [name for size, name in sizes if name in whole and size > memory_bytes]
-    cut = f"; {', '.join(large)} cannot be cut and is larger than a rank's share" if large else ""
+    cut = f"; larger than a rank's share and not to be cut: {', '.join(large)}" if large else ""
     return (
         f"the tables do not fit the memory of {where or _ranks(ranks)}: they need "
         f"{sum(size for size, _ in sizes) / _GIB:,.2f} GiB ({', '.join(named + rest)}) and their lookups some more; "

@@ -207,7 +207,7 @@ def room_on(
                 config, weightless_model(config), ranks=ranks, rows_per_rank=rows_per_rank, trains=saves
             )
     memory = memory_for_tables(config, host, saves=saves, dense_bytes=dense)
-    if host.gpu is not None and memory <= 0:
+    if host.gpu is not None and dense and memory <= 0:
         raise UserError(
             f"the dense model does not fit a GPU's {host.gpu.memory_bytes / 2**30:,.2f} GiB: its state and activations "
             f"of {rows_per_rank:,} rows are estimated at {dense / 2**30:,.2f} GiB; take a smaller batch, a higher "

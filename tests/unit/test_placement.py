@@ -111,7 +111,7 @@ def test_pooling_factors_decide_where_a_table_of_histories_lies():
         (["features.tables.user.rows=400000000000"], ["the memory of 16 ranks: they need", "user 25,331.97 GiB"]),
         (
             ["features.tables.user.rows=1500000000", "sparse.sharding={user: table_wise}"],
-            ["user cannot be cut and is larger than a rank's share"],
+            ["larger than a rank's share and not to be cut: user; set fewer rows"],
         ),
         (
             ["features.tables.user.rows=1500000000", "sparse.sharding={user: row_wise}", "sparse.memory_gib=5"],
@@ -135,6 +135,27 @@ def test_what_does_not_fit_is_one_line_for_plan_and_for_training(monkeypatch, ca
     except UserError as error:
         told = str(error)
     assert str(refused.value) in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "least"),
+    [
+        (["features.tables.user.rows=400000000000"], "; 378 ranks like these at least"),
+        # More ranks are no help where one table has to lie on one of them.
+        (["features.tables.user.rows=1500000000", "sparse.sharding={user: table_wise}"], ""),
+        (["sparse.memory_gib=1e-12"], "; 3,694,528 ranks like these at least"),
+    ],
+)
+def test_how_many_ranks_are_needed_is_told_where_more_would_do(capsys, overrides, least):
+    verb("--nodes", "2", "--gpus", "8", "--gpu", "h100", *overrides)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert line.endswith(f"or use more machines{least}")
+
+
+def test_data_of_another_config_is_not_taken_for_none(capsys, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    runpy.run_path(str(ROOT / "launch" / "plan.py"))["main"]([QUICKSTART, "--ranks", "2", f"data.prepared={tmp_path}"])
+    assert f"ids a row estimated, as {tmp_path} holds no data prepared for this config" in capsys.readouterr().out
 
 
 def test_shards_are_named_by_the_devices_that_their_ranks_have(monkeypatch, rank_of):
