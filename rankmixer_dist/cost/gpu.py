@@ -1,50 +1,64 @@
-"""Memory and bandwidths of GPUs by name, which the placement of tables is estimated with.
+"""GPUs by name: memory and bandwidths, by which tables are placed, and peaks, which a measured rate is compared with.
 
-From NVIDIA's data sheets of each board, where 1 GB is 10^9 bytes. `link` is what a GPU can send to the others of its
-host at once, one direction: half of what the sheets add up over both. It is NVLink where every GPU of a host has it,
-and PCIe where bridges join but two or four boards.
+From NVIDIA's data sheets of each board, where 1 GB is 10^9 bytes. Two things differ from what the sheets print. Hopper
+and Blackwell are given with 2:4 sparsity there, which is twice the dense rates here. Boards with GDDR6 have 1 GB less
+here: error correction, which is on by default, takes a part of what the sheets tell.
 """
 
 import re
 from dataclasses import dataclass
 
-_GB = 10**9
+_GB, _TERA = 10**9, 1e12
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A board: `key` on a command line, `memory_bytes`, and bytes a second from its memory and to its neighbours."""
+    """A board: `key` on a command line, bytes, bytes a second, and dense peaks in FLOP/s.
+
+    `link_bandwidth` is what a GPU can send to the others of its host at once, one direction: half of what the sheets
+    add up over both. It is NVLink where every GPU of a host has it, and PCIe where bridges join but two or four boards.
+    `bf16` and `tf32` are on tensor cores, `fp32` without them.
+    """
 
     key: str
     memory_bytes: int
     memory_bandwidth: float
     link_bandwidth: float
+    bf16: float
+    tf32: float
+    fp32: float
 
 
-# The first pattern found in the device's name as whole words counts, so the narrower ones stand first.
+# Those that the wheels of torch and FBGEMM have code for: sm_80 (which sm_86 and sm_89 run too), sm_90, sm_100. The
+# first pattern found in the device's name as whole words counts, so the narrower ones stand first. An SXM board has no
+# suffix in its name.
 _GPUS: tuple[tuple[str, Gpu], ...] = tuple(
-    (pattern, Gpu(key, memory * _GB, bandwidth * _GB, link * _GB))
-    for pattern, key, memory, bandwidth, link in (
-        (r"GB200", "gb200", 186, 8000, 900),
-        (r"B200", "b200", 180, 7700, 900),
-        (r"GH200", "gh200", 96, 4000, 450),
-        (r"H200 NVL", "h200-nvl", 141, 4800, 64),
-        (r"H200", "h200", 141, 4800, 450),
-        (r"H[18]00 PCIe", "h100-pcie", 80, 2000, 64),
-        (r"H100 NVL", "h100-nvl", 94, 3900, 64),
-        (r"H100", "h100", 80, 3350, 450),
-        (r"H800", "h800", 80, 3350, 200),
-        (r"H20", "h20", 96, 4000, 450),
-        (r"A[18]00-PCI[eE]-40GB", "a100-pcie-40", 40, 1555, 32),
-        (r"A[18]00(-PCI[eE]-80GB| 80GB PCIe)", "a100-pcie", 80, 1935, 32),
-        (r"A100-SXM4-40GB", "a100-40", 40, 1555, 300),
-        (r"A100", "a100", 80, 2039, 300),
-        (r"A800", "a800", 80, 2039, 200),
-        (r"A40", "a40", 48, 696, 32),
-        (r"A30", "a30", 24, 933, 32),
-        (r"A10|A10G", "a10", 24, 600, 32),
-        (r"L40S|L40", "l40s", 48, 864, 32),
-        (r"L4", "l4", 24, 300, 32),
+    (pattern, Gpu(key, memory * _GB, bandwidth * _GB, link * _GB, bf16 * _TERA, tf32 * _TERA, fp32 * _TERA))
+    for pattern, key, (memory, bandwidth, link), (bf16, tf32, fp32) in (
+        # Memory in GB, bandwidths in GB/s; peaks in TFLOP/s.
+        (r"GB200", "gb200", (186, 8000, 900), (2500, 1250, 80)),  # of a GB200 NVL72, per GPU
+        (r"B200", "b200", (180, 7700, 900), (2250, 1100, 75)),  # of an HGX B200
+        (r"GH200 144G", "gh200-144", (144, 4900, 450), (989.4, 494.7, 66.9)),
+        (r"GH200", "gh200", (96, 4000, 450), (989.4, 494.7, 66.9)),
+        (r"H200 NVL", "h200-nvl", (141, 4800, 64), (835.5, 417.5, 60)),
+        (r"H200", "h200", (141, 4800, 450), (989.4, 494.7, 66.9)),
+        (r"H[18]00 PCIe", "h100-pcie", (80, 2000, 64), (756, 378, 51.2)),
+        (r"H[18]00 NVL", "h100-nvl", (94, 3900, 64), (835.5, 417.5, 60)),
+        (r"H100", "h100", (80, 3350, 450), (989.4, 494.7, 66.9)),
+        (r"H800", "h800", (80, 3350, 200), (989.4, 494.7, 66.9)),
+        (r"H20", "h20", (96, 4000, 450), (148, 74, 44)),
+        (r"A[18]00-PCI[eE]-40GB", "a100-pcie-40", (40, 1555, 32), (312, 156, 19.5)),
+        (r"A[18]00(-PCI[eE]-80GB| 80GB PCIe)", "a100-pcie", (80, 1935, 32), (312, 156, 19.5)),
+        (r"A100-SXM4-40GB", "a100-40", (40, 1555, 300), (312, 156, 19.5)),
+        (r"A100", "a100", (80, 2039, 300), (312, 156, 19.5)),
+        (r"A800", "a800", (80, 2039, 200), (312, 156, 19.5)),
+        (r"A40", "a40", (47, 696, 32), (149.7, 74.8, 37.4)),
+        (r"A30", "a30", (24, 933, 32), (165, 82, 10.3)),
+        (r"A10G", "a10g", (23, 600, 32), (70, 35, 31.5)),  # as Amazon EC2 G5 tells it
+        (r"A10", "a10", (23, 600, 32), (125, 62.5, 31.2)),
+        (r"L40S", "l40s", (47, 864, 32), (362, 183, 91.6)),
+        (r"L40", "l40", (47, 864, 32), (181, 90.5, 90.5)),
+        (r"L4", "l4", (23, 300, 32), (121, 60, 30.3)),
     )
 )
 

@@ -9,7 +9,7 @@ from rankmixer_dist.config import RunConfig
 from rankmixer_dist.cost.gpu import Gpu, gpu_of_device, nearest_gpu
 from rankmixer_dist.environment.machine import total_memory
 
-SHARE = 0.6
+_SHARE = 0.6
 """Of a host's memory; the rest is for the dense model, activations and batches."""
 _COPIED_SHARE = 0.4
 """Of a host's memory where each table also has a copy there, which a checkpoint is written from."""
@@ -46,7 +46,7 @@ def host_here(device: torch.device, ranks: int) -> Host:
     name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
     known = gpu_of_device(name)
     if known is not None:
-        # The sheet's figure, which is the smaller one of a whole GPU: a plan made elsewhere is the same to the byte.
+        # The table's figure, which is the smaller one of a whole GPU: a plan made elsewhere is the same to the byte.
         gpu, note = dataclasses.replace(known, memory_bytes=min(memory, known.memory_bytes)), ""
     else:
         near = nearest_gpu(memory)
@@ -69,6 +69,6 @@ def memory_for_tables(config: RunConfig, host: Host, *, saves: bool, dense_bytes
     of_host = None if host.memory_bytes is None else host.memory_bytes / host.ranks
     if host.gpu is None:
         assert of_host is not None
-        return int((_COPIED_SHARE if copies else SHARE) * of_host)
+        return int((_COPIED_SHARE if copies else _SHARE) * of_host)
     own = _GPU_SHARE * host.gpu.memory_bytes - dense_bytes
-    return int(min(own, SHARE * of_host) if copies and of_host is not None else own)
+    return int(min(own, _SHARE * of_host) if copies and of_host is not None else own)
