@@ -109,8 +109,17 @@ def process_group(*, meet_s: float = _MEET_S, timeout_s: float = _MEET_S) -> Ite
         except BaseException:
             # With other ranks there may be exchanges under way that they never come to, and gloo would wait for them.
             if world_size == 1:
-                dist.destroy_process_group()
+                _leave()
             raise
+        _leave()
+
+
+def _leave() -> None:
+    """Ends the default group; DeepSpeed, where it was used, forgets it too and takes the next one that is joined."""
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    else:
         dist.destroy_process_group()
 
 

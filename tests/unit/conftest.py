@@ -5,8 +5,8 @@ import pytest
 from rankmixer_dist.parallel.topology import process_group
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_rank():
-    """A process group of this process alone."""
+    """A process group of this process alone. Other modules join groups of their own."""
     with process_group() as topology:
         yield topology

@@ -15,6 +15,13 @@ from rankmixer_dist.parallel.watchdog import exchange_limit_s
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_a_process_that_has_left_its_group_may_join_another() -> None:
+    settings = OptimizerSettings(kind="adam", lr=0.1, weight_decay=0.0, clip_norm=None)
+    for _ in range(2):
+        with topology.process_group():
+            DeepSpeedEngine(nn.Linear(2, 1), settings, zero_stage=1, precision="fp32", rows_per_rank=1)
+
+
 def test_deepspeed_takes_the_models_device_not_that_of_the_local_rank(one_rank, monkeypatch) -> None:
     taken: list[int] = []
     monkeypatch.setenv("LOCAL_RANK", "3")  # of a process that sees its own GPU alone, which is its first
