@@ -91,11 +91,13 @@ def tell_placement(config: RunConfig, options: argparse.Namespace, shown: Any) -
     """Where the tables would lie on the ranks that the command line names."""
     from rankmixer_dist.parallel.topology import Topology
     from rankmixer_dist.sparse.placement import planned
-    from rankmixer_dist.train.build import planned_for, room_on
+    from rankmixer_dist.train.build import planned_for, require_ranks, room_on
 
     host = host_of(options)
     ranks = options.nodes * host.ranks
-    rows = Topology(0, ranks, 0, host.ranks, host.device).share_of(config.loader.batch_size)
+    # Its hosts are not asked for, and a name for each of the most ranks that can be typed would fill the memory.
+    rows = Topology(0, ranks, 0, host.ranks, host.device, hosts=("",)).share_of(config.loader.batch_size)
+    require_ranks(config, ranks)
     measured, where = measured_ids(config)
     room = room_on(config, host, ranks=ranks, rows_per_rank=rows, saves=True, ids_per_row=measured)
     kind = "CPU ranks" if host.gpu is None else f"{host.gpu.key} GPUs"

@@ -48,6 +48,17 @@ class ExpertGrid:
         return slice(self.position * share, (self.position + 1) * share)
 
 
+def check_whole_rows(size: int, ranks: int) -> None:
+    """Makes sure that so many ranks make up rows of `size`.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if size < 1 or ranks % size:
+        usable = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+        raise ValueError(f"expert size {size} does not divide the {ranks} ranks; use one of {usable}")
+
+
 def expert_grid(size: int) -> ExpertGrid:
     """The grid with rows of `size` ranks; all ranks call it.
 
@@ -55,9 +66,7 @@ def expert_grid(size: int) -> ExpertGrid:
         ValueError: the ranks do not make up whole rows.
     """
     world_size, rank = dist.get_world_size(), dist.get_rank()
-    if size < 1 or world_size % size:
-        usable = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
-        raise ValueError(f"expert size {size} does not divide the {world_size} ranks; use one of {usable}")
+    check_whole_rows(size, world_size)
     if size == 1:
         return ExpertGrid(size=1, position=0, data_size=world_size)
     deepspeed.comm.init_distributed(dist_init_required=False)

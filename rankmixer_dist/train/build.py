@@ -15,7 +15,7 @@ from rankmixer_dist.models.mixture import DTSI, Mixture, SoftmaxTopK
 from rankmixer_dist.models.ranker import Ranker, build_ranker
 from rankmixer_dist.models.rankmixer import RankMixer
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, DenseEngine, OptimizerSettings, PlainEngine
-from rankmixer_dist.parallel.expert_groups import ExpertGrid, expert_grid
+from rankmixer_dist.parallel.expert_groups import ExpertGrid, check_whole_rows, expert_grid
 from rankmixer_dist.parallel.token_parallel import check_spreadable, spread
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, Schema, SequenceFeature
@@ -157,6 +157,20 @@ def _groups(schema: Schema) -> list[GroupSpec]:
         GroupSpec(name=group, tokens=tokens, members=tuple(n for n, f in schema.features.items() if f.group == group))
         for group, tokens in schema.groups.items()
     ]
+
+
+def require_ranks(config: RunConfig, ranks: int) -> None:
+    """Makes sure that a run may have so many ranks.
+
+    Raises:
+        UserError: it is for one process, or they cannot share out the model's tokens.
+    """
+    if ranks > 1 and (config.sparse.placement == "local" or config.dense.engine == "plain"):
+        raise UserError("sparse.placement local and dense.engine plain are for one process; use the defaults")
+    try:
+        check_whole_rows(config.parallel.expert_size, ranks)
+    except ValueError as error:
+        raise UserError(f"parallel.expert_size: {error}") from error
 
 
 def expert_grid_of(config: RunConfig) -> ExpertGrid:

@@ -12,7 +12,6 @@ from rankmixer_dist.batch import Position
 from rankmixer_dist.checkpoint.folder import checkpoint_path, checkpoints, step_of
 from rankmixer_dist.checkpoint.saver import finish_interrupted
 from rankmixer_dist.config import RunConfig
-from rankmixer_dist.errors import UserError
 from rankmixer_dist.identity import DataSeen
 from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, barrier, broadcast_object, failing_together
@@ -24,6 +23,7 @@ from rankmixer_dist.train.build import (
     build_tables,
     expert_grid_of,
     learning_rate,
+    require_ranks,
     spread_out,
     starting_rates,
 )
@@ -94,8 +94,7 @@ def _train(
     validation_rows: ScoredRows | None,
     ids_per_row: Mapping[str, float] | None,
 ) -> None:
-    if topology.world_size > 1 and (config.sparse.placement == "local" or config.dense.engine == "plain"):
-        raise UserError("sparse.placement local and dense.engine plain are for one process; use the defaults")
+    require_ranks(config, topology.world_size)
     share = topology.share_of(config.loader.batch_size)
     keep_freed_memory(topology.device)
     grid = expert_grid_of(config)

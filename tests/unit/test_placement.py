@@ -240,6 +240,9 @@ def test_what_a_step_keeps_is_what_a_real_one_keeps(backbone):
         (["--gpus", "8", "--gpu", "h10"], "--gpu h10: not known; did you mean 'h100'?"),
         (["--ranks", "2", "--host-memory", "-1"], "no memory"),
         (["--ranks", "3"], "batch size 512 cannot be shared evenly by 3 ranks"),
+        (["--nodes", "65536", "--gpus", "65536", "--gpu", "h100"], "cannot be shared evenly by 4294967296 ranks"),
+        (["--ranks", "4", "parallel.expert_size=3"], "parallel.expert_size: expert size 3 does not divide the 4 ranks"),
+        (["--ranks", "2", "sparse.placement=local"], "are for one process; use the defaults"),
     ],
 )
 def test_options_that_do_not_go_together(options, told):
