@@ -22,7 +22,7 @@ _SIZES = {
     aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default,
     aten.unique_consecutive.default, aten.repeat_interleave.Tensor, aten.equal.default,
 }  # fmt: skip
-_COPIES = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
+_COPIES = {aten._to_copy.default, aten.copy_.default}
 
 
 class Census(TorchDispatchMode):
