@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the rehearsal's tests with the CUDA wheels, which needs no GPU and no driver. Makes what it needs the first time:
-# an environment as launch/install.sh makes it for a machine with GPUs (6 GB), and a stub of the driver's library.
+# an environment as launch/install.sh makes it for a machine with GPUs (9 GB), and a stub of the driver's library.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
