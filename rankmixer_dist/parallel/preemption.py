@@ -27,8 +27,9 @@ which the other ranks may never come to; so the failing rank would not end, and 
 class StopRequest:
     """Turns SIGTERM and SIGUSR1 into a flag for the length of a `with` block, which all ranks enter and leave together.
 
-    launch/torchrun.py passes both on to its ranks, torchrun and the deepspeed launcher SIGTERM, and all kill them 30 s
-    later (torchrun: `--shutdown_timeout`). Only the main thread may enter, since only it may handle signals.
+    launch/torchrun.py passes both on to its ranks, torchrun and DeepSpeed's `launch.py` of a host SIGTERM, and all kill
+    them 30 s later (torchrun: `--shutdown_timeout`). The `deepspeed` command above it ends on one host without a word
+    to its ranks, which train on. Only the main thread may enter, since only it may handle signals.
 
     The ranks ask one another once a step, or every few steps where steps are short: at most `_ASK_EVERY_S` apart by the
     slowest rank's time a step, which travels with the flags.
