@@ -1,7 +1,6 @@
 """Run as a process: trains configs on the stand-in device, as one rank of many, through the real loop.
 
-Takes rank, world size and a JSON list of [config, overrides, mutation]; prints a line of JSON a case. A case
-is two steps unless its overrides say more.
+Takes rank, world size and a JSON list of [config, overrides, mutation]; prints a line of JSON a case, of two steps.
 """
 
 import json
@@ -41,7 +40,7 @@ from rankmixer_dist.train.scoring import score_split  # noqa: E402
 from rankmixer_dist.train.step import TrainStep  # noqa: E402
 from rankmixer_dist.train.stopwatch import Stopwatch  # noqa: E402
 
-ROWS = 32
+ROWS, STEPS = 32, 2
 
 
 class Rows:
@@ -93,16 +92,15 @@ def rehearse(config: RunConfig, topology: Topology, census: Any) -> dict[str, An
     moe = config.model.mixture
     routing = None if moe is None else Routing(model, moe, seed=config.seed, device=DEVICE)
     engine = build.build_engine(config, model, topology, rows_per_rank=ROWS)
-    steps = config.train.max_steps or 2
     weights = tuple(task.weight for task in config.features.tasks.values())
     plan = Plan(
         epochs=1,
-        total_steps=steps,
-        log_every=2 * steps,
+        total_steps=STEPS,
+        log_every=2 * STEPS,
         checkpoint_every=None,
         checkpoint_epochs=False,
-        lr=build.learning_rate(config.dense.lr, config.dense.schedule, total_steps=steps),
-        sparse_lr=build.learning_rate(config.sparse.lr, config.sparse.schedule, total_steps=steps),
+        lr=build.learning_rate(config.dense.lr, config.dense.schedule, total_steps=STEPS),
+        sparse_lr=build.learning_rate(config.sparse.lr, config.sparse.schedule, total_steps=STEPS),
         tasks=tuple(config.features.tasks),
         task_weights=weights,
         flops_per_row=1,
@@ -121,7 +119,7 @@ def rehearse(config: RunConfig, topology: Topology, census: Any) -> dict[str, An
     )
     census.start()
     run_loop(
-        Rows(config, steps),
+        Rows(config, STEPS),
         step,
         plan,
         progress=Progress(step=0, rows=0, position=Position(0, 0)),

@@ -14,14 +14,25 @@ from tests.rehearsal.census import stale, unknown
 from tests.rehearsal.conftest import lines_of
 
 BACKBONES = "rankmixer autoint dcn_v2 dhen dlrm_mlp hiformer hhft rdcn tokenmixer_large wukong moe hetero_attention"
-FILES = "kuairand_pure rankmixer_moe"
+FILES = "kuairand_pure kuairand_moe rankmixer_moe rankmixer_1b_16gpus"
+BF16 = ["dense.zero_stage=2", "dense.precision=bf16", "dense.clip_norm=1.0"]
+EXPERTS = {
+    "by token": [],
+    "by token, zero 0, clipped": ["dense.zero_stage=0", "dense.clip_norm=1.0"],
+    "by token in four pieces, bf16": ["parallel.pieces=4", *BF16],
+    "plain": ["parallel.mode=plain", "parallel.pieces=1"],
+}
+"""How experts lie over 8 of the 16 ranks."""
 
 
 def cases() -> dict[str, tuple[str, list[str]]]:
     """Name of a case -> its config and overrides."""
     found = {f"backbone {name}": ("quickstart", [f"model.backbone={name}"]) for name in BACKBONES.split()}
     found |= {f"config {name}": (name, []) for name in FILES.split()}
-    found["zero 2 bf16"] = ("quickstart", ["dense.zero_stage=2", "dense.precision=bf16", "dense.clip_norm=1.0"])
+    grid = ["parallel.expert_size=8"]
+    found |= {f"experts {name}": ("quickstart_moe", [*grid, *more]) for name, more in EXPERTS.items()}
+    found["zero 2 bf16"] = ("quickstart", BF16)
+    found["adagrad"] = ("quickstart", ["dense.optimizer=adagrad", "dense.clip_norm=1.0"])
     return found
 
 
