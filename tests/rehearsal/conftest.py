@@ -1,6 +1,7 @@
 """What the rehearsal's tests have in common."""
 
 import json
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -14,3 +15,16 @@ def lines_of(ended):
     """What a process of cases has found."""
     assert ended.returncode == 0, ended.stderr[-3000:]
     return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+
+
+def without_kernels(operators: Iterable[str]) -> list[str]:
+    """Those of the operators, named as the census names them, that have no kernel for GPUs in these wheels."""
+    import fbgemm_gpu  # noqa: F401  loads its operators
+
+    found = []
+    for name in sorted(operators):
+        space, operator, overload = name.split(".")
+        full = f"{space}::{operator}" + ("" if overload == "default" else f".{overload}")
+        if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(full, "CUDA"):
+            found.append(name)
+    return found

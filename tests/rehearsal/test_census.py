@@ -3,7 +3,7 @@
 import pytest
 
 from tests.rehearsal.allowed import LARGEST_BYTES, OPERATORS, READS_OF_A_REAL_STEP
-from tests.rehearsal.conftest import lines_of
+from tests.rehearsal.conftest import lines_of, needs_cuda_wheels, without_kernels
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +24,18 @@ def test_a_step_takes_no_more_operators_and_memory_than_it_did(counted):
     operators = sum(counted["operators"].values()) / counted["steps"]
     assert 0.95 * OPERATORS < operators <= OPERATORS
     assert 0.5 * LARGEST_BYTES < counted["largest"] <= LARGEST_BYTES
+
+
+@needs_cuda_wheels
+def test_every_operator_of_the_tables_has_a_kernel_for_gpus(counted):
+    """Backward FBGEMM calls operators that no dispatch shows: its fused updates of bags and of sequences."""
+    found = set(counted["operators"])
+    lookups = {
+        f"fbgemm.split_embedding{kind}_codegen_forward_unweighted_pt2_wrapper.default" for kind in ("", "_nobag")
+    }
+    updates = {
+        f"fbgemm.split_embedding{kind}_backward_codegen_rowwise_adagrad_unweighted_exact_cuda.default"
+        for kind in ("", "_nobag")
+    }
+    assert lookups <= found
+    assert not without_kernels(found | updates)

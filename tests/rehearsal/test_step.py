@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.rehearsal.allowed import IN_A_STEP, IN_SCORING
 from tests.rehearsal.census import stale, unknown
-from tests.rehearsal.conftest import lines_of
+from tests.rehearsal.conftest import lines_of, needs_cuda_wheels, without_kernels
 
 BACKBONES = "rankmixer autoint dcn_v2 dhen dlrm_mlp hiformer hhft rdcn tokenmixer_large wukong moe hetero_attention"
 FILES = "kuairand_pure kuairand_moe rankmixer_moe rankmixer_1b_16gpus"
@@ -69,6 +69,13 @@ def test_a_step_and_scoring_on_the_device(found, name):
 def test_no_allowance_outlives_its_place(found, kind, allowed):
     places = {place for name in CASES for place in found[name][kind]["places"]}
     assert not stale(places, allowed), "take these lines out of allowed.py"
+
+
+@needs_cuda_wheels
+def test_every_operator_has_a_kernel_for_gpus(found):
+    operators = set().union(*(found[name][kind]["operators"] for name in CASES for kind in ("step", "scoring")))
+    assert len(operators) > 90
+    assert not without_kernels(operators)
 
 
 def test_a_read_that_somebody_adds_is_found(found):
