@@ -7,6 +7,21 @@ IN_A_STEP: dict[str, str] = {
 }
 """On the stand-in device, in the training loop."""
 
+_UNSHARDED_BF16 = "DeepSpeed's optimizer for bf16 without ZeRO asks every parameter; a run on GPUs warns of it"
+_STEP = " from rankmixer_dist/parallel/engine.py:DeepSpeedEngine.step"
+
+BY_CHOICE: dict[str, dict[str, str]] = {
+    "skips": {"read rankmixer_dist/parallel/topology.py:any_over_ranks": "asks before the batch touches a weight"},
+    "zero 0 bf16": {
+        "read deepspeed/runtime/utils.py:CheckOverflow.has_overflow_serial" + _STEP: _UNSHARDED_BF16,
+        "read deepspeed/runtime/utils.py:CheckOverflow.has_overflow" + _STEP: _UNSHARDED_BF16,
+        "upload deepspeed/runtime/utils.py:CheckOverflow.has_overflow" + _STEP: _UNSHARDED_BF16,
+        "read deepspeed/runtime/utils.py:get_weight_norm" + _STEP: _UNSHARDED_BF16,
+        "upload deepspeed/runtime/utils.py:get_weight_norm" + _STEP: _UNSHARDED_BF16,
+    },
+}
+"""The same, where a config chose it: case of `test_step` -> places."""
+
 IN_SCORING: dict[str, str] = {
     "read rankmixer_dist/layers/experts.py:PerTokenExperts._sparse_by_expert": "the host gives each expert its rows",
     "read rankmixer_dist/train/paths.py:path_gap": _LOG_LINE,

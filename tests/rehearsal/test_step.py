@@ -9,7 +9,7 @@ import json
 import pytest
 
 from tests.conftest import ROOT
-from tests.rehearsal.allowed import IN_A_STEP, IN_SCORING
+from tests.rehearsal.allowed import BY_CHOICE, IN_A_STEP, IN_SCORING
 from tests.rehearsal.census import stale, unknown
 from tests.rehearsal.conftest import lines_of, needs_cuda_wheels, without_kernels
 
@@ -32,6 +32,8 @@ def cases() -> dict[str, tuple[str, list[str]]]:
     grid = ["parallel.expert_size=8"]
     found |= {f"experts {name}": ("quickstart_moe", [*grid, *more]) for name, more in EXPERTS.items()}
     found["zero 2 bf16"] = ("quickstart", BF16)
+    found["zero 0 bf16"] = ("quickstart", ["dense.zero_stage=0", "dense.precision=bf16"])
+    found["skips"] = ("quickstart", ["train.on_non_finite=skip"])
     found["adagrad"] = ("quickstart", ["dense.optimizer=adagrad", "dense.clip_norm=1.0"])
     return found
 
@@ -61,7 +63,7 @@ def rehearse(launch, rank, world_size, cases):
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_and_scoring_on_the_device(found, name):
     assert not found[name]["error"], found[name]["error"]
-    assert not unknown(found[name]["step"]["places"], IN_A_STEP)
+    assert not unknown(found[name]["step"]["places"], IN_A_STEP | BY_CHOICE.get(name, {}))
     assert not unknown(found[name]["scoring"]["places"], IN_SCORING)
 
 
@@ -69,6 +71,11 @@ def test_a_step_and_scoring_on_the_device(found, name):
 def test_no_allowance_outlives_its_place(found, kind, allowed):
     places = {place for name in CASES for place in found[name][kind]["places"]}
     assert not stale(places, allowed), "take these lines out of allowed.py"
+
+
+@pytest.mark.parametrize("name", BY_CHOICE)
+def test_no_allowance_outlives_the_choice_that_needs_it(found, name):
+    assert not stale(found[name]["step"]["places"], BY_CHOICE[name]), "take these lines out of allowed.py"
 
 
 @needs_cuda_wheels
