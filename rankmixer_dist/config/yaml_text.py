@@ -36,6 +36,10 @@ def read_config_file(path: Path) -> DictConfig:
     return loaded
 
 
+SECTIONS = "features source data loader model sparse dense parallel train checkpoint eval stream".split()
+"""Of every `config.yaml` that a run has written, in the order of the file."""
+
+
 def read_resolved(path: Path) -> dict[str, Any]:
     """The keys of a `config.yaml` that a run wrote.
 
@@ -47,6 +51,11 @@ def read_resolved(path: Path) -> dict[str, Any]:
         keys = yaml.safe_load(text)
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise UserError(f"{path}: not the config of a run; put back what was there, or choose another `name`")
+    if missing := [section for section in SECTIONS if section not in keys]:  # the rest of a torn file may be valid YAML
+        raise UserError(
+            f"{path}: has no section {', '.join(missing)}, as if it were cut short; put back what was there, or choose "
+            "another `name`"
+        )
     return keys
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from rankmixer_dist.config import KuaiRandSource, RunConfig, TimeRange, load_config
 from rankmixer_dist.config.run import BestCheckpoint
+from rankmixer_dist.config.yaml_text import SECTIONS, read_resolved
 from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import MultiIdFeature, Schema, SequenceFeature
 
@@ -78,6 +79,16 @@ def test_every_config_parses_and_survives_a_round_trip(path: Path, tmp_path: Pat
     resolved = tmp_path / "config.yaml"
     resolved.write_text(config.to_yaml())
     assert load_config(resolved) == config
+
+
+def test_a_resolved_config_that_was_cut_short_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    text, path = load_config(CONFIGS[0]).to_yaml(), tmp_path / "config.yaml"
+    path.write_text(text)
+    assert [*read_resolved(path)][-len(SECTIONS) :] == SECTIONS
+    for end in range(0, text.index(f"{SECTIONS[-1]}:"), 7):
+        path.write_text(text[:end])
+        with pytest.raises(UserError, match="config.yaml"):
+            read_resolved(path)
 
 
 @pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.stem)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rankmixer_dist.config.yaml_text import SECTIONS
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.report.compare import Spread, compare, lines_of, markdown
 
@@ -16,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def write_run(folder: Path, auc: float, uauc: float | None = 0.6, *, seed: int, rows: int = 100, **config) -> Path:
     """A run directory with what a comparison reads; `model__backbone="x"` sets a nested key."""
     folder.mkdir()
-    keys = {"name": folder.name, "seed": seed, "model": {"backbone": "rankmixer", "dim": 8}, "checkpoint": {"keep": 2}}
+    keys = {section: {} for section in SECTIONS}
+    keys |= {"name": folder.name, "seed": seed, "model": {"backbone": "rankmixer", "dim": 8}, "checkpoint": {"keep": 2}}
     for path, value in config.items():
         section, _, key = path.partition("__")
         keys[section][key] = value

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rankmixer_dist import small_file
+from rankmixer_dist.config.yaml_text import SECTIONS
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import TaskMetrics
 from rankmixer_dist.report import render_report
@@ -24,7 +25,7 @@ TASKS = {"finish": 0.4, "like": 0.02}
 
 
 def write_config(run_dir: Path, **changes: Any) -> None:
-    keys = {"name": "demo-run", "seed": 17} | changes
+    keys = {"name": "demo-run", "seed": 17} | {section: {} for section in SECTIONS} | changes
     (run_dir / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items()))
 
 
