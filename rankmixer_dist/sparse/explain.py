@@ -10,6 +10,8 @@ from rankmixer_dist.schema import Schema, Table
 from rankmixer_dist.sparse.room import Room
 
 _NAMED_TABLES = 3
+_ALIKE = 0.95
+"""Hosts of one kind differ by some pages of memory: who has this share of the most has as much as others."""
 _GIB = 2**30
 
 
@@ -39,6 +41,17 @@ def too_large(
         f"{sum(size for size, _ in sizes) / _GIB:,.2f} GiB ({', '.join(named + rest)}) and their lookups some more; "
         f"there are {available} for tables{cut}; set fewer rows or a smaller dim (features.tables.{sizes[0][1]}.rows, "
         ".dim), leave large tables out of sparse.sharding, or use more machines"
+    )
+
+
+def uneven(memory_bytes: Sequence[int]) -> str:
+    """One line where ranks, in their order, have differing memory for tables; else nothing."""
+    least, most = min(memory_bytes), max(memory_bytes)
+    if least >= _ALIKE * most:
+        return ""
+    return (
+        f"the tables are placed as if each rank had no more memory for them than rank {memory_bytes.index(least)}, "
+        f"{least / _GIB:,.2f} GiB; rank {memory_bytes.index(most)} has {most / _GIB:,.2f} GiB"
     )
 
 

@@ -32,7 +32,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema, Table
-from rankmixer_dist.sparse.explain import explained, too_large
+from rankmixer_dist.sparse.explain import explained, too_large, uneven
 from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.sparse.tables import EmbeddingTables
 
@@ -50,10 +50,16 @@ _MILLISECONDS = 1000  # the planner counts in bytes a millisecond
 
 @dataclass(frozen=True)
 class Placement:
-    """Where tables go: TorchRec's plan, and one entry a table for people, as `plan.json` tells it."""
+    """Where tables go: TorchRec's plan, and one entry a table for people, as `plan.json` tells it.
+
+    memory_bytes: that each rank was taken to have for tables, which is what the smallest has.
+    note: that ranks have more of it than that, or nothing.
+    """
 
     plan: ShardingPlan
     tables: list[dict[str, Any]]
+    memory_bytes: int
+    note: str = ""
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
@@ -123,22 +129,23 @@ def place(schema: Schema, *, fixed: Mapping[str, str], room: Room) -> Placement:
     """
     rooms: list[tuple[int, str]] = [(0, "")] * dist.get_world_size()
     dist.all_gather_object(rooms, (room.memory_bytes, str(room.device)))
+    memory = [of_rank for of_rank, _ in rooms]
+    room, note = dataclasses.replace(room, memory_bytes=min(memory)), uneven(memory)
     told: tuple[ShardingPlan | None, str] = (None, "")
     entries: list[dict[str, Any]] = []
     if dist.get_rank() == 0:
-        room = dataclasses.replace(room, memory_bytes=min(memory for memory, _ in rooms))
         try:
             found = planned(schema, ranks=len(rooms), fixed=fixed, room=room)
             told, entries = (found.plan, ""), found.tables
         except UserError as error:
-            told = (None, str(error))
+            told = (None, f"{error}{note and f'; {note}'}")
     holder = [told]
     dist.broadcast_object_list(holder)
     plan, refusal = holder[0]
     if plan is None:
         raise UserError(refusal)
     _on_own_devices(plan, [device for _, device in rooms])
-    return Placement(plan, entries)
+    return Placement(plan, entries, room.memory_bytes, note)
 
 
 def _on_own_devices(plan: ShardingPlan, devices: Sequence[str]) -> None:
@@ -187,7 +194,8 @@ def _planned(schema: Schema, ranks: int, fixed: Mapping[str, str], room: Room) -
     plan = planner.plan(module, by)
     check_no_empty_shard(plan)
     alternatives = enumerator.enumerate(module, by)  # what the planner has enumerated
-    return Placement(plan, explained(schema, chosen, alternatives, ranks=ranks, fixed=fixed, room=room))
+    entries = explained(schema, chosen, alternatives, ranks=ranks, fixed=fixed, room=room)
+    return Placement(plan, entries, room.memory_bytes)
 
 
 def _constraints(schema: Schema, name: str, fixed: str | None, ranks: int, room: Room) -> ParameterConstraints:

@@ -18,7 +18,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.pieces import Piece
 from rankmixer_dist.sparse.init import fill_uniform_
-from rankmixer_dist.sparse.placement import place, sharders
+from rankmixer_dist.sparse.placement import Placement, place, sharders
 from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.sparse.tables import Embeddings, EmbeddingTables
 
@@ -155,15 +155,14 @@ def _pieces(value: Any) -> list[_Piece]:
 
 def shard_tables(
     module: EmbeddingTables, *, settings: RowWiseAdagradSettings, fixed: Mapping[str, str], room: Room
-) -> tuple[ShardedTables, list[dict[str, Any]]]:
+) -> tuple[ShardedTables, Placement]:
     """Plans and shards `module`, which lies on the meta device, over all ranks of the default group.
 
     Args:
         fixed: table -> sharding type, for tables that the planner must not decide (`placement.place`).
 
     Returns:
-        The sharded tables, and the plan as `plan.json` tells it: one entry a table with its reason (rank 0; the
-        others get an empty list).
+        The sharded tables, and where they went (`placement.place`).
 
     Raises:
         UserError: the ranks have no memory for the tables.
@@ -178,7 +177,7 @@ def shard_tables(
         sharders=sharders(fused),
         init_data_parallel=False,
     )
-    return ShardedTables(sharded), placement.tables
+    return ShardedTables(sharded), placement
 
 
 def table_key(table: str, kind: str = "weight") -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from rankmixer_dist.models.rankmixer import RankMixer
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, DenseEngine, OptimizerSettings, PlainEngine
 from rankmixer_dist.parallel.expert_groups import ExpertGrid, check_whole_rows, expert_grid
 from rankmixer_dist.parallel.token_parallel import check_spreadable, spread
-from rankmixer_dist.parallel.topology import Topology
+from rankmixer_dist.parallel.topology import Topology, failing_together
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, Schema, SequenceFeature
 from rankmixer_dist.sparse.explain import too_large
 from rankmixer_dist.sparse.room import Rates, Room, estimated_ids_per_row
@@ -258,7 +259,8 @@ def build_tables(
     settings = RowWiseAdagradSettings(lr=sparse.lr, eps=sparse.eps)
     host = host_here(topology.device, topology.local_world_size)
     ranks = topology.world_size
-    room = room_on(config, host, ranks=ranks, rows_per_rank=rows_per_rank, saves=saves, ids_per_row=ids_per_row)
+    with nullcontext() if sparse.placement == "local" else failing_together():  # hosts may have differing GPUs
+        room = room_on(config, host, ranks=ranks, rows_per_rank=rows_per_rank, saves=saves, ids_per_row=ids_per_row)
     placed: list[dict[str, Any]] = []
     tables: Tables
     if sparse.placement == "local":
@@ -266,12 +268,14 @@ def build_tables(
             raise UserError(too_large(declared, room.memory_bytes, ranks=1, where="one process"))
         tables = LocalTables(EmbeddingTables(config.features, device=topology.device), settings=settings)
     else:
-        tables, placed = shard_tables(
+        tables, placement = shard_tables(
             EmbeddingTables(config.features, device=torch.device("meta")),
             settings=settings,
             fixed=sparse.sharding,
             room=dataclasses.replace(room, device=topology.device),
         )
+        placed, room = placement.tables, dataclasses.replace(room, memory_bytes=placement.memory_bytes)
+        host = dataclasses.replace(host, note="; ".join(filter(None, (host.note, placement.note))))
     init_tables(tables, scale=sparse.init_scale, seed=config.seed)
     return tables, {"tables": placed, "planned_for": planned_for(host, room)}
 
@@ -290,7 +294,10 @@ def machine_room(config: RunConfig) -> tuple[int, str]:
 
 
 def planned_for(host: Host, room: Room) -> dict[str, Any]:
-    """What the planner was told, for people; rates in bytes a second, None where TorchRec's own were taken."""
+    """What the planner was told, for people; rates in bytes a second, None where TorchRec's own were taken.
+
+    The memory is that of the smallest rank, and all else as rank 0 has it.
+    """
     return {
         "device": "cpu" if host.gpu is None else host.gpu.key,
         "note": host.note,

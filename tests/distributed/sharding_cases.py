@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.checkpoint.storage import read_pieces, read_whole, write_pieces
+from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.schema import Schema
 from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.sparse.shard import (
@@ -27,6 +29,8 @@ from rankmixer_dist.sparse.shard import (
     table_pieces,
 )
 from rankmixer_dist.sparse.tables import EmbeddingTables
+from rankmixer_dist.train import room as rank_room
+from rankmixer_dist.train.build import build_tables
 
 STEPS = 4
 ROWS_PER_RANK = 8
@@ -117,15 +121,28 @@ def refusal(ranks: int, *, memory_bytes: int) -> str:
     return ""
 
 
+def uneven(rank: int, ranks: int) -> dict:
+    """What plan.json tells (rank 0) where the last rank's host is the smallest; the plan stays within that rank."""
+    config = load_config(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+    needed = sum(table.bytes for table in config.features.tables.values())
+    rank_room.total_memory = lambda: needed * (2 if rank == ranks - 1 else 2**9)  # of which one rank has a part
+    topology = Topology(rank, ranks, rank, ranks, CPU)
+    tables, told = build_tables(config, topology, rows_per_rank=ROWS_PER_RANK)
+    held = sum(piece.tensor.nbytes for piece in table_pieces(tables))
+    everywhere: list = [None] * ranks
+    dist.all_gather_object(everywhere, held)
+    return {"planned_for": told["planned_for"], "held": everywhere, "needed": needed}
+
+
 def trained(declared: Schema, fixed: dict[str, str], rank: int, ranks: int) -> tuple[ShardedTables, list[dict]]:
     room = room_of(ranks, 2**30)
     module = EmbeddingTables(declared, device=torch.device("meta"))
-    tables, plan = shard_tables(module, settings=SETTINGS, fixed=fixed, room=room)
+    tables, placement = shard_tables(module, settings=SETTINGS, fixed=fixed, room=room)
     init_tables(tables, scale=0.1, seed=3)
     for step in range(STEPS):
         tables.set_lr(0.2)
         backward(tables, declared, step, rank, ranks)
-    return tables, plan
+    return tables, placement.tables
 
 
 def reference(declared: Schema, ranks: int) -> dict[str, torch.Tensor]:
@@ -206,7 +223,10 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
         results[name] = {"gap": max(gaps.values()), "plan": {t["name"]: [t["sharding"], t["reason"]] for t in plan}}
     refusals: list = [None] * ranks
     dist.all_gather_object(refusals, refusal(ranks, memory_bytes=1000))
-    told = {"cases": results, "refusals": refusals, "taken_up": taken_up(ranks, Path(folder))}
+    mine = 1000 if rank == ranks - 1 else 2**30
+    of_one: list = [None] * ranks
+    dist.all_gather_object(of_one, refusal(ranks, memory_bytes=mine))
+    told = {"uneven": uneven(rank, ranks), "of_one": of_one, "cases": results, "refusals": refusals, "taken_up": taken_up(ranks, Path(folder))}
     if rank == 0:
         Path(folder, f"ranks{ranks}.json").write_text(json.dumps(told))
     dist.barrier()

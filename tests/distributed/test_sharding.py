@@ -32,6 +32,19 @@ def test_all_ranks_refuse_tables_beyond_their_memory(trained, ranks):
     assert "\n" not in told[0]
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_tables_fit_the_rank_with_the_least_memory(trained, ranks):
+    told = trained[ranks]["uneven"]
+    planned = told["planned_for"]
+    assert planned["memory_bytes"] == int(0.6 * 2 * told["needed"] / ranks)
+    assert max(told["held"]) <= planned["memory_bytes"]
+    assert f"than rank {ranks - 1}, " in planned["note"]
+    refusals = trained[ranks]["of_one"]
+    assert set(refusals) == {refusals[0]}
+    assert f"there are {ranks} x 0.00 GiB for tables" in refusals[0]
+    assert refusals[0].endswith(f"than rank {ranks - 1}, 0.00 GiB; rank 0 has 1.00 GiB")
+
+
 @pytest.mark.parametrize("ranks", [3, 4])
 def test_more_ranks_load_tables_of_any_size_that_fewer_saved(trained, ranks):
     assert trained[ranks]["taken_up"] == []

@@ -175,7 +175,12 @@ def test_shards_are_named_by_the_devices_that_their_ranks_have(monkeypatch, rank
         shard for tables in found.plan.plan.values() for made in tables.values() for shard in made.sharding_spec.shards
     ]
     assert {str(shard.placement) for shard in shards} == {f"rank:{rank}/cuda:0" for rank in range(4)}
-    with pytest.raises(UserError, match="there are 4 x 0.00 GiB for tables"):
+    assert found.memory_bytes == 2**20
+    note = (
+        "the tables are placed as if each rank had no more memory for them than rank 3, 0.00 GiB; rank 0 has 1.00 GiB"
+    )
+    assert found.note == note
+    with pytest.raises(UserError, match=f"there are 4 x 0.00 GiB for tables.*; {note}$"):
         placement.place(config_of().features, fixed={"user": "table_wise"}, room=room)
 
 
