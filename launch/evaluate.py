@@ -79,7 +79,7 @@ def run(config: RunConfig) -> None:
     from data_pipeline.reading import open_prepared, open_split
     from data_pipeline.value_counts import value_counts
     from rankmixer_dist.parallel.topology import failing_together, process_group
-    from rankmixer_dist.report import render_report
+    from rankmixer_dist.report.page import render_report
     from rankmixer_dist.train.determinism import take_deterministic_ways
     from rankmixer_dist.train.evaluate import evaluate
     from rankmixer_dist.train.run_dir import in_runs_order

@@ -1,5 +1,4 @@
-"""One self-contained HTML page about a run directory."""
+"""One self-contained HTML page about a run directory.
 
-from rankmixer_dist.report.page import render_report
-
-__all__ = ["render_report"]
+`page.render_report` makes it. Nothing is imported here: ranks that train read a run's log, and have no use for matplotlib.
+"""

@@ -14,7 +14,7 @@ from rankmixer_dist.batch import Position
 from rankmixer_dist.checkpoint.folder import checkpoints, step_of
 from rankmixer_dist.checkpoint.storage import read_whole
 from rankmixer_dist.config import load_config
-from rankmixer_dist.report import render_report
+from rankmixer_dist.report.page import render_report
 
 BAD_STEPS = (7, 8)  # behind the warm-up: a step that is left out shifts no learning rate
 STOPPED_AT = {  # log_every, checkpoint.every -> steps saved before step 7 came to light

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rankmixer_dist.metrics import SlicedMetrics
-from rankmixer_dist.report import render_report
+from rankmixer_dist.report.page import render_report
 from rankmixer_dist.report.slices import MAX_DRAWN, read_slices, slices_plot
 
 
