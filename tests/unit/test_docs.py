@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from rankmixer_dist.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md")]
-PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MOST_CHARACTERS = 10_000
 MAP = runpy.run_path(str(ROOT / "docs" / "map.py"))
 
 NAMED = re.compile(r"(?<![\w./-])(?:launch|configs|tests|rankmixer_dist|data_pipeline|docs)/[\w./-]*\w")
@@ -138,6 +139,10 @@ def test_a_key_that_is_not_there_is_found() -> None:
     there = "train.split train.start_from.run model.rankmixer.moe.num_experts source.rows data.splits.valid"
     assert all(map(is_key, there.split()))
     assert not any(map(is_key, "train.slpit model.rankmixer.moe.experts train.split.name source.row".split()))
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text()) <= MOST_CHARACTERS
 
 
 def test_the_map_has_a_line_for_each_module() -> None:
