@@ -8,6 +8,7 @@ import atexit
 import ctypes
 import io
 import os
+import re
 import signal
 import socket
 import sys
@@ -35,17 +36,44 @@ _TRACEBACK = "RANKMIXER_TRACEBACK"
 """Environment variable: with 1, a line about an exception stands below its traceback."""
 
 
+class _Start:
+    by_name = False
+    """Whether a verb was started as `rankmixer VERB`, or else as `python launch/VERB.py`."""
+
+
+def started_by_name() -> None:
+    """From now on texts call the verbs `rankmixer VERB`; a wheel has no folder launch/."""
+    _Start.by_name = True
+
+
+def as_typed(text: str) -> str:
+    """A text that calls the verbs `python launch/VERB.py` or `launch/VERB.py`, in the words of whoever started this."""
+    if not _Start.by_name:
+        return text
+    text = re.sub(r"(torchrun\.py .*?)\blaunch/(\w+)\.py", r"\1\2", text)
+    text = re.sub(r"(deepspeed --.*?)\blaunch/(\w+)\.py", r"\1--module rankmixer_dist \2", text)
+    return re.sub(r"(?<!=)\b(?:python )?launch/(\w+)\.py", r"rankmixer \1", text)
+
+
+def verb_parser(verb: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """A verb's parser, whose help names the command that was typed."""
+    return argparse.ArgumentParser(
+        prog=as_typed(f"python launch/{verb}.py"),
+        description=description and as_typed(description),
+        epilog=as_typed(epilog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def config_parser(
-    prog: str, description: str | None, epilog: str, *, optional: bool = False
+    verb: str, description: str | None, epilog: str, *, optional: bool = False
 ) -> argparse.ArgumentParser:
     """A parser for `CONFIG [section.key=value ...]`, which `parse_config` reads; add a verb's own options to it.
 
     Args:
         optional: the verb can do without a config.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser(verb, description, epilog)
     parser.add_argument("config", nargs="?" if optional else None, help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
     # The deepspeed launcher passes it; it sets LOCAL_RANK too, which is what is read.
@@ -230,7 +258,7 @@ def _is_first() -> bool:
 def _say(line: str, *, alone: bool = False) -> None:
     """One line from local rank 0; the others, unless they are `alone`, give it the time to speak."""
     if alone or _is_first():
-        line = " ".join(line.split())
+        line = " ".join(as_typed(line).split())
         print("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), file=sys.stderr)
     else:
         time.sleep(_LAST_WORD_S)  # the first rank to end makes the launcher end the others, the speaker included

@@ -10,6 +10,7 @@ import socket
 import stat
 import sys
 import uuid
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -34,7 +35,7 @@ _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What is passed on to the ranks: torchrun's own, and SIGUSR1, which stops a run as SIGTERM does."""
 
 
-def launch(arguments: list[str]) -> NoReturn:
+def launch(arguments: list[str], *, verbs: Collection[str] = ()) -> NoReturn:
     """Starts ranks with torchrun's arguments and ends with their exit code: that of the first rank to fail, where one
     ended by a mistake of the user or because it was asked to stop that code, and 128 + the signal that ended this.
 
@@ -42,10 +43,16 @@ def launch(arguments: list[str]) -> NoReturn:
     other on the loopback. Several hosts meet at `--rdzv_endpoint`. A rank's mistake is not started again, whatever
     `--max_restarts` says.
 
+    Args:
+        verbs: names that stand, in the place of a script, for the verbs of this package.
+
     Raises:
         UserError: several hosts and no place to meet, or an option's value that makes no sense.
     """
     args = torchrun.parse_args(arguments)
+    if args.training_script in verbs:
+        args.training_script_args = [args.training_script, *args.training_script_args]
+        args.module, args.training_script = True, __package__.partition(".")[0]
     _settle(args, one_host=_hosts(args) == (1, 1))
     # It tells of a rank what the ranks, or the report below, tell anyway.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)

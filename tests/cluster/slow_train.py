@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from launch.train import main
 from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.verbs.train import main
 
 read = pq.ParquetFile.read_row_group
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "launch")]
+sys.path.insert(0, str(ROOT))
 
-from benchmarks.dense import PUBLISHED, measured, on_gpu, published  # noqa: E402
-from benchmarks.device import in_words, measured_device  # noqa: E402
-from benchmarks.figure import Figure  # noqa: E402
+from rankmixer_dist.benchmarks.dense import PUBLISHED, measured, on_gpu, published  # noqa: E402
+from rankmixer_dist.benchmarks.device import in_words, measured_device  # noqa: E402
+from rankmixer_dist.benchmarks.figure import Figure  # noqa: E402
 
 LAYERS = ("tests/numerics", "tests/cuda/test_exchange.py")
 TRIAL = published("RankMixer-trial", 4, 64, 128)

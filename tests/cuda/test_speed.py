@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.dense import PUBLISHED, ROWS_ON_GPU, measured, on_gpu, published
-from benchmarks.device import in_words, measured_device
 
+from rankmixer_dist.benchmarks.dense import PUBLISHED, ROWS_ON_GPU, measured, on_gpu, published
+from rankmixer_dist.benchmarks.device import in_words, measured_device
 from rankmixer_dist.train.activations import kept_bytes
 from tests.reference_errors import device_or_skip
 

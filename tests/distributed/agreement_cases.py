@@ -1,6 +1,5 @@
 """Run by torchrun: trains a run with an evaluation beside training, and writes the scores of such a one down."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from rankmixer_dist.train.build import build_engine, build_model, build_tables, 
 from rankmixer_dist.train.checkpoint import resume
 from rankmixer_dist.train.evaluate import open_model
 from rankmixer_dist.train.scoring import score_split
+from rankmixer_dist.verbs import train
 
 PREDICTIONS, HELD = "beside_training", "held-{rank}.json"
 
@@ -47,9 +47,6 @@ def score_beside_training(config: RunConfig, topology: Topology) -> None:
 
 def main(arguments: list[str]) -> None:
     """Takes a config file and overrides."""
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     config = load_config(arguments[0], arguments[1:])
     with process_group() as topology:
         train.run_on(config, topology)

@@ -1,6 +1,5 @@
 """Run by torchrun on three ranks, one of which begins otherwise than the others, in one way a case."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from rankmixer_dist.parallel import alike
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects, process_group
 from rankmixer_dist.pieces import whole
 from rankmixer_dist.train import same_start
+from rankmixer_dist.verbs import train
 from tests.unit.checkpoint.conftest import about
 
 
@@ -28,9 +28,6 @@ def main(arguments: list[str]) -> None:
     than the others to start from; `all` are overrides of all ranks, `name` the run's, else the case's.
     """
     path, folder, cases = arguments
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     alike._PATIENCE_S = 0.5
     root = same_start._ROOT
     with process_group() as topology:

@@ -1,6 +1,5 @@
 """Run by torchrun: trains configs and evaluates configs, one after the other in one process group."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.parallel.topology import Topology, process_group
 from rankmixer_dist.train.evaluate import evaluate
+from rankmixer_dist.verbs import train
 
 
 def score(config: RunConfig, topology: Topology) -> None:
@@ -30,9 +30,6 @@ def score(config: RunConfig, topology: Topology) -> None:
 
 def main(arguments: list[str]) -> None:
     """Takes a config file and JSON lists of override lists: to be trained, and to be evaluated."""
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     path, trained, evaluated = arguments
     with process_group() as topology:
         for overrides in json.loads(trained):

@@ -1,7 +1,6 @@
 """Run by torchrun: trains configs on rows of which some are made to overflow, and tells how each run ended."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import sys
@@ -15,6 +14,7 @@ from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.parallel.topology import all_gather_objects, any_over_ranks, process_group
+from rankmixer_dist.verbs import train
 
 OVERFLOWS, EXPLODES = math.inf, -math.inf
 """Marks in a row's first numeric, which the model itself would clip: the row's logits are infinite, or finite with
@@ -58,9 +58,6 @@ def main(arguments: list[str]) -> None:
 
     A case: overrides, rows (ids), what (`overflow`, `explode` or `absent`).
     """
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     mark_and_overflow()
     path, cases = arguments
     open_split = reading.open_split

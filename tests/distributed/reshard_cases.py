@@ -1,6 +1,5 @@
 """Run by torchrun: takes up checkpoints on other ranks, shows what was taken up, and trains on."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -15,6 +14,7 @@ from rankmixer_dist.sparse.shard import table_pieces
 from rankmixer_dist.train.build import build_engine, build_model, build_tables, expert_grid_of, spread_out, unknown_data
 from rankmixer_dist.train.checkpoint import resume
 from rankmixer_dist.train.routing import Routing
+from rankmixer_dist.verbs import train
 
 
 def show(config: RunConfig, topology: Topology) -> None:
@@ -34,9 +34,6 @@ def show(config: RunConfig, topology: Topology) -> None:
 
 def main(arguments: list[str]) -> None:
     """Takes a config file and a JSON list of [run to go on from, overrides]."""
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     path, cases = arguments
     with process_group() as topology:
         for source, overrides in json.loads(cases):

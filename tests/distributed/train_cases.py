@@ -1,10 +1,8 @@
 """Run by torchrun: trains several configs one after the other in one process group, through launch/train.py."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 from torch import Tensor
 
@@ -12,13 +10,13 @@ from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import load_config
 from rankmixer_dist.layers.relu_router import ReLURouter
 from rankmixer_dist.parallel.topology import process_group
+from rankmixer_dist.verbs import train
 
 NEAREST_GATE = "nearest_gate.json"
 
 
 def main(arguments: list[str]) -> None:
     """Takes a config file and a JSON list of override lists."""
-    train = load_verb()
     path, cases = arguments
     nearest = watch_gates()
     with process_group() as topology:
@@ -28,15 +26,6 @@ def main(arguments: list[str]) -> None:
             train.run_on(config, topology)
             if topology.is_first and nearest:
                 (config.run_dir / NEAREST_GATE).write_text(json.dumps(min(nearest)))
-
-
-def load_verb() -> ModuleType:
-    """launch/train.py as a module."""
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    assert spec is not None and spec.loader is not None
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
-    return train
 
 
 def watch_gates() -> list[float]:

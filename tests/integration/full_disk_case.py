@@ -1,20 +1,17 @@
 """Trains as launch/train.py does, on a disk that is full from one step to another: no file may then grow."""
 
-import importlib.util
 import resource
 import sys
 from pathlib import Path
 
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.train.run_hooks import RunHooks
+from rankmixer_dist.verbs import train
 
 
 def main(arguments: list[str]) -> None:
     """Takes the first step on a full disk, the first after it, and the verb's arguments."""
     full, free, *rest = arguments
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     on_step, steps = RunHooks.on_step, []
 

@@ -1,6 +1,5 @@
 """What a run's weights mean is compared part by part: keys in another order make the same model, all else is told."""
 
-import importlib.util
 import json
 import random
 import re
@@ -23,7 +22,7 @@ from rankmixer_dist.parallel.topology import process_group
 from rankmixer_dist.schema import SCORE_PREFIX
 from rankmixer_dist.train.evaluate import evaluate
 from rankmixer_dist.train.run_dir import in_runs_order
-from tests.conftest import ROOT
+from rankmixer_dist.verbs import train
 
 PLAIN = {"engine": "plain", "lr": 0.01}
 STILL = {"train.max_steps": 1, "dense.lr": 1e-12, "sparse.lr": 1e-12}
@@ -40,9 +39,6 @@ class Runs:
         self.base |= {"runs": str(folder / "runs"), "dense": PLAIN}
         self.base["sparse"] = {"lr": 0.5, "placement": "local"}
         self.base["train"] = {"epochs": 1, "log_every": 1}
-        spec = importlib.util.spec_from_file_location("train", ROOT / "launch" / "train.py")
-        self._verb = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self._verb)
 
     def config(self, name="one", *, features=None, **changes):
         """The base config with keys changed, dots written as in overrides, loaded from a file as a user's is."""
@@ -52,7 +48,7 @@ class Runs:
 
     def train(self, config):
         """As launch/train.py does on one rank."""
-        self._verb.run_on(config, self.topology, self._verb.check(config))
+        train.run_on(config, self.topology, train.check(config))
 
     def scores(self, config):
         """Task -> scores of `eval.split` in the order of rows, as launch/evaluate.py makes them."""

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 EVALUATE_ALL = """
 import json, shutil, sys
-from launch.evaluate import run
+from rankmixer_dist.verbs.evaluate import run
 from rankmixer_dist.config import load_config
 config_path, folder, overrides, pairs = json.loads(sys.argv[1])
 for split, step in pairs:

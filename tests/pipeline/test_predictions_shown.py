@@ -1,10 +1,8 @@
 """What `evaluate.py --predictions` prints: every figure in full, whatever the names, and not before it is written."""
 
-import importlib.util
 import json
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,18 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rankmixer_dist.verbs import evaluate
+
 ROOT = Path(__file__).parents[2]
 MARKUP = "[/b]like[red]"
-
-
-@pytest.fixture(scope="module")
-def verb() -> ModuleType:
-    """launch/evaluate.py."""
-    specification = importlib.util.spec_from_file_location("evaluate_verb", ROOT / "launch" / "evaluate.py")
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def result(rows: int, **tasks: int) -> dict[str, Any]:
@@ -38,9 +28,9 @@ def result(rows: int, **tasks: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rows", [100_000_000, 12_345_678_901_234])
-def test_no_number_is_cut(verb: ModuleType, rows: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_number_is_cut(rows: int, capsys: pytest.CaptureFixture[str]) -> None:
     name = "a_task_with_quite_a_long_name_that_somebody_needs"
-    verb.show_predictions(Path("p"), result(rows, effective_view=1_234_567, **{name: 9_876_543}))
+    evaluate.show_predictions(Path("p"), result(rows, effective_view=1_234_567, **{name: 9_876_543}))
     shown = capsys.readouterr().out
     assert "…" not in shown and "..." not in shown
     for cell in (f" {rows:,} ", " 1,234,567 ", " 9,876,543 ", " 0.1000–0.2000 ", " effective_view ", f" {name} "):
@@ -48,17 +38,17 @@ def test_no_number_is_cut(verb: ModuleType, rows: int, capsys: pytest.CaptureFix
     assert len(shown.splitlines()) == 8  # no cell goes over two lines
 
 
-def test_names_are_shown_as_they_are(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    verb.show_predictions(Path("[bold]/p[/]"), result(5, **{MARKUP: 3}))
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.show_predictions(Path("[bold]/p[/]"), result(5, **{MARKUP: 3}))
     shown = capsys.readouterr().out
     assert "[bold]/p[/]: 5 rows" in shown and f" {MARKUP} " in shown
 
 
 @pytest.mark.ray
-def test_figures_that_cannot_be_shown_are_written(verb: ModuleType, tmp_path: Path) -> None:
+def test_figures_that_cannot_be_shown_are_written(tmp_path: Path) -> None:
     columns = {"user_id": np.arange(20), "label": np.arange(20) % 2, "score": np.linspace(0, 1, 20)}
     pq.write_table(pa.table(columns), tmp_path / "scored.parquet")
     # Leaving the file tries once more to write what was printed.
     with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("w") as full, redirect_stdout(full):
-        verb.main(["--predictions", str(tmp_path / "scored.parquet")])
+        evaluate.main(["--predictions", str(tmp_path / "scored.parquet")])
     assert json.loads((tmp_path / "scored.parquet.eval.json").read_text())["rows"] == 20

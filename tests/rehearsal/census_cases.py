@@ -3,7 +3,6 @@
 All tensors are on the CPU here, and all are taken for the device's. Prints a line of JSON.
 """
 
-import importlib.util
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import load_config
 from rankmixer_dist.parallel.topology import process_group
 from rankmixer_dist.train.step import TrainStep
+from rankmixer_dist.verbs import train
 from tests.rehearsal.census import Census
 
 FIRST, LAST = 6, 9
@@ -27,10 +27,6 @@ FIRST, LAST = 6, 9
 
 def main(arguments: list[str]) -> None:
     """Takes a config file and overrides."""
-    spec = importlib.util.spec_from_file_location("train", Path(__file__).parents[2] / "launch" / "train.py")
-    assert spec is not None and spec.loader is not None
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     census = Census(lambda tensor: True)
     watch(census)
     with process_group() as topology:

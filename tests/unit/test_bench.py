@@ -1,6 +1,5 @@
 """The metrics measurement in small, and the sizes that bench.py takes."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.verbs import bench
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,11 +54,8 @@ def test_predictions_are_measured_beside_one_process(tmp_path: Path) -> None:
     ],
 )
 def test_sizes_that_are_not_known_are_one_line(given: str, message: str) -> None:
-    specification = importlib.util.spec_from_file_location("bench", ROOT / "launch" / "bench.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    assert module.sizes(["users=7"], {"rows": 100, "users": 10}) == {"rows": 100, "users": 7}
+    assert bench.sizes(["users=7"], {"rows": 100, "users": 10}) == {"rows": 100, "users": 7}
     with pytest.raises(UserError, match=message):
-        module.sizes([given], {"rows": 100, "users": 10})
+        bench.sizes([given], {"rows": 100, "users": 10})
     with pytest.raises(UserError, match=r"unknown size; known: this measurement has none$"):
-        module.sizes([given], {})
+        bench.sizes([given], {})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import evaluate
+from rankmixer_dist.verbs import evaluate
 
 FIGURES = {"auc": 0.75, "uauc": 0.7, "pr_auc": 0.3, "logloss": 0.5, "ne": 0.9, "calibration": 1.0}
 

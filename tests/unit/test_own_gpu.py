@@ -1,6 +1,5 @@
 """What the process group and DeepSpeed are told by a training run: for how long, and on which device."""
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ from rankmixer_dist.parallel import topology
 from rankmixer_dist.parallel.deepspeed_setup import deepspeed
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, OptimizerSettings
 from rankmixer_dist.parallel.watchdog import exchange_limit_s
+from rankmixer_dist.verbs import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,9 +33,6 @@ def test_deepspeed_takes_the_models_device_not_that_of_the_local_rank(one_rank, 
 
 @pytest.mark.parametrize("stall_timeout_s", [None, 5.0, 3600.0])
 def test_a_training_runs_exchanges_outlast_its_watchdog(monkeypatch, stall_timeout_s) -> None:
-    spec = importlib.util.spec_from_file_location("train_verb", ROOT / "launch" / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     told = {}
 
     def process_group(**options: float) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.train import build
 from rankmixer_dist.train.dense_memory import kept_for_backward
 from rankmixer_dist.train.room import Host
+from rankmixer_dist.verbs import plan as plan_verb
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -72,7 +72,7 @@ def plan_of_training(monkeypatch, config, host, *, hosts):
 
 
 def verb(*arguments):
-    runpy.run_path(str(ROOT / "launch" / "plan.py"))["main"]([QUICKSTART, *arguments, "data.prepared=nowhere"])
+    plan_verb.main([QUICKSTART, *arguments, "data.prepared=nowhere"])
 
 
 @pytest.mark.parametrize("overrides", [[], LARGE, [*LARGE, "sparse.sharding={user: table_wise, tag: row_wise}"]])
@@ -154,7 +154,7 @@ def test_how_many_ranks_are_needed_is_told_where_more_would_do(capsys, overrides
 
 def test_data_of_another_config_is_not_taken_for_none(capsys, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    runpy.run_path(str(ROOT / "launch" / "plan.py"))["main"]([QUICKSTART, "--ranks", "2", f"data.prepared={tmp_path}"])
+    plan_verb.main([QUICKSTART, "--ranks", "2", f"data.prepared={tmp_path}"])
     assert f"ids a row estimated, as {tmp_path} holds no data prepared for this config" in capsys.readouterr().out
 
 

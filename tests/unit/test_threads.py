@@ -17,7 +17,7 @@ WITHOUT_A_DEVICE = {
     "rankmixer_dist/parallel/stop_guard.py": "it ends a process that may hang in the driver, as the watchdog",
     "data_pipeline/streaming/checkpoints.py": "it links files",
     "data_pipeline/sources/parquet_log.py": "it reads the ends of files",
-    "launch/benchmarks/predictions.py": "it writes files",
+    "rankmixer_dist/benchmarks/predictions.py": "it writes files",
 }
 """Files that start threads by themselves, and why these never touch a tensor."""
 

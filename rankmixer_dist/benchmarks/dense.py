@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks import bf16
-from benchmarks.device import measured_device
-from benchmarks.figure import Figure, interleaved
+from rankmixer_dist.benchmarks import bf16
+from rankmixer_dist.benchmarks.device import measured_device
+from rankmixer_dist.benchmarks.figure import Figure, interleaved
 from rankmixer_dist.cost.peak import Rate
 from rankmixer_dist.models.backbone import Backbone
 from rankmixer_dist.models.rankmixer import RankMixer

@@ -5,14 +5,22 @@ import resource
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.figure import Figure, interleaved
-from benchmarks.memory import peak_bytes
-from benchmarks.metric_peers import LARGEST_USERS, ScoredRows, loop_seconds, pandas_user_auc, rank_auc, sklearn_auc
+from rankmixer_dist.benchmarks.figure import Figure, interleaved
+from rankmixer_dist.benchmarks.memory import peak_bytes
+from rankmixer_dist.benchmarks.metric_peers import (
+    LARGEST_USERS,
+    ScoredRows,
+    loop_seconds,
+    pandas_user_auc,
+    rank_auc,
+    sklearn_auc,
+)
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.metrics import AUC, HistogramAUC, SpilledAUC, SpilledUserAUC, UserAUC
 from rankmixer_dist.train.memory import keep_freed_memory
@@ -82,7 +90,7 @@ def growth(seed: int, largest: int) -> list[Figure]:
     for rows in sizes:
         data = ScoredRows.random(seed, rows, rows // 10)
         for name, run in (("AUC", exact_auc), ("UAUC", exact_user_auc)):
-            user, kernel = cpu_seconds(lambda data=data, run=run: run(data))
+            user, kernel = cpu_seconds(partial(run, data))
             total, own = ((seconds * 1e9) / (rows * math.log2(rows)) for seconds in (user + kernel, user))
             per_step.setdefault((name, "CPU time"), []).append(total)
             per_step.setdefault((name, "CPU time without the kernel's"), []).append(own)

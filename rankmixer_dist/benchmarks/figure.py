@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.device import wait_for
+from rankmixer_dist.benchmarks.device import wait_for
 
 _CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from benchmarks.figure import interleaved
+from rankmixer_dist.benchmarks.figure import interleaved
 
 _SIZE = 512
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks import bf16
-from benchmarks.device import measured_device
-from benchmarks.figure import Figure, interleaved
+from rankmixer_dist.benchmarks import bf16
+from rankmixer_dist.benchmarks.device import measured_device
+from rankmixer_dist.benchmarks.figure import Figure, interleaved
 from rankmixer_dist.config import DTSIConfig, RunConfig
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE
 from rankmixer_dist.train.memory import keep_freed_memory

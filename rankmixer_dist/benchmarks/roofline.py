@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.dense import PUBLISHED, ROWS_ON_GPU, Shape
-from benchmarks.figure import Figure
+from rankmixer_dist.benchmarks.dense import PUBLISHED, ROWS_ON_GPU, Shape
+from rankmixer_dist.benchmarks.figure import Figure
 from rankmixer_dist.cost.gpu import gpu_of_device
 from rankmixer_dist.cost.peak import peak_flops
 

@@ -28,7 +28,7 @@ class ScoredRows:
         user_ids = (random.zipf(1.2, rows) - 1) % users
         labels = random.random(rows) < 0.1
         logits = random.standard_normal(rows, dtype=np.float32) + labels
-        return cls(1 / (1 + np.exp(-logits.astype(np.float32))), labels, user_ids)
+        return cls((1 / (1 + np.exp(-logits))).astype(np.float32, copy=False), labels, user_ids)
 
 
 def sklearn_auc(rows: ScoredRows) -> float:

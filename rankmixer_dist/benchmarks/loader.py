@@ -2,11 +2,11 @@
 
 import pyarrow.parquet as pq
 
-from benchmarks.figure import Figure, interleaved
 from data_pipeline.assemble import BatchAssembler
 from data_pipeline.reading import open_prepared, open_split
 from data_pipeline.shards import READ_OPTIONS
 from rankmixer_dist.batch import Position
+from rankmixer_dist.benchmarks.figure import Figure, interleaved
 from rankmixer_dist.config import RunConfig
 
 

@@ -5,9 +5,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.device import wait_for
-from benchmarks.figure import Figure
 from rankmixer_dist.batch import Position
+from rankmixer_dist.benchmarks.device import wait_for
+from rankmixer_dist.benchmarks.figure import Figure
 from rankmixer_dist.checkpoint.saver import Saver
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.parallel.topology import Topology, process_group

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.figure import Figure
-from benchmarks.metric_peers import ScoredRows
 from data_pipeline.predictions import ColumnNames, evaluate_predictions, find_predictions
+from rankmixer_dist.benchmarks.figure import Figure
+from rankmixer_dist.benchmarks.metric_peers import ScoredRows
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.metrics import Calibration, SpilledAUC, SpilledUserAUC, TaskMetrics
 from rankmixer_dist.metrics.tasks import task_figures
