@@ -5,7 +5,6 @@ Importing it needs the standard library alone: the doctor looks at machines wher
 
 import argparse
 import atexit
-import ctypes
 import io
 import os
 import re
@@ -16,10 +15,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, RankError, UserError
+from rankmixer_dist.launched import end_when_told_as_process_1, end_with_launcher
 from rankmixer_dist.library_errors import explain, is_lost_rank
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from rankmixer_dist.config import RunConfig
 
 _LAST_WORD_S = 3.0
-_PR_SET_PDEATHSIG = 1
-_PYTHON_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
-"""What torchrun and deepspeed set for the ranks they start."""
 _EXIT_INTERRUPTED = 128 + signal.SIGINT
 _TRACEBACK = "RANKMIXER_TRACEBACK"
 """Environment variable: with 1, a line about an exception stands below its traceback."""
@@ -108,8 +104,8 @@ def run_verb(main: Callable[[list[str]], int | None]) -> NoReturn:
     other exception keeps its traceback. A rank does not outlive its launcher. A verb goes on when its output can no
     longer be shown, and says so.
     """
-    if "RANK" in os.environ:
-        _die_with_launcher()
+    end_with_launcher()
+    end_when_told_as_process_1()
     # Deprecations inside third-party packages are for the people who pin their versions, not for those who run a verb.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -224,30 +220,6 @@ def _stream(stream: Any, descriptor: int, name: str) -> Any:
         raw, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )  # fmt: skip
-
-
-def _die_with_launcher() -> None:
-    """From now on the kernel kills this process when the one that started it is gone, even if that one was killed.
-
-    Else ranks without a launcher would train on beside those of the next start. Only Linux can do this; to it, the end
-    of the launcher's thread that started this process is the end of the launcher.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or _is_orphan(parent):  # it was gone before the kernel knew what to do
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _is_orphan(parent: int) -> bool:
-    """Whether process 1 is not the launcher, which is a Python, but has inherited this process from it."""
-    if parent != 1 or not any(name in os.environ for name in _PYTHON_LAUNCHERS):
-        return False
-    try:
-        return not Path("/proc/1/exe").samefile(sys.executable)
-    except OSError:  # another user's
-        return True
 
 
 def _is_first() -> bool:

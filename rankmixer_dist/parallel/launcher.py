@@ -109,6 +109,7 @@ def _settle(args: Any, *, one_host: bool) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // _ranks(args))
     if "SIGUSR1" not in args.signals_to_handle:
         args.signals_to_handle = _SIGNALS
+    args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if not _is_shielded(name))
     if args.log_dir is None:
         args.log_dir = os.devnull  # else each start leaves an empty folder in the temporary one
     if one_host:
@@ -132,8 +133,20 @@ def _settle(args: Any, *, one_host: bool) -> None:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 
 
+def _is_shielded(name: str) -> bool:
+    """Whether this process was started to ignore a signal that asks for no saving, as under nohup that of a terminal
+    which closes; torchrun would end at it."""
+    number = getattr(signal, name.strip(), None)
+    return number not in STOP_SIGNALS and number is not None and signal.getsignal(number) is signal.SIG_IGN
+
+
 class _Agent(LocalElasticAgent):
-    """torchrun's, which does not start again what ended for good, and remembers how its ranks ended."""
+    """torchrun's, which does not start again what ended for good, remembers how its ranks ended, and kills none before
+    the time is over that it has told them.
+
+    torchrun's heeds `--shutdown_timeout` when it is told to stop itself. When a rank has failed, or a host has come, it
+    kills the others after 30 s.
+    """
 
     ended: tuple[int | None, ...] = ()
 
@@ -147,7 +160,18 @@ class _Agent(LocalElasticAgent):
             self._remaining_restarts = 0
         return result
 
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        pids = super()._start_workers(worker_group)
+        context: Any = self._pcontext
+        close = context._close
+        context._close = lambda death_sig, timeout=0: close(death_sig, self._shutdown_timeout)
+        return pids
+
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        if isinstance(sys.exception(), SignalException):
+            # Told to stop, as the ranks are now. Told again, torchrun's ends, and the ranks with it while they save.
+            for number in (*STOP_SIGNALS, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
         super()._shutdown(death_sig, timeout)
         if self._pcontext is not None:
             handlers = self._pcontext.subprocess_handlers.values()  # type: ignore[attr-defined]

@@ -18,9 +18,10 @@ from rankmixer_dist.train.rank_figures import rank_figures
 
 
 def main(arguments: list[str]) -> None:
-    """Takes how to end: `well`, `mistaken`, `killed` (rank 1, at its first start only) or `stopped` (by a signal),
-    `unready` (by a signal that it does not await); `deaf` (in an exchange to which rank 1, which is as good as dead,
-    never comes); or `slow`: rank 1 computes for 0.2 s between a step's collectives.
+    """Takes how to end: `well`, `mistaken`, `killed` (rank 1, at its first start only) or `stopped` (by a signal, after
+    1 s as for saving), `unready` (by a signal that it does not await); `deaf` (in an exchange to which rank 1, which is
+    as good as dead, never comes); `stays` (rank 0, when rank 1 has failed); or `slow`: rank 1 computes for 0.2 s
+    between a step's collectives.
     """
     (end,) = arguments
     with process_group() as topology:
@@ -38,6 +39,11 @@ def main(arguments: list[str]) -> None:
             raise UserError("this is a mistake")
         if end == "killed" and topology.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
+        if end == "stays":
+            if topology.rank == 1:
+                raise RuntimeError("this rank fails")
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(300)
         if end == "unready":
             print("loops", flush=True)
             time.sleep(300)
@@ -56,6 +62,7 @@ def main(arguments: list[str]) -> None:
                 print("loops", flush=True)
                 while not request.agreed():
                     time.sleep(0.01)
+                time.sleep(1.0)
             raise Preempted("asked to stop")
 
 

@@ -4,18 +4,34 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
+import psutil
 import pytest
 
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
 
 CASES = "tests/distributed/launcher_cases.py"
+NOHUP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 def command(end: str) -> list[str]:
     return ["launch/torchrun.py", "--nproc_per_node=2", "--max_restarts=1", CASES, end]
+
+
+def wait_for(log: Path, words: str, times: int = 1) -> None:
+    """Waits until a job has said something so often."""
+    give_up = time.monotonic() + 100
+    while log.read_text().count(words) < times:
+        assert time.monotonic() < give_up, log.read_text()
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -46,20 +62,68 @@ def test_a_rank_that_computes_longer_than_the_other_is_found(launch):
 def test_ranks_that_were_asked_to_stop_are_not_started_again(launch, tmp_path, end, number):
     log = tmp_path / "log"
     with launch.started(*command(end), log=log) as process:
-        give_up = time.monotonic() + 100
-        while log.read_text().count("loops") < 2 and time.monotonic() < give_up:
-            time.sleep(0.02)
+        wait_for(log, "loops", times=2)
         process.send_signal(number)
         assert process.wait(100) == EXIT_PREEMPTED, log.read_text()
     assert log.read_text().count("stopped: asked to stop") == (end == "stopped")
 
 
+def test_a_launcher_that_is_told_again_and_again_lets_its_ranks_save(launch, tmp_path):
+    log = tmp_path / "log"
+    with launch.started(*command("stopped"), log=log) as process:
+        wait_for(log, "loops", times=2)
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+            process.send_signal(number)
+            time.sleep(0.15)
+        assert process.wait(100) == EXIT_PREEMPTED, log.read_text()
+    assert log.read_text().count("stopped: asked to stop") == 1
+
+
+def test_a_launcher_under_nohup_goes_on_when_its_terminal_closes(launch, tmp_path):
+    log = tmp_path / "log"
+    with launch.started("-c", NOHUP, *command("stopped"), log=log) as process:
+        wait_for(log, "loops", times=2)
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == EXIT_PREEMPTED, log.read_text()
+
+
+def test_the_ranks_beside_one_that_failed_have_the_time_that_they_were_told(launch, tmp_path):
+    options = ["launch/torchrun.py", "--nproc_per_node=2", "--shutdown_timeout=3", CASES, "stays"]
+    with launch.started(*options, log=tmp_path / "log") as process:
+        wait_for(tmp_path / "log", "this rank fails")
+        began = time.monotonic()
+        assert process.wait(100) == 1
+    assert 2.0 < time.monotonic() - began < 20.0, "torchrun's own time is 30 s"
+
+
+@pytest.mark.parametrize(("number", "trains"), [(signal.SIGTERM, True), (signal.SIGKILL, False)])
+def test_the_end_of_the_deepspeed_command_stops_its_ranks(launch, tmp_path, number, trains):
+    log = tmp_path / "log"
+    runner = ["-m", "deepspeed.launcher.runner", "--num_gpus=2", "--master_addr=127.0.0.1", "--no_local_rank"]
+    with launch.started(*runner, CASES, "stopped", log=log) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        while len(family) < 3 if trains else not family:
+            time.sleep(0.05)
+            family = psutil.Process(process.pid).children(recursive=True)
+        if trains:
+            wait_for(log, "loops", times=2)
+        process.send_signal(number)
+        process.wait(100)
+        _, alive = psutil.wait_procs(family, timeout=100)
+        for one in alive:
+            one.kill()
+    assert not alive, log.read_text()
+    assert "the deepspeed command is gone" in log.read_text()
+    assert log.read_text().count("stopped: asked to stop") == trains
+
+
 def test_ranks_that_wait_for_a_dead_one_end_when_they_are_told_to_stop(launch, tmp_path):
     log = tmp_path / "log"
     with launch.started("launch/torchrun.py", "--shutdown_timeout=9", *command("deaf")[1:], log=log) as process:
-        give_up = time.monotonic() + 100
-        while log.read_text().count("loops") < 2 and time.monotonic() < give_up:
-            time.sleep(0.02)
+        wait_for(log, "loops", times=2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(100) == 128 + signal.SIGTERM, log.read_text()
     words = r"^stopped: rank (.) was told to stop by SIGTERM and has not come back from (\w+)"

@@ -1,13 +1,11 @@
 """How a verb ends: exit codes, and who speaks."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 from rich.table import Table
 
@@ -113,64 +111,6 @@ def test_any_other_error_keeps_its_traceback():
     ended = run("1 / 0")
     assert ended.returncode == 1
     assert "ZeroDivisionError" in ended.stderr
-
-
-RANK = """
-import pathlib, os, sys, time
-time.sleep(float(sys.argv[2]))
-from rankmixer_dist.command_line import run_verb
-def main(arguments):
-    pathlib.Path(sys.argv[1]).write_text(str(os.getppid()))
-    time.sleep(60)
-run_verb(main)
-"""
-LAUNCHER = """
-import subprocess, sys
-print(subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.DEVNULL).pid, flush=True)
-sys.stdin.read()
-"""
-
-
-def rank_without_launcher(begun, env, *, waits_s: float) -> psutil.Process:
-    """A rank whose launcher is killed once it has begun to work, or, if it waits, before that."""
-    command = [sys.executable, "-c", LAUNCHER, RANK, str(begun), str(waits_s)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=os.environ | env, **pipes) as launcher:
-        rank = psutil.Process(int(launcher.stdout.readline()))
-        while not waits_s and not begun.exists():
-            time.sleep(0.02)
-        launcher.kill()
-    return rank
-
-
-def is_gone(process: psutil.Process, within_s: float) -> bool:
-    give_up = time.monotonic() + within_s
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def test_a_rank_dies_with_its_launcher(tmp_path):
-    assert is_gone(rank_without_launcher(tmp_path / "begun", {"RANK": "0"}, waits_s=0.0), 30)
-
-
-def test_what_no_launcher_started_lives_on(tmp_path):
-    process = rank_without_launcher(tmp_path / "begun", {}, waits_s=0.0)
-    try:
-        assert not is_gone(process, 1)
-    finally:
-        process.send_signal(signal.SIGKILL)
-
-
-def test_a_rank_whose_launcher_died_before_it_came_to_work_does_not_begin(tmp_path):
-    rank = rank_without_launcher(tmp_path / "begun", {"RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, waits_s=1.0)
-    if rank.ppid() != 1:
-        rank.kill()
-        pytest.skip("orphans are not handed to process 1 here")
-    assert is_gone(rank, 30)
-    assert not (tmp_path / "begun").exists()
 
 
 MARKED = """
