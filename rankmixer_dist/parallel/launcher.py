@@ -127,8 +127,11 @@ def _settle(args: Any, *, one_host: bool) -> None:
         if args.rdzv_backend == "static":
             args.rdzv_backend = "c10d"
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    grace_s = os.environ.get(GRACE, "30") if args.shutdown_timeout is None else args.shutdown_timeout
-    os.environ[GRACE] = str(grace_s)  # so that ranks know how long they have
+    if args.shutdown_timeout is not None:
+        os.environ[GRACE] = str(args.shutdown_timeout)
+    grace_s = os.environ.setdefault(GRACE, "30")  # which ranks read, too
+    if not grace_s.isdecimal():
+        raise UserError(f"--shutdown_timeout, or {GRACE}, is {grace_s!r}, not a whole number of seconds")
     # Else a new start finds the addresses of the dead, and a host that comes back takes all others down.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
 

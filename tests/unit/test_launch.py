@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
+from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_STALLED, EXIT_USER_ERROR
+from rankmixer_dist.parallel.stop_guard import GRACE, deaf_limits
 from tests.machines.dockerfile import Dockerfile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,52 +132,107 @@ def test_the_ray_script_explains_itself() -> None:
 
 
 SRUN = """#!/usr/bin/env bash
-# Stands in for srun: notes its arguments, ends with the exit code asked for, or with 75 at a signal, which it notes.
+# Stands in for srun: notes its arguments, ends with the exit code asked for; at SIGUSR1, which it hands on, with its
+# tasks' 75; at SIGTERM, as SLURM 22.05's, it kills them.
 echo "srun $*" >>"$CALLS"
-for name in USR1 TERM; do trap "echo got $name >>'$CALLS'; exit 75" "$name"; done
+trap "echo got USR1 >>'$CALLS'; exit 75" USR1
+trap "exit 137" TERM
 [[ -z $CODE ]] || exit "$CODE"
 for ((i = 0; i < 1000; i++)); do sleep 0.05; done
 """
 SCONTROL = """#!/usr/bin/env bash
-if [[ $1 == show ]]; then printf 'node1\\nnode2\\n'; else echo "scontrol $*" >>"$CALLS"; fi
+case "$1 $2" in
+    "show hostnames") printf 'node1\\nnode2\\n' ;;
+    "show job") echo "JobId=7 JobName=rankmixer JobState=$STATE Reason=None Requeue=1" ;;
+    *) echo "scontrol $*" >>"$CALLS" ;;
+esac
 """
 
 
+class SlurmJob:
+    """The batch script of a job under stand-ins of SLURM's commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self.calls = folder, folder / "calls"
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+
+    def run(self, code: str, number: signal.Signals | None = None, state: str = "RUNNING") -> tuple[int, bool]:
+        """Its exit code, and whether it went back into the queue.
+
+        Args:
+            code: of its tasks, which else wait for the signal `number` that the batch script gets.
+            state: of the job at its end, as SLURM says.
+        """
+        self.calls.unlink(missing_ok=True)
+        slurm = {"SUBMIT_DIR": str(self._folder), "GPUS_ON_NODE": "4", "JOB_NODELIST": "node[1-2]", "JOB_ID": "7"}
+        slurm |= {"CPUS_PER_TASK": "16", "NNODES": "2"}
+        env = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
+        env |= {"PATH": f"{self._folder}:{os.environ['PATH']}", "CALLS": str(self.calls), "CODE": code, "STATE": state}
+        job = subprocess.Popen(["bash", str(LAUNCH / "cluster" / "slurm_train.sbatch"), "configs/a.yaml"], env=env)
+        if number is not None:
+            deadline = time.monotonic() + 30
+            while not (self.calls.exists() and self.calls.read_text()) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.3)  # its traps are set
+            job.send_signal(number)
+        ends = job.wait(60)
+        return ends, "scontrol requeue 7" in self.calls.read_text().splitlines()
+
+
 @pytest.mark.parametrize(
-    ("code", "number", "ends", "requeued"),
+    ("code", "number", "state", "ends", "requeued"),
     [
-        ("0", None, 0, False),
-        ("2", None, EXIT_USER_ERROR, False),
-        ("75", None, EXIT_PREEMPTED, True),  # the tasks alone were told to stop
-        ("", signal.SIGUSR1, EXIT_PREEMPTED, True),  # the time is nearly over
-        ("", signal.SIGTERM, EXIT_PREEMPTED, False),  # cancelled
+        ("0", None, "RUNNING", 0, False),
+        ("1", None, "RUNNING", 1, False),
+        ("2", None, "RUNNING", EXIT_USER_ERROR, False),
+        ("75", None, "RUNNING", EXIT_PREEMPTED, True),  # the tasks alone were told to stop, as by a preemption
+        ("70", None, "RUNNING", EXIT_STALLED, True),
+        ("137", None, "RUNNING", 137, True),
+        ("143", None, "RUNNING", 143, True),
+        ("", signal.SIGUSR1, "RUNNING", EXIT_PREEMPTED, True),  # the time is nearly over
+        ("", signal.SIGTERM, "RUNNING", EXIT_PREEMPTED, False),  # cancelled: scancel --batch --signal=TERM
+        ("75", None, "COMPLETING", EXIT_PREEMPTED, False),  # cancelled, and the tasks were told
+        ("137", None, "CANCELLED", 137, False),
     ],
 )
 def test_the_slurm_job_ends_as_its_tasks_and_goes_on_by_itself(
-    code: str, number: signal.Signals | None, ends: int, requeued: bool, tmp_path: Path
+    code: str, number: signal.Signals | None, state: str, ends: int, requeued: bool, tmp_path: Path
 ) -> None:
-    calls = tmp_path / "calls"
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    slurm = {"SUBMIT_DIR": str(tmp_path), "GPUS_ON_NODE": "4", "JOB_NODELIST": "node[1-2]", "JOB_ID": "7"}
-    slurm |= {"CPUS_PER_TASK": "16", "NNODES": "2"}
-    env = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
-    env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "CODE": code}
-    job = subprocess.Popen(["bash", str(LAUNCH / "cluster" / "slurm_train.sbatch"), "configs/a.yaml"], env=env)
-    if number is not None:
-        deadline = time.monotonic() + 30
-        while not (calls.exists() and calls.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.3)  # its traps are set
-        job.send_signal(number)
-    assert job.wait(60) == ends
-    first, *others = calls.read_text().splitlines()
+    job = SlurmJob(tmp_path)
+    assert job.run(code, number, state) == (ends, requeued)
+    first, *others = job.calls.read_text().splitlines()
     for words in ("--label", "--max_restarts 3", "--rdzv_endpoint node1:20007", "--nproc_per_node 4", "configs/a.yaml"):
         assert words in first
-    assert [line for line in others if line.startswith("scontrol")] == (["scontrol requeue 7"] if requeued else [])
-    if number is not None:
-        assert f"got {number.name[3:]}" in others
+    assert ("got USR1" in others) == (number is not None), "srun hands on SIGUSR1 alone"
+
+
+def test_a_slurm_job_that_saves_nothing_does_not_go_on_for_ever(tmp_path: Path) -> None:
+    job = SlurmJob(tmp_path)
+    ends = [*("137", "70", "75"), *("143", "137", "138", "143"), "137"]
+    assert [job.run(code)[1] for code in ends] == [True] * 6 + [False, True]
+
+
+def test_the_times_of_the_cluster_templates_fit_each_other() -> None:
+    """Ranks have `grace` to save; whoever kills all of them waits longer."""
+    script = (LAUNCH / "cluster" / "slurm_train.sbatch").read_text()
+
+    def seconds(pattern: str) -> int:
+        (found,) = re.findall(pattern, script, re.MULTILINE)
+        return int(found)
+
+    grace, least = seconds(r"--shutdown_timeout (\d+)"), 30
+    assert seconds(r"^#SBATCH --signal=B:USR1@(\d+)$") >= grace + least
+    assert seconds(r"--wait=(\d+)") >= grace + least, "srun, once the first node has ended"
+    pod = documents()[2]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    env = {one["name"]: one["value"] for one in container["env"]}
+    assert pod["terminationGracePeriodSeconds"] >= int(env[GRACE]) + least
+    assert not [argument for argument in container["args"] if "shutdown" in argument], (
+        "one value for launcher and ranks"
+    )
+    assert 2 * max(deaf_limits(env).values()) < int(env[GRACE]), "a rank that is deaf ends well before"
 
 
 def test_what_ssh_does_not_carry_over_is_in_a_file_that_deepspeed_reads() -> None:

@@ -10,6 +10,7 @@ from rankmixer_dist.errors import UserError
 from rankmixer_dist.library_errors import explain, is_lost_rank
 from rankmixer_dist.parallel.launcher import launch
 from rankmixer_dist.parallel.meeting import meeting_store
+from rankmixer_dist.parallel.stop_guard import GRACE
 
 
 @pytest.mark.parametrize(
@@ -25,11 +26,19 @@ from rankmixer_dist.parallel.meeting import meeting_store
         ("--nnodes 2 --rdzv_endpoint host0:port", "--rdzv_endpoint host0:port is not HOST:PORT"),
         ("--max_restarts=-1", "--max_restarts -1 is below 0"),
         ("--run_path", "--run_path starts ranks"),
+        ("--shutdown_timeout=-5", "is '-5', not a whole number of seconds"),
     ],
 )
-def test_options_that_make_no_sense_are_named(options, told):
+def test_options_that_make_no_sense_are_named(monkeypatch, options, told):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(UserError, match=told):
         launch([*options.split(), "launch/train.py"])
+
+
+def test_a_time_to_save_that_is_none_is_named(monkeypatch):
+    monkeypatch.setenv(GRACE, "4m")
+    with pytest.raises(UserError, match=f"{GRACE}, is '4m'"):
+        launch(["launch/train.py"])
 
 
 @pytest.mark.parametrize("by_torchrun", [False, True])
