@@ -16,6 +16,7 @@ from rankmixer_dist.benchmarks.device import measured_device
 from rankmixer_dist.benchmarks.figure import Figure, interleaved
 from rankmixer_dist.cost.peak import Rate
 from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.counted import count_part
 from rankmixer_dist.models.rankmixer import RankMixer
 from rankmixer_dist.train.activations import kept_bytes
 from rankmixer_dist.train.memory import keep_freed_memory
@@ -114,7 +115,8 @@ def measured(
     torch.manual_seed(seed)
     dtype = _DTYPES[rate]
     backbone = shape.build().to(device, dtype)
-    cost = backbone.cost()
+    tokens_BTD = torch.empty(1, shape.num_tokens, shape.token_dim, device="meta", requires_grad=True)
+    cost = count_part(shape.name, backbone, tokens_BTD)
     # As a tokenizer hands them over, token-major; training goes on to the tokenizer, so tokens need a gradient.
     x_TBD = torch.randn(shape.num_tokens, rows, shape.token_dim, dtype=dtype, device=device)
     x_BTD = x_TBD.transpose(0, 1).requires_grad_()

@@ -1,12 +1,11 @@
 """Size and arithmetic of one part of the dense model, and their sum.
 
-Convention: 2 FLOPs per multiply-add of every matrix product, forward; three times that in training, for the gradients
-of both factors: 2 and 6 per weight and row where a row uses a weight once. Counted are all products with weights, and
-the one without, pooling weights times keys. Left out: biases, activations, norms, token mixing and all else that is
-element-wise, the optimizer and the tables. Sequences count at the length they are padded to, as they are computed.
+Convention: 2 FLOPs per multiply-add of every matrix product, as `torch.utils.flop_counter` counts them: forward, and
+backward for the gradients of all factors that need one. Products without weights are among them: attention, and pooling
+weights times keys. Left out: biases, activations, norms, token mixing and all else that is element-wise, the optimizer
+and the tables. Sequences count at the length they are padded to, as they are computed.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -51,13 +50,3 @@ class DenseCost:
             }
             for part in self.parts
         }
-
-
-def total(parts: Iterable[Part]) -> DenseCost:
-    """The cost of a model made of `parts`."""
-    return DenseCost(tuple(parts))
-
-
-def part_of(name: str, *, parameters: int, products: int) -> Part:
-    """A part that does `products` multiply-adds a row, both of whose factors get gradients."""
-    return Part(name, parameters, 2 * products, 6 * products)

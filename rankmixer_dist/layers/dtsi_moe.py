@@ -48,6 +48,7 @@ class DTSIMoE(PerTokenMoE):
         fusion: how both routers take part in training; see `Fusion`.
         served_share: of the rows, or steps, that `stochastic_*` draw for the infer router, in (0, 1).
         open_share: of the gates at the start; see `ReLURouter`.
+        active_ratio: the share of the experts that the penalty is to leave open, by which the served pass is counted.
 
     Raises:
         ValueError: a size below 1, an unknown fusion or an impossible share.
@@ -63,13 +64,15 @@ class DTSIMoE(PerTokenMoE):
         fusion: Fusion = "stochastic_rows",
         served_share: float = 0.75,
         open_share: float = 0.5,
+        active_ratio: float = 1.0,
     ) -> None:
         if fusion not in get_args(Fusion):
             raise ValueError(f"fusion {fusion!r} is unknown; use one of {', '.join(get_args(Fusion))}")
         if not 0 < served_share < 1:
             raise ValueError(f"served_share {served_share} must lie between 0 and 1")
         super().__init__(
-            PerTokenExperts(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim)
+            PerTokenExperts(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim),
+            active_ratio=active_ratio,
         )
         self.fusion, self.served_share = fusion, served_share
         router = partial(

@@ -65,6 +65,8 @@ class PerTokenExperts(nn.Module):
                 expert that has rows. By default the former on GPUs where its kernel accepts the sizes (bf16, D and F
                 multiples of 8), where launches would dominate, and the latter elsewhere, where it is faster.
         """
+        if x_TBD.is_meta:  # gates have no values there, so that all of them count as open
+            return self.dense(x_TBD, gates_TBE)
         if grouped is None:
             aligned = self.token_dim % 8 == 0 and self.hidden_dim % 8 == 0
             grouped = x_TBD.is_cuda and x_TBD.dtype == torch.bfloat16 and aligned

@@ -14,12 +14,14 @@ class PerTokenMoE(nn.Module, ABC):
 
     Attributes:
         experts: the experts.
+        active_ratio: the share of the experts that `experts.sparse` computes, or is to learn to compute.
+        sparse_training: whether training, too, goes through `experts.sparse`.
         report: of the last forward. It holds the graph of its penalties; copies and pickles leave it out.
     """
 
-    def __init__(self, experts: PerTokenExperts) -> None:
+    def __init__(self, experts: PerTokenExperts, *, active_ratio: float = 1.0, sparse_training: bool = False) -> None:
         super().__init__()
-        self.experts = experts
+        self.experts, self.active_ratio, self.sparse_training = experts, active_ratio, sparse_training
         self.report: RoutingReport | None = None
 
     @abstractmethod

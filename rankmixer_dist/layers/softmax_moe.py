@@ -55,9 +55,11 @@ class SoftmaxTopKMoE(PerTokenMoE):
         if not alpha > 0:
             raise ValueError(f"alpha {alpha} must be above 0")
         super().__init__(
-            PerTokenExperts(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim)
+            PerTokenExperts(num_tokens=num_tokens, num_experts=num_experts, token_dim=token_dim, hidden_dim=hidden_dim),
+            active_ratio=top_k / num_experts,
+            sparse_training=sparse_training,
         )
-        self.shared, self.alpha, self.sparse_training = int(shared_expert), alpha, sparse_training
+        self.shared, self.alpha = int(shared_expert), alpha
         self.routed, self.chosen = num_experts - self.shared, top_k - self.shared
         self.router = StackedLinear(count=num_tokens, in_dim=token_dim, out_dim=self.routed)
 

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankmixer_dist.cost import Part
-from rankmixer_dist.cost.tokenizer import auto_split_tokenizer_part, chunk_tokenizer_part, group_tokenizer_part
 from rankmixer_dist.layers.stacked_linear import StackedLinear
 
 
@@ -65,10 +63,6 @@ class Tokenizer(nn.Module, ABC):
         if self.global_mlp is not None:
             runs = [self.global_mlp(x_BW).unsqueeze(0), *runs]
         return (torch.cat(runs) if len(runs) > 1 else runs[0]).transpose(0, 1)
-
-    @abstractmethod
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row, by the conventions of `rankmixer_dist.cost`."""
 
     @abstractmethod
     def _local_tokens(self, x_BW: Tensor) -> list[Tensor]:
@@ -150,16 +144,6 @@ class GroupTokenizer(Tokenizer):
             rows = [order.index(g) for g, tokens in enumerate(group_tokens) for _ in range(tokens)]
             self.register_buffer("_hidden_rows", torch.tensor(rows), persistent=False)
 
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return group_tokenizer_part(
-            group_dims=self.group_dims,
-            group_tokens=self.group_tokens,
-            token_dim=self.token_dim,
-            hidden_dim=self.hidden_dim,
-            global_token=self.global_token,
-        )
-
     def _local_tokens(self, x_BW: Tensor) -> list[Tensor]:
         groups = x_BW.split(self.group_dims, dim=1)
         buckets = [
@@ -228,16 +212,6 @@ class ChunkTokenizer(Tokenizer):
         if hidden_dim is not None:
             self.outputs = StackedLinear(count=num_chunks, in_dim=hidden_dim, out_dim=token_dim)
 
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row, those of the zeros included, as they are computed."""
-        return chunk_tokenizer_part(
-            in_dim=self.in_dim,
-            num_chunks=self.num_chunks,
-            token_dim=self.token_dim,
-            hidden_dim=self.hidden_dim,
-            global_token=self.global_token,
-        )
-
     def _local_tokens(self, x_BW: Tensor) -> list[Tensor]:
         filled_BX = F.pad(x_BW, (0, self.num_chunks * self.chunk_dim - self.in_dim))
         x_NBd = filled_BX.unflatten(1, (self.num_chunks, self.chunk_dim)).transpose(0, 1)
@@ -281,16 +255,6 @@ class AutoSplitTokenizer(Tokenizer):
         self.num_splits = num_splits
         self.hidden = None if hidden_dim is None else nn.Linear(in_dim, hidden_dim)
         self.outputs = nn.Linear(hidden_dim or in_dim, num_splits * token_dim)
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return auto_split_tokenizer_part(
-            in_dim=self.in_dim,
-            num_splits=self.num_splits,
-            token_dim=self.token_dim,
-            hidden_dim=self.hidden_dim,
-            global_token=self.global_token,
-        )
 
     def _local_tokens(self, x_BW: Tensor) -> list[Tensor]:
         read_BF = x_BW if self.hidden is None else F.gelu(self.hidden(x_BW))

@@ -42,14 +42,13 @@ class AttentionStack(Backbone):
         super().__init__()
         if hidden_dim is not None and hidden_dim < 1:
             raise ValueError(f"hidden_dim {hidden_dim} must be at least 1")
-        self.num_tokens, self.token_dim, self.norm = num_tokens, token_dim, norm
-        self.hidden_dim = 4 * token_dim if hidden_dim is None else hidden_dim
+        hidden_dim = 4 * token_dim if hidden_dim is None else hidden_dim
         self.out_dim = token_dim
         self.blocks = nn.ModuleList(
             AttentionBlock(
                 token_dim=token_dim,
                 attention=attention,
-                ffn=PerTokenFFN(num_tokens=num_tokens, token_dim=token_dim, hidden_dim=self.hidden_dim),
+                ffn=PerTokenFFN(num_tokens=num_tokens, token_dim=token_dim, hidden_dim=hidden_dim),
                 norm=norm,
             )
             for attention in attentions

@@ -2,8 +2,6 @@
 
 from torch import Tensor, nn
 
-from rankmixer_dist.cost.attention import autoint_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.precision import widen
 from rankmixer_dist.layers.token_attention import attend, head_width
 from rankmixer_dist.models.backbone import Backbone
@@ -73,7 +71,6 @@ class AutoInt(Backbone):
         if num_layers < 1:
             raise ValueError(f"num_layers {num_layers} must be at least 1")
         head_dim = head_width(num_tokens=num_tokens, token_dim=token_dim, num_heads=num_heads, head_dim=head_dim)
-        self.num_tokens, self.token_dim = num_tokens, token_dim
         self.num_layers, self.num_heads, self.head_dim = num_layers, num_heads, head_dim
         self.out_dim = num_tokens * num_heads * head_dim
         self.layers = nn.ModuleList(
@@ -92,13 +89,3 @@ class AutoInt(Backbone):
         for layer in self.layers:
             x_TBA = layer(x_TBA)
         return widen(x_TBA.transpose(0, 1).flatten(1))
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return autoint_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            head_dim=self.head_dim,
-        )

@@ -1,10 +1,8 @@
-"""What every backbone is: tokens in, one pooled vector a row out, its size in closed form."""
+"""What every backbone is: tokens in, one pooled vector a row out."""
 
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
-
-from rankmixer_dist.cost import Part
 
 
 class Backbone(nn.Module, ABC):
@@ -25,7 +23,3 @@ class Backbone(nn.Module, ABC):
     def stages(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Tokens [B, T, D] -> pooled [B, out_dim] of the `num_auxiliary` intermediate stages and of the last."""
         return (self(x_BTD),)
-
-    @abstractmethod
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row, by the conventions of `rankmixer_dist.cost`."""

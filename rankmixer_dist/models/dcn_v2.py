@@ -6,8 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.cost.crosses import dcn_v2_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.cross import CrossLayer, CrossNetwork, MixtureCrossLayer
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
@@ -56,9 +54,7 @@ class DCNv2(Backbone):
             raise ValueError(f"structure {structure!r} is unknown; use 'parallel' or 'stacked'")
         if num_experts > 1 and rank is None:
             raise ValueError(f"num_experts {num_experts} needs a rank: the experts of the mixture are low-rank")
-        self.num_tokens, self.token_dim, self.num_layers = num_tokens, token_dim, num_layers
-        self.rank, self.num_experts, self.hidden_dims = rank, num_experts, tuple(hidden_dims)
-        self.structure = structure
+        self.rank, self.num_experts = rank, num_experts
         width = num_tokens * token_dim
         self.cross = CrossNetwork(self._layer(width) for _ in range(num_layers))
         self.deep = MLP(in_dim=width, hidden_dims=hidden_dims)
@@ -77,14 +73,3 @@ class DCNv2(Backbone):
         if self.parallel:
             return widen(torch.cat([crossed_BW, self.deep(x_BW)], dim=1))
         return widen(self.deep(crossed_BW))
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return dcn_v2_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_layers=self.num_layers,
-            rank=self.rank,
-            num_experts=self.num_experts,
-            hidden_dims=self.hidden_dims,
-        )

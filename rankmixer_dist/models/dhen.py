@@ -6,8 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.cost.crosses import dhen_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.interactions import AttentionInteraction, CrossInteraction, DotInteraction
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
@@ -101,11 +99,11 @@ class DHEN(Backbone):
             raise ValueError(f"interactions {list(interactions)} must be some of {list(INTERACTIONS)}, each once")
         if ensemble not in ("concat", "sum"):
             raise ValueError(f"ensemble {ensemble!r} is unknown; use 'concat' or 'sum'")
-        self.num_tokens, self.token_dim, self.num_layers = num_tokens, token_dim, num_layers
+        self.token_dim = token_dim
         self.interactions: tuple[Interaction, ...] = tuple(interactions)
         self.ensemble, self.num_heads, self.rank = ensemble, num_heads, rank
         self.ffn_dim = 2 * token_dim if ffn_dim is None else ffn_dim
-        self.dot_hidden_dims, self.hidden_dims = tuple(dot_hidden_dims), tuple(hidden_dims)
+        self.dot_hidden_dims = tuple(dot_hidden_dims)
         parts = len(self.interactions) if ensemble == "concat" else 1
         self.tokens_per_module = -(-num_tokens // parts) if tokens_per_module is None else tokens_per_module
         check_sizes(tokens_per_module=self.tokens_per_module, ffn_dim=self.ffn_dim)
@@ -142,18 +140,3 @@ class DHEN(Backbone):
         for layer in self.layers:
             x_TBD = layer(x_TBD)
         return widen(self.top(x_TBD.transpose(0, 1).flatten(1)))
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return dhen_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_layers=self.num_layers,
-            interactions=self.interactions,
-            ensemble=self.ensemble,
-            tokens_per_module=self.tokens_per_module,
-            ffn_dim=self.ffn_dim,
-            rank=self.rank,
-            dot_hidden_dims=self.dot_hidden_dims,
-            hidden_dims=self.hidden_dims,
-        )

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rankmixer_dist.cost.crosses import dlrm_mlp_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
 from rankmixer_dist.layers.sizes import check_sizes
@@ -31,14 +29,9 @@ class DLRMMLP(Backbone):
         check_sizes(num_tokens=num_tokens, token_dim=token_dim)
         if not hidden_dims:
             raise ValueError("hidden_dims is empty; an MLP needs the width of at least one layer")
-        self.num_tokens, self.token_dim, self.hidden_dims = num_tokens, token_dim, tuple(hidden_dims)
         self.mlp = MLP(in_dim=num_tokens * token_dim, hidden_dims=hidden_dims)
         self.out_dim = self.mlp.out_dim
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Tokens [B, T, D] -> pooled [B, last hidden width]."""
         return widen(self.mlp(x_BTD.flatten(1)))
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return dlrm_mlp_part(num_tokens=self.num_tokens, token_dim=self.token_dim, hidden_dims=self.hidden_dims)

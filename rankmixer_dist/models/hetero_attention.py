@@ -1,7 +1,5 @@
 """The heterogeneous attention backbone: blocks in which every token has its own projections and FFN."""
 
-from rankmixer_dist.cost.attention import hetero_attention_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.token_attention import PerTokenAttention, head_width
 from rankmixer_dist.models.attention_stack import AttentionStack, Norm
 
@@ -51,15 +49,3 @@ class HeteroAttention(AttentionStack):
             norm=norm,
         )
         self.num_blocks, self.num_heads, self.head_dim = num_blocks, num_heads, head_dim
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return hetero_attention_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
-            head_dim=self.head_dim,
-            hidden_dim=self.hidden_dim,
-            norm=self.norm,
-        )

@@ -1,7 +1,5 @@
 """HHFT, the Hierarchical Heterogeneous Feature Transformer (arXiv 2511.20235): per-token, then composite attention."""
 
-from rankmixer_dist.cost.attention import hhft_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.token_attention import CompositeAttention, PerTokenAttention, head_width
 from rankmixer_dist.models.attention_stack import AttentionStack, Norm
 
@@ -68,17 +66,3 @@ class HHFT(AttentionStack):
         )
         self.num_hetero_blocks, self.num_hiformer_blocks = num_hetero_blocks, num_hiformer_blocks
         self.num_heads, self.head_dim, self.rank = num_heads, head_dim, rank
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return hhft_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_hetero_blocks=self.num_hetero_blocks,
-            num_hiformer_blocks=self.num_hiformer_blocks,
-            num_heads=self.num_heads,
-            head_dim=self.head_dim,
-            rank=self.rank,
-            hidden_dim=self.hidden_dim,
-            norm=self.norm,
-        )

@@ -1,7 +1,5 @@
 """The Hiformer backbone (arXiv 2311.05884): blocks of composite attention and per-token FFNs."""
 
-from rankmixer_dist.cost.attention import hiformer_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.token_attention import CompositeAttention, head_width
 from rankmixer_dist.models.attention_stack import AttentionStack, Norm
 
@@ -58,16 +56,3 @@ class Hiformer(AttentionStack):
             norm=norm,
         )
         self.num_blocks, self.num_heads, self.head_dim, self.rank = num_blocks, num_heads, head_dim, rank
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return hiformer_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
-            head_dim=self.head_dim,
-            rank=self.rank,
-            hidden_dim=self.hidden_dim,
-            norm=self.norm,
-        )

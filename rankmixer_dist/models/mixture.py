@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from rankmixer_dist.cost import Part
-from rankmixer_dist.cost.moe import dtsi_moe_part, softmax_moe_part
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE, Fusion
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.layers.softmax_moe import SoftmaxTopKMoE
@@ -35,15 +33,6 @@ class DTSI:
             fusion=self.fusion,
             served_share=self.served_share,
             open_share=min(2 * self.active_ratio, (1 + self.active_ratio) / 2, _WIDEST),
-        )
-
-    def cost(self, *, num_tokens: int, token_dim: int, hidden_dim: int) -> Part:
-        """Of the layer, served at the active ratio."""
-        return dtsi_moe_part(
-            num_tokens=num_tokens,
-            token_dim=token_dim,
-            num_experts=self.num_experts,
-            hidden_dim=hidden_dim,
             active_ratio=self.active_ratio,
         )
 
@@ -83,18 +72,6 @@ class SoftmaxTopK:
             top_k=self.top_k,
             shared_expert=self.shared_expert,
             alpha=self.alpha,
-            sparse_training=self.sparse_training,
-        )
-
-    def cost(self, *, num_tokens: int, token_dim: int, hidden_dim: int) -> Part:
-        """Of the layer."""
-        return softmax_moe_part(
-            num_tokens=num_tokens,
-            token_dim=token_dim,
-            num_experts=self.num_experts,
-            hidden_dim=hidden_dim,
-            top_k=self.top_k,
-            shared_expert=self.shared_expert,
             sparse_training=self.sparse_training,
         )
 

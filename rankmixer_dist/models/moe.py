@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankmixer_dist.cost.crosses import moe_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.precision import widen
 from rankmixer_dist.layers.sizes import check_sizes
 from rankmixer_dist.layers.stacked_linear import StackedLinear
@@ -47,8 +45,7 @@ class MMoE(Backbone):
         check_sizes(num_tokens=num_tokens, token_dim=token_dim, num_experts=num_experts, num_gates=num_gates)
         if not hidden_dims or min(hidden_dims) < 1:
             raise ValueError(f"hidden_dims {list(hidden_dims)} needs at least one width, and none below 1")
-        self.num_tokens, self.token_dim = num_tokens, token_dim
-        self.num_experts, self.num_gates, self.hidden_dims = num_experts, num_gates, tuple(hidden_dims)
+        self.num_experts, self.num_gates = num_experts, num_gates
         width = num_tokens * token_dim
         self.experts = nn.ModuleList(
             StackedLinear(count=num_experts, in_dim=i, out_dim=o) for i, o in pairwise((width, *hidden_dims))
@@ -64,13 +61,3 @@ class MMoE(Backbone):
             h_EBF = F.relu(layer(h_EBF))
         weights_BKE = self.gates(x_BW).unflatten(1, (self.num_gates, self.num_experts)).softmax(dim=2)
         return widen(torch.bmm(weights_BKE, h_EBF.transpose(0, 1)).flatten(1))
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return moe_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_experts=self.num_experts,
-            num_gates=self.num_gates,
-            hidden_dims=self.hidden_dims,
-        )

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.cost import DenseCost, Part, heads_part, mean_pooling_part, target_attention_part, total
 from rankmixer_dist.layers.numeric import NumericNormalizer
 from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.stacked_linear import keeping_part
@@ -29,6 +28,9 @@ class Ranker(nn.Module):
     Args:
         auxiliary_heads: one for each of the backbone's intermediate stages that has a loss of its own; used only while
             training.
+
+    Attributes:
+        features: what it reads, in the order of its columns.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Ranker(nn.Module):
         auxiliary_heads: Sequence[TaskHeads] = (),
     ) -> None:
         super().__init__()
-        self._features = features
+        self.features = features
         self._columns = features.columns()
         self.poolings = nn.ModuleList(poolings)
         self.numerics = numerics
@@ -74,7 +76,7 @@ class Ranker(nn.Module):
         """
         dtype = self.tokenizer.dtype
         embedded = dict(fields)
-        for spec, pooling in zip(self._features.sequences, self.poolings, strict=True):
+        for spec, pooling in zip(self.features.sequences, self.poolings, strict=True):
             query_BD = None if spec.query is None else fields[spec.query].to(dtype)
             embedded[spec.name] = pooling(query_BD, sequences[spec.name].to(dtype), lengths[spec.name])
         numerics_B2N = self.numerics(numerics_BN)
@@ -87,30 +89,6 @@ class Ranker(nn.Module):
         heads = [*self.auxiliary_heads, self.heads]
         stages = zip(heads, self.backbone.stages(x_BTD), strict=True)
         return torch.stack([head(pooled_BD) for head, pooled_BD in stages])
-
-    def cost(self) -> DenseCost:
-        """Parameters and FLOPs per row, by the conventions of `rankmixer_dist.cost`."""
-        heads = heads_part(
-            in_dim=self.backbone.out_dim, num_tasks=self.heads.num_tasks, hidden_dims=self.heads.hidden_dims
-        )
-        count = len(self.auxiliary_heads)
-        auxiliary = Part("auxiliary heads", count * heads.parameters, 0, count * heads.flops_per_row_train)
-        return total(
-            [
-                *(_pooling_part(spec) for spec in self._features.sequences),
-                self.tokenizer.cost(),
-                self.backbone.cost(),
-                heads,
-                *([auxiliary] if count else []),
-            ]
-        )
-
-
-def _pooling_part(spec: SequenceSpec) -> Part:
-    name = f"pooling.{spec.name}"
-    if spec.pooling == "mean":
-        return mean_pooling_part(name, dim=spec.dim, length=spec.max_length)
-    return target_attention_part(name, dim=spec.dim, length=spec.max_length, hidden_dims=spec.attention_hidden)
 
 
 def build_ranker(

@@ -7,8 +7,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.cost import Part, rankmixer_part
-from rankmixer_dist.cost.rankmixer import all_share_hidden_dim
 from rankmixer_dist.layers.norm import NormKind, norm_layer
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN, SharedFFN
 from rankmixer_dist.layers.routing_report import RoutedRows
@@ -143,9 +141,7 @@ class RankMixer(Backbone):
         _check_options(mixing, num_heads, num_tokens, skip, shared_ffn)
         if moe is not None and (shared_ffn or mixing in ("concat_mlp", "share")):
             raise ValueError("moe takes the place of per-token FFNs; leave shared_ffn, or mixing 'share' and such, out")
-        self.num_tokens, self.token_dim, self.hidden_dim = num_tokens, token_dim, hidden_dim
-        self.num_blocks, self.norm, self.norm_kind = num_blocks, norm, norm_kind
-        self.shared_ffn, self.mixing, self.num_heads, self.moe = shared_ffn, mixing, num_heads, moe
+        self.num_tokens, self.mixing, self.num_heads = num_tokens, mixing, num_heads
         self.blocks = nn.ModuleList()
         tokens, dim = num_tokens, token_dim
         for number in range(num_blocks):
@@ -181,24 +177,6 @@ class RankMixer(Backbone):
         total_BD = self.final_norm(x_TBD).sum(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
         return total_BD / len(x_TBD)
 
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row; of a mixture, served at its active ratio."""
-        moe = self.moe
-        return rankmixer_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_blocks=self.num_blocks,
-            hidden_dim=self.hidden_dim,
-            norm=self.norm,
-            norm_kind=self.norm_kind,
-            mixing=self.mixing,
-            num_heads=self.num_heads,
-            shared_ffn=self.shared_ffn,
-            moe=None
-            if moe is None
-            else lambda tokens, dim: moe.cost(num_tokens=tokens, token_dim=dim, hidden_dim=self.hidden_dim),
-        )
-
 
 def _norm(norm: Norm, kind: NormKind, dim: int, out_dim: int) -> nn.Module:
     """The norm of a sublayer that maps `dim` to `out_dim`."""
@@ -232,6 +210,14 @@ def _exchange(mixing: Mixing, tokens: int, dim: int, num_heads: int | None) -> t
     if mixing == "self_attention":
         return TokenSelfAttention(token_dim=dim, num_heads=tokens if num_heads is None else num_heads), tokens
     return None, tokens
+
+
+def all_share_hidden_dim(*, num_tokens: int, hidden_dim: int) -> int:
+    """Hidden width at which T FFNs that read all T tokens, T D -> hidden -> D, weigh as much as T of D -> F -> D.
+
+    T (T + 1) D hidden = 2 T D F, rounded to at least 1: Table 3 has All-Share at no more parameters or FLOPs.
+    """
+    return max(1, round(2 * hidden_dim / (num_tokens + 1)))
 
 
 def _ffn(mixing: Mixing, tokens: int, dim: int, hidden_dim: int, shared: bool) -> nn.Module:

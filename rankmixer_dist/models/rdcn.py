@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rankmixer_dist.cost.crosses import rdcn_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.cross import AttentionCrossLayer, CrossLayer, CrossNetwork
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
@@ -49,8 +47,6 @@ class RDCN(Backbone):
     ) -> None:
         super().__init__()
         check_sizes(num_tokens=num_tokens, token_dim=token_dim, num_layers=num_layers)
-        self.num_tokens, self.token_dim, self.num_layers = num_tokens, token_dim, num_layers
-        self.rank, self.slot_dim, self.hidden_dims = rank, slot_dim, tuple(hidden_dims)
         width = num_tokens * token_dim
         self.attention_cross = CrossNetwork(
             AttentionCrossLayer(width=width, rank=rank, slot_dim=slot_dim, temperature=temperature)
@@ -66,15 +62,3 @@ class RDCN(Backbone):
         x_BW = x_BTD.flatten(1)
         branches = [branch for branch in (self.attention_cross, self.cross, self.deep) if branch is not None]
         return widen(torch.cat([branch(x_BW) for branch in branches], dim=1))
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return rdcn_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_layers=self.num_layers,
-            rank=self.rank,
-            slot_dim=self.slot_dim,
-            plain_cross=self.cross is not None,
-            hidden_dims=self.hidden_dims,
-        )

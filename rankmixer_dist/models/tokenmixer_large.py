@@ -6,8 +6,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.cost import Part
-from rankmixer_dist.cost.tokenmixer_large import tokenmixer_large_part
 from rankmixer_dist.layers.norm import norm_layer
 from rankmixer_dist.layers.per_token_ffn import PerTokenSwiGLU
 from rankmixer_dist.layers.token_mixing import check_mixable, mix_tokens, revert_tokens
@@ -97,9 +95,7 @@ class TokenMixerLarge(Backbone):
             raise ValueError(f"inter_residual {inter_residual} must be a number of blocks, or 0 for none")
         if not 0 <= down_init <= 1:
             raise ValueError(f"down_init {down_init} must be in 0..1")
-        self.num_tokens, self.token_dim, self.num_blocks = num_tokens, token_dim, num_blocks
-        self.hidden_dim = token_dim if hidden_dim is None else hidden_dim
-        self.num_heads = num_tokens if num_heads is None else num_heads
+        self.num_blocks = num_blocks
         self.inter_residual = inter_residual
         self.num_auxiliary = (num_blocks - 1) // inter_residual if inter_residual else 0
         self.out_dim = token_dim
@@ -107,8 +103,8 @@ class TokenMixerLarge(Backbone):
             TokenMixerLargeBlock(
                 num_tokens=num_tokens,
                 token_dim=token_dim,
-                num_heads=self.num_heads,
-                hidden_dim=self.hidden_dim,
+                num_heads=num_tokens if num_heads is None else num_heads,
+                hidden_dim=token_dim if hidden_dim is None else hidden_dim,
                 down_init=down_init,
             )
             for _ in range(num_blocks)
@@ -122,16 +118,6 @@ class TokenMixerLarge(Backbone):
     def stages(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Tokens [B, T, D] -> pooled [B, D] of the `num_auxiliary` intermediate stages and of the last, in order."""
         return tuple(self._pool(x_TBD) for x_TBD in self._stages(x_BTD))
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return tokenmixer_large_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_blocks=self.num_blocks,
-            hidden_dim=self.hidden_dim,
-            num_heads=self.num_heads,
-        )
 
     def _stages(self, x_BTD: Tensor) -> list[Tensor]:
         x_TBD = start_TBD = x_BTD.transpose(0, 1)

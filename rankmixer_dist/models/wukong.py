@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.cost.crosses import wukong_part
-from rankmixer_dist.cost.part import Part
 from rankmixer_dist.layers.interactions import FactorizationBlock
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
@@ -89,7 +87,6 @@ class Wukong(Backbone):
     ) -> None:
         super().__init__()
         check_sizes(num_tokens=num_tokens, token_dim=token_dim, num_layers=num_layers)
-        self.num_tokens, self.token_dim, self.num_layers = num_tokens, token_dim, num_layers
         # One token cannot be shared out, so it becomes one of each.
         self.num_fm = max(1, num_tokens // 2) if num_fm is None else num_fm
         self.num_linear = max(1, num_tokens - self.num_fm) if num_linear is None else num_linear
@@ -97,7 +94,6 @@ class Wukong(Backbone):
         out_tokens = self.num_fm + self.num_linear
         counts = (num_tokens, *(out_tokens for _ in range(num_layers - 1)))
         self.rank = min(24, *counts) if rank is None else rank
-        self.fm_hidden_dims, self.hidden_dims = tuple(fm_hidden_dims), tuple(hidden_dims)
         self.layers = nn.ModuleList(
             WukongLayer(
                 in_tokens=in_tokens,
@@ -118,16 +114,3 @@ class Wukong(Backbone):
         for layer in self.layers:
             x_TBD = layer(x_TBD)
         return widen(self.top(x_TBD.transpose(0, 1).flatten(1)))
-
-    def cost(self) -> Part:
-        """Parameters and FLOPs per row."""
-        return wukong_part(
-            num_tokens=self.num_tokens,
-            token_dim=self.token_dim,
-            num_layers=self.num_layers,
-            num_fm=self.num_fm,
-            num_linear=self.num_linear,
-            rank=self.rank,
-            fm_hidden_dims=self.fm_hidden_dims,
-            hidden_dims=self.hidden_dims,
-        )

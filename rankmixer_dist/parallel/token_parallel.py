@@ -5,13 +5,11 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.cost import Part
-from rankmixer_dist.cost.exchange import Spread
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport
@@ -19,6 +17,10 @@ from rankmixer_dist.models.backbone import Backbone
 from rankmixer_dist.models.rankmixer import RankMixer, RankMixerBlock, routed
 from rankmixer_dist.parallel.exchange import LocalTransport, TokenExchange, Traffic
 from rankmixer_dist.parallel.expert_groups import ExpertGrid, ExpertsBelow, keep_own_share
+
+Spread = Literal["token", "plain"]
+"""token: every rank keeps its tokens from the first block to the pooling, and token mixing is the exchange.
+plain: tokens go to their owners before each per-token FFN and come back after it."""
 
 PER_TOKEN_LAYERS: tuple[type[nn.Module], ...] = (PerTokenFFN, PerTokenMoE)
 """Layers [T, B, D] -> [T, B, D] that treat each token and row alone, and whose parameters all have T, or T times as
@@ -76,7 +78,7 @@ class SpreadRankMixer(Backbone):
         super().__init__()
         self._pieces = pieces
         self.out_dim, self.mode = backbone.out_dim, mode
-        self._num_tokens, self._cost = backbone.num_tokens, backbone.cost()
+        self._num_tokens = backbone.num_tokens
         self.blocks, self.final_norm = backbone.blocks, backbone.final_norm
         if grid.size > 1:
             for block in _blocks(self):
@@ -94,10 +96,6 @@ class SpreadRankMixer(Backbone):
         pieces = x_TBD.chunk(self._pieces, dim=1)
         known = [None] * len(pieces) if rows is None else self._exchange.rows_of_group(rows, self._pieces)
         return self._token_parallel(pieces, known)
-
-    def cost(self) -> Part:
-        """Of the whole model, per row."""
-        return self._cost
 
     def _token_parallel(self, pieces: Sequence[Tensor], rows: Sequence[RoutedRows | None]) -> Tensor:
         """While a piece of the rows is under way, the FFNs of another compute."""

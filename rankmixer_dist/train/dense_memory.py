@@ -3,12 +3,12 @@
 from functools import partial
 
 import torch
+from torch import nn
 
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.cost.memory import dense_state_bytes
 from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.models.ranker import Ranker
-from rankmixer_dist.schema import IdFeature, MultiIdFeature, NumericFeature, SequenceFeature
 from rankmixer_dist.train.activations import kept_bytes
 
 
@@ -18,10 +18,11 @@ def dense_bytes(config: RunConfig, model: Ranker, *, ranks: int, rows_per_rank: 
     Args:
         model: on the meta device, whole. Of its backbone a rank of a group that shares out the tokens has its share.
     """
+    parameters = _parameters(model)
     if not trains:
-        return 2 * 4 * model.cost().parameters
+        return 2 * 4 * parameters
     size = config.parallel.expert_size
-    backbone = sum(part.parameters for part in model.cost().parts if part.name == "backbone") if size > 1 else 0
+    backbone = _parameters(model.backbone) if size > 1 else 0
     dense = config.dense
     state_bytes = partial(
         dense_state_bytes,
@@ -30,9 +31,13 @@ def dense_bytes(config: RunConfig, model: Ranker, *, ranks: int, rows_per_rank: 
         precision=dense.precision,
         engine=dense.engine,
     )
-    state = state_bytes(model.cost().parameters - backbone, ranks=ranks)
+    state = state_bytes(parameters - backbone, ranks=ranks)
     state += state_bytes(-(-backbone // size), ranks=-(-ranks // size))
     return state + kept_for_backward(config, model, rows_per_rank)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def kept_for_backward(config: RunConfig, model: Ranker, rows: int) -> int:
@@ -41,19 +46,16 @@ def kept_for_backward(config: RunConfig, model: Ranker, rows: int) -> int:
     Counted by a forward on the meta device, which computes nothing: every tensor that autograd saves, each storage
     once, without the weights.
     """
-    schema = config.features
     if config.dense.precision == "bf16":
         model = model.to(torch.bfloat16)
+    features = model.features
     with torch.device("meta"):
-        fields, sequences, lengths = {}, {}, {}
-        for name, feature in schema.features.items():
-            if isinstance(feature, IdFeature | MultiIdFeature):
-                fields[name] = torch.empty(rows, schema.tables[feature.table].dim, requires_grad=True)
-            elif isinstance(feature, SequenceFeature):
-                dim = schema.tables[feature.table].dim
-                sequences[name] = torch.empty(rows, feature.max_length, dim, requires_grad=True)
-                lengths[name] = torch.empty(rows, dtype=torch.int32)
-        numerics = torch.empty(rows, len(schema.of_kind(NumericFeature)))
+        fields = {spec.name: torch.empty(rows, spec.dim, requires_grad=True) for spec in features.fields}
+        sequences = {
+            spec.name: torch.empty(rows, spec.max_length, spec.dim, requires_grad=True) for spec in features.sequences
+        }
+        lengths = {spec.name: torch.empty(rows, dtype=torch.int32) for spec in features.sequences}
+        numerics = torch.empty(rows, len(features.numerics))
         routed = () if config.model.mixture is None else (RoutedRows.all_real(torch.ones(rows, dtype=torch.bool)),)
         return kept_bytes(
             lambda: model.train()(fields, sequences, lengths, numerics, *routed),

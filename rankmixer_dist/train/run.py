@@ -12,7 +12,9 @@ from rankmixer_dist.batch import Position
 from rankmixer_dist.checkpoint.folder import checkpoint_path, checkpoints, step_of
 from rankmixer_dist.checkpoint.saver import finish_interrupted
 from rankmixer_dist.config import RunConfig
+from rankmixer_dist.cost import DenseCost
 from rankmixer_dist.identity import DataSeen
+from rankmixer_dist.models.counted import count
 from rankmixer_dist.parallel.alike import require_shared
 from rankmixer_dist.parallel.topology import Topology, barrier, broadcast_object, failing_together
 from rankmixer_dist.train.beginning import Beginning, beginning, start_checkpoint
@@ -108,7 +110,7 @@ def _train(
     with failing_together():
         begins = beginning(config, saved, others, data)
     model = build_model(config, begins.data, grid=grid)
-    cost = model.cost()
+    cost = count(model)
     tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True, ids_per_row=ids_per_row)
     with failing_together():
         if topology.is_first:
@@ -201,7 +203,7 @@ def _plan(
     )
 
 
-def _report_plan(config: RunConfig, topology: Topology, placed: dict[str, Any], cost: Any) -> None:
+def _report_plan(config: RunConfig, topology: Topology, placed: dict[str, Any], cost: DenseCost) -> None:
     tables = placed["tables"]
     per_rank = [sum(table["bytes_per_rank"][rank] for table in tables) for rank in range(topology.world_size)]
     dense = {

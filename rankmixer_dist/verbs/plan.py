@@ -24,9 +24,9 @@ python launch/plan.py configs/rankmixer_1b.yaml --nodes 2 --gpus 8 --gpu h100
 python launch/plan.py configs/quickstart.yaml --nodes 4 --ranks 2
 
 Needs no prepared data, no GPU and no memory for the weights. FLOPs are those of one row: 2 for each multiply-add of a
-matrix product, three times as many in training (rankmixer_dist/cost/part.py says what is counted). With --gpus or
---ranks, the plan is the one that training makes on such hosts: with the ids a row that the prepared data's manifest
-tells, or estimates where there is none. GPUs: {", ".join(GPU_KEYS)}.
+matrix product (rankmixer_dist/cost/part.py says what is counted). With --gpus or --ranks, the plan is the one that
+training makes on such hosts: with the ids a row that the prepared data's manifest tells, or estimates where there is
+none. GPUs: {", ".join(GPU_KEYS)}.
 """
 
 _BYTES = 4  # weights, gradients, moments and the tables' accumulators are all fp32 masters
@@ -54,10 +54,11 @@ def main(arguments: list[str]) -> None:
         raise UserError("--nodes, --host-memory and --json go with --gpus or --ranks, the ranks of each host")
     if options.host_memory is not None and not 0 < options.host_memory < float("inf"):
         raise UserError(f"--host-memory {options.host_memory} is no memory; give GiB, such as 512")
+    from rankmixer_dist.models.counted import count
     from rankmixer_dist.train.build import weightless_model
 
     shown = console(soft_wrap=True)
-    cost = weightless_model(config).cost()
+    cost = count(weightless_model(config))
     shown.print(dense_grid(config, cost), tables_grid(config))
     copies = 2 + moments_of(config.dense.optimizer)
     batch = config.loader.batch_size

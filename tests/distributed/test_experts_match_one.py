@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rankmixer_dist.cost.exchange import exchange_cost, routed_rows_cost
+from tests.distributed.exchange_formula import exchange_cost, routed_rows_cost
 from tests.distributed.outcomes import distances, trained
 
 STEPS, ROWS, TOKENS, WIDTH, BLOCKS = 50, 128, 8, 64, 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rankmixer_dist.checkpoint.storage import read_whole
-from rankmixer_dist.cost.exchange import exchange_cost
+from tests.distributed.exchange_formula import exchange_cost
 
 pytestmark = pytest.mark.thorough
 

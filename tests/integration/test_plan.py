@@ -6,6 +6,7 @@ import torch
 from rankmixer_dist.config import load_config
 from rankmixer_dist.environment.machine import total_memory
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.models.counted import count
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.train.build import build_tables, machine_room, weightless_model
 from rankmixer_dist.train.room import host_here, memory_for_tables
@@ -16,7 +17,7 @@ def test_the_sizes_are_those_of_the_model(launch, tmp_path):
     planned = launch.python("launch/plan.py", path, *overrides)
     assert planned.returncode == 0, planned.stderr
     config = load_config(path, overrides)
-    cost = weightless_model(config).cost()
+    cost = count(weightless_model(config))
     for figure in (cost.parameters, cost.flops_per_row_forward, cost.flops_per_row_train):
         assert f"{figure:,}" in planned.stdout
     for name, table in config.features.tables.items():

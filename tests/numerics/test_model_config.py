@@ -9,6 +9,7 @@ from rankmixer_dist.config import ModelConfig, load_config
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.models.backbones import BACKBONES, build_backbone
+from rankmixer_dist.models.counted import count
 from rankmixer_dist.train.build import auxiliary_weight, backbone_options, weightless_model
 
 
@@ -36,28 +37,74 @@ def test_only_a_backbone_with_stages_has_an_auxiliary_weight():
 
 @pytest.mark.parametrize(("name", "parameters"), [("rankmixer_100m", 107e6), ("rankmixer_1b", 1.1e9)])
 def test_the_papers_sizes(name, parameters):
-    model = weightless_model(load_config(f"configs/{name}.yaml"))
-    assert model.cost().parameters == sum(p.numel() for p in model.parameters())
-    assert abs(model.cost().parameters / parameters - 1) < 0.03
+    cost = count(weightless_model(load_config(f"configs/{name}.yaml")))
+    assert abs(cost.parameters / parameters - 1) < 0.03
     # 2 FLOPs a weight and row forward, 6 in training: all but biases and norms are used once.
-    assert model.cost().flops_per_row_train == pytest.approx(6 * parameters, rel=0.03)
+    assert cost.flops_per_row_train == pytest.approx(6 * parameters, rel=0.03)
+
+
+# Parameters, and FLOPs a row forward and in training: what closed forms gave before they were counted.
+SIZES = {
+    "rankmixer": (285_188, 600_192, 1_800_576),
+    "tokenmixer_large": (806_663, 1_648_768, 4_947_456),
+    "dlrm_mlp": (414_020, 863_488, 2_590_464),
+    "dcn_v2": (1_203_524, 2_439_424, 7_318_272),
+    "rdcn": (1_009_988, 2_098_432, 6_295_296),
+    "moe": (1_603_652, 3_244_288, 9_732_864),
+    "autoint": (69_956, 914_176, 2_742_528),
+    "dhen": (782_628, 2_571_520, 7_714_560),
+    "hiformer": (2_191_876, 4_434_048, 13_302_144),
+    "wukong": (743_940, 1_559_808, 4_679_424),
+    "hetero_attention": (815_620, 1_681_536, 5_044_608),
+    "hhft": (1_901_828, 3_860_608, 11_581_824),
+}
+MOE, CHUNK, GLOBAL = "rankmixer.moe.kind", "tokenizer.kind=chunk", "tokenizer.global_token=true"
+LARGE = ("backbone=tokenmixer_large", "tokenmixer_large.num_blocks=5", "head_hidden=[16]")
+OPTIONS = [
+    ((f"{MOE}=dtsi", "rankmixer.moe.active_ratio=0.3"), (2_158_340, 1_366_964, 12_958_080)),
+    ((f"{MOE}=dtsi", "rankmixer.moe.active_ratio=1"), (2_158_340, 4_302_976, 12_958_080)),
+    ((f"{MOE}=softmax_topk", "rankmixer.moe.active_ratio=0.25"), (2_150_020, 1_157_248, 12_908_928)),
+    (
+        (f"{MOE}=softmax_topk", "rankmixer.moe.active_ratio=0.25", "rankmixer.moe.sparse_training=true"),
+        (2_150_020, 1_157_248, 3_471_744),
+    ),
+    (("rankmixer.mixing=self_attention",), (318_468, 1_157_248, 3_471_744)),
+    (("tokenizer.hidden_ratio=0.5", GLOBAL, "token_dim=90"), (640_503, 1_305_784, 3_917_352)),
+    ((CHUNK, GLOBAL, "token_dim=90"), (623_538, 1_272_124, 3_816_372)),
+    (("tokenizer.kind=auto_split",), (333_572, 696_960, 2_090_880)),
+    (("head_hidden=[16,8]",), (288_548, 606_768, 1_820_304)),
+    (LARGE, (1_012_522, 2_047_840, 6_180_960)),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sizes"), [*(((f"backbone={name}",), sizes) for name, sizes in SIZES.items()), *OPTIONS]
+)
+def test_parameters_and_flops_of_a_model(overrides, sizes):
+    cost = count(weightless_model(load_config("configs/quickstart.yaml", [f"model.{key}" for key in overrides])))
+    assert (cost.parameters, cost.flops_per_row_forward, cost.flops_per_row_train) == sizes
+    assert cost.breakdown().keys() >= {"pooling.watched", "tokenizer", "backbone", "heads"}
+
+
+def test_every_backbone_has_its_numbers():
+    assert SIZES.keys() == BACKBONES.keys()
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("dtsi", {"fusion": "mean"}), ("softmax_topk", {}), ("softmax_topk", {"shared_expert": True})],
 )
-def test_experts_by_config_cost_what_the_closed_form_says(kind, options):
+def test_experts_by_config_are_the_layers_that_it_names(kind, options):
     overrides = [f"model.rankmixer.moe.{key}={value}" for key, value in options.items()]
     overrides += [f"model.rankmixer.moe.kind={kind}", "model.rankmixer.moe.active_ratio=0.25"]
     model = weightless_model(load_config("configs/quickstart.yaml", overrides))
-    assert model.cost().parameters == sum(p.numel() for p in model.parameters())
     layers = [layer for layer in model.modules() if isinstance(layer, PerTokenMoE)]
     assert len(layers) == 2 and all(layer.experts.num_experts == 8 for layer in layers)
-    without = weightless_model(load_config("configs/quickstart.yaml"))
+    assert [layer.active_ratio for layer in layers] == [0.25, 0.25]
+    with_experts, without = (count(m) for m in (model, weightless_model(load_config("configs/quickstart.yaml"))))
     # Eight experts of which a quarter is used: eight times the FFN's parameters, twice its FLOPs.
-    assert model.cost().parameters > 6 * without.backbone.cost().parameters
-    assert model.backbone.cost().flops_per_row_forward < 2.3 * without.backbone.cost().flops_per_row_forward
+    assert with_experts.parameters > 6 * without.parameters
+    assert with_experts.flops_per_row_forward < 2.3 * without.flops_per_row_forward
 
 
 @pytest.mark.parametrize(

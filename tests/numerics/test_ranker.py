@@ -2,10 +2,12 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from rankmixer_dist.layers import reference
 from rankmixer_dist.layers.reference.rankmixer import rankmixer
 from rankmixer_dist.models.backbones import BACKBONES
+from rankmixer_dist.models.counted import count
 from rankmixer_dist.models.features import Features, FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 from rankmixer_dist.models.ranker import Ranker, build_ranker
 
@@ -164,12 +166,18 @@ def test_every_backbone_scores_the_same_tokens(name, tokenizer):
     options |= {"rank": 4} if name in ("rdcn", "dhen") else {}
     ranker = build(backbone=name, options=options, auxiliary=True, **tokenizer)
     assert type(ranker.backbone) is BACKBONES[name]
-    logits = ranker(*batch(torch.float32))
+    fields, sequences, lengths, numerics_BN = batch(torch.float32)
+    for embeddings in (*fields.values(), *sequences.values()):
+        embeddings.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        logits = ranker(fields, sequences, lengths, numerics_BN)
+        logits.square().sum().backward()
     stages = 1 + ranker.backbone.num_auxiliary
     assert logits.shape == ((stages, 3, 3) if stages > 1 else (3, 3))
-    logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ranker.parameters())
-    assert ranker.cost().parameters == sum(p.numel() for p in ranker.parameters())
+    cost = count(ranker)
+    assert cost.parameters == sum(p.numel() for p in ranker.parameters())
+    assert cost.flops_per_row_train * 3 == counter.get_total_flops()
 
 
 def test_auxiliary_stages_are_for_training_alone():

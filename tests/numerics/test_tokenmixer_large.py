@@ -197,3 +197,9 @@ def test_impossible_values_are_refused():
     ):
         with pytest.raises(ValueError, match=match):
             TokenMixerLarge(**sizes, **option)
+
+
+def test_the_default_block_has_the_weights_of_a_rankmixer_block_with_k_3():
+    model = TokenMixerLarge(num_tokens=2, token_dim=8, num_blocks=1)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 3)
+    assert matrices == 2 * 3 * 2 * 8**2

@@ -97,3 +97,41 @@ def test_dense_state_under_zero():
         assert per[stage, "fp32", 1] == 4 + 4 + 4 + 4 + 4 + 8
         assert per[stage, "bf16", 16] == 2 + 2 + 2 + (4 + 4 + 8) / 16
     assert dense_state_bytes(10, optimizer="adagrad", zero_stage=1, precision="fp32", ranks=1, engine="plain") == 120
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "tf32", "fp32"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312, 156, 19.5),
+        ("NVIDIA A100-SXM4-40GB", 312, 156, 19.5),
+        ("NVIDIA A100 80GB PCIe", 312, 156, 19.5),
+        ("NVIDIA A800-SXM4-80GB", 312, 156, 19.5),
+        ("NVIDIA A10", 125, 62.5, 31.2),
+        ("NVIDIA A10G", 70, 35, 31.5),
+        ("NVIDIA H100 80GB HBM3", 989.4, 494.7, 66.9),
+        ("NVIDIA H800", 989.4, 494.7, 66.9),
+        ("NVIDIA H100 PCIe", 756, 378, 51.2),
+        ("NVIDIA H800 PCIe", 756, 378, 51.2),
+        ("NVIDIA H100 NVL", 835.5, 417.5, 60),
+        ("NVIDIA H200", 989.4, 494.7, 66.9),
+        ("NVIDIA H200 NVL", 835.5, 417.5, 60),
+        ("NVIDIA H20", 148, 74, 44),
+        ("NVIDIA GH200 480GB", 989.4, 494.7, 66.9),
+        ("NVIDIA GH200 144G HBM3e", 989.4, 494.7, 66.9),
+        ("NVIDIA B200", 2250, 1100, 75),
+        ("NVIDIA GB200", 2500, 1250, 80),
+        ("NVIDIA L4", 121, 60, 30.3),
+        ("NVIDIA L40S", 362, 183, 91.6),
+    ],
+)
+def test_peak_of_known_gpus(device, bf16, tf32, fp32):
+    rates = {rate: peak_flops(device, rate) for rate in ("bf16", "tf32", "fp32")}
+    assert rates == {"bf16": bf16 * 1e12, "tf32": tf32 * 1e12, "fp32": fp32 * 1e12}
+
+
+def test_a_peak_that_is_not_known_is_none_and_a_rate_that_is_not_is_refused():
+    assert peak_flops("NVIDIA GeForce GTX 1080", "fp32") is None
+    assert peak_flops("NVIDIA RTX A4000", "bf16") is None  # not an A40
+    assert peak_flops("Tesla V100-SXM2-32GB", "fp32") is None  # no wheel has code for it
+    with pytest.raises(ValueError, match="rate 'int8' is unknown"):
+        peak_flops("NVIDIA H200", "int8")

@@ -28,9 +28,9 @@ FLOOR_0 = (
     "command_line", "cost", "metrics", "report", "environment",
 )  # fmt: skip
 ALLOWED: dict[str, set[str]] = {component: set(FLOOR_0[:index]) for index, component in enumerate(FLOOR_0)}
-# Floor 1: tensors. A layer never asks for a config, so layers stand on nothing but torch and the formulas of cost.
+# Floor 1: tensors. A layer never asks for a config, so layers stand on nothing but torch.
 ALLOWED |= {
-    "layers": {"errors", "cost"},
+    "layers": {"errors"},
     "batch": {"errors", "schema"},
     "losses": {"errors", "schema"},
     "pieces": set(),

@@ -6,6 +6,7 @@ import pytest
 
 from rankmixer_dist.config import load_config
 from rankmixer_dist.cost.gpu import gpu_of_key
+from rankmixer_dist.models.counted import count
 from rankmixer_dist.train.build import room_on, weightless_model
 from rankmixer_dist.train.dense_memory import dense_bytes, kept_for_backward
 from rankmixer_dist.train.room import Host
@@ -27,7 +28,7 @@ def test_a_config_for_gpus_fits_their_memory_and_gives_each_rows_enough(name, sh
     assert rows * gpus == config.loader.batch_size
     assert rows == config.data.row_group_rows == 4096  # each row group is read by the one rank whose share it is
     model = weightless_model(config)
-    assert model.cost() == weightless_model(load_config(CONFIGS / f"{shape}.yaml")).cost()
+    assert count(model) == count(weightless_model(load_config(CONFIGS / f"{shape}.yaml")))
     # The figures of docs/first_day_on_gpus.md.
     found = dense_bytes(config, model, ranks=gpus, rows_per_rank=rows, trains=True)
     assert found / GIB == pytest.approx(dense, abs=0.01)
@@ -36,3 +37,11 @@ def test_a_config_for_gpus_fits_their_memory_and_gives_each_rows_enough(name, sh
         host = Host(8, None, gpu_of_key(key))
         room = room_on(config, host, ranks=gpus, rows_per_rank=rows, saves=True)
         assert sum(table.bytes for table in config.features.tables.values()) < room.memory_bytes
+
+
+@pytest.mark.parametrize("sparse", ["true", "false"])
+def test_experts_with_closed_gates_take_room_as_if_all_were_open(sparse):
+    moe = {"kind": "softmax_topk", "active_ratio": 0.25, "sparse_training": sparse}
+    config = load_config(CONFIGS / "quickstart.yaml", [f"model.rankmixer.moe.{k}={v}" for k, v in moe.items()])
+    room = room_on(config, Host(8, None, gpu_of_key("h100")), ranks=8, rows_per_rank=64, saves=True)
+    assert 0 < room.memory_bytes < gpu_of_key("h100").memory_bytes

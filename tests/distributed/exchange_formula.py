@@ -1,11 +1,8 @@
 """What token parallelism, and plain expert parallelism, send between the ranks of a group."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-Spread = Literal["token", "plain"]
-"""token: every rank keeps its tokens from the first block to the pooling, and token mixing is the exchange.
-plain: tokens go to their owners before each per-token FFN and come back after it."""
+from rankmixer_dist.parallel.token_parallel import Spread
 
 
 @dataclass(frozen=True)
