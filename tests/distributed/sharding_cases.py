@@ -226,7 +226,8 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
     mine = 1000 if rank == ranks - 1 else 2**30
     of_one: list = [None] * ranks
     dist.all_gather_object(of_one, refusal(ranks, memory_bytes=mine))
-    told = {"uneven": uneven(rank, ranks), "of_one": of_one, "cases": results, "refusals": refusals, "taken_up": taken_up(ranks, Path(folder))}
+    told = {"uneven": uneven(rank, ranks), "of_one": of_one, "cases": results, "refusals": refusals}
+    told["taken_up"] = taken_up(ranks, Path(folder))
     if rank == 0:
         Path(folder, f"ranks{ranks}.json").write_text(json.dumps(told))
     dist.barrier()

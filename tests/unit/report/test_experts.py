@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankmixer_dist.report.page import render_report
 from rankmixer_dist.report.expert_plots import block_plots, lambda_plot, path_gap_plot
 from rankmixer_dist.report.formats import signed_percent
+from rankmixer_dist.report.page import render_report
 from rankmixer_dist.report.training_log import TrainingLog, read_log
 
 STEPS = (10, 20, 30)

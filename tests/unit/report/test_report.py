@@ -15,10 +15,10 @@ from rankmixer_dist import small_file
 from rankmixer_dist.config.yaml_text import SECTIONS
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import TaskMetrics
-from rankmixer_dist.report.page import render_report
 from rankmixer_dist.report.curves import prediction_curves, roc_curve, smoothed, thinned
 from rankmixer_dist.report.formats import count, flops, gap, rank_ranges, scaled, seconds, size
 from rankmixer_dist.report.inputs import read_run
+from rankmixer_dist.report.page import render_report
 from rankmixer_dist.report.training_log import read_log
 
 TASKS = {"finish": 0.4, "like": 0.02}
