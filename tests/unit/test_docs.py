@@ -98,15 +98,23 @@ def test_every_test_that_a_page_names_is_there(page: Path) -> None:
 
 def test_every_guarantee_has_a_test_and_its_tolerance() -> None:
     text = (ROOT / "docs" / "guarantees.md").read_text()
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    claims = [row for row in rows if row[0] != "claim"]
-    assert len(claims) > 30
-    for claim, tests, tolerance, *_ in claims:
-        files = {file for file, _ in TEST_OF.findall(tests)}
+    notes = dict(re.findall(r"^\[\^([\w-]+)\]: (.+)$", text, flags=re.MULTILINE))
+    claims = re.findall(r"^\| (?!claim )(.+?) \[\^([\w-]+)\] \| (.+?) \| .+ \|$", text, flags=re.MULTILINE)
+    assert len(claims) == text.count("\n| ") - text.count("\n| claim ") > 30, "a claim without a note, or another cell"
+    assert sorted(note for _, note, _ in claims) == sorted(notes)
+    for claim, note, tolerance in claims:
+        files = {file for file, _ in TEST_OF.findall(notes[note])}
         assert files, f"no test: {claim}"
         code = "\n".join((ROOT / file).read_text() for file in files)
         stated = {float(number) for number in TOLERANCE.findall(tolerance)}
         assert stated <= {float(number) for number in TOLERANCE.findall(code)}, claim
+
+
+@every_page
+def test_every_row_of_a_table_has_the_cells_of_its_head(page: Path) -> None:
+    tables = re.findall(r"(?:^\|.*\|$\n)+", prose(page), flags=re.MULTILINE)
+    cells = [{len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} for table in tables]
+    assert all(len(counts) == 1 for counts in cells)
 
 
 def models(annotation: object) -> list[type[BaseModel]]:
