@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from rankmixer_dist.config import RunConfig
+from tests.unit.test_structure import code_files, component
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -151,6 +152,12 @@ def test_a_key_that_is_not_there_is_found() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.read_text()) <= MOST_CHARACTERS
+
+
+def test_the_architecture_names_every_folder() -> None:
+    named = re.findall(r"`(\w+)`", (ROOT / "docs" / "architecture.md").read_text())
+    folders = {component(file) for file in code_files() if Path(file).parent.name != "rankmixer_dist"}
+    assert not folders - set(named)
 
 
 def test_the_map_has_a_line_for_each_module() -> None:
