@@ -142,23 +142,32 @@ def _code_of(main: Callable[[list[str]], int | None]) -> int:
         return _EXIT_INTERRUPTED
     except BaseException as error:
         line = explain(error)
+        if is_lost_rank(error) and _Ranks.told_to_stop:
+            return 1
+        if line is not None and (is_lost_rank(error) or not _is_first()):
+            # Who is still there then has met it alone, and speaks. A rank that lost another one is a consequence, which
+            # the launcher ends once it sees the cause: the last word is that of the rank that knows what went wrong.
+            time.sleep(_LAST_WORD_S)
         if line is None or os.environ.get(_TRACEBACK) == "1":
             traceback.print_exc()
         if line is None:
             return 1
-        if not _is_first():
-            time.sleep(_LAST_WORD_S)  # who is still there then has met it alone, and speaks
         _say(f"error: {line} ({_TRACEBACK}=1 shows where)", alone=True)
         return 1 if is_lost_rank(error) else EXIT_USER_ERROR
 
 
 class _Ranks:
-    have_met = False
+    have_met = told_to_stop = False
 
 
 def ranks_have_met() -> None:
     """From now on all ranks raise a `UserError` alike, but for a `RankError`, and the first of each host speaks."""
     _Ranks.have_met = True
+
+
+def rank_is_told_to_stop() -> None:
+    """From now on this rank says nothing when it loses another one: whoever told it to stop knows what went wrong."""
+    _Ranks.told_to_stop = True
 
 
 class _Shown(io.FileIO):

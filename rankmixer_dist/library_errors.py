@@ -53,6 +53,10 @@ _BY_WORDS = {
     ),
 }
 """Of a RuntimeError or what is derived from it, which is all that torch raises."""
+_LOST = re.compile(
+    r"gloo/transport/.*\] .*(closed by peer|reset by peer|Broken pipe)|ncclRemoteError|remote process exit"
+)
+"""In a RuntimeError of gloo or NCCL: the other end of a connection is no more."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -64,6 +68,8 @@ def explain(error: BaseException) -> str | None:
         return _of_system(error)
     said = _shown(error)
     if isinstance(error, RuntimeError):
+        if _LOST.search(str(error)):
+            return "another rank ended while this one waited for it; what that rank says, or its host's log, tells why"
         for words, line in _BY_WORDS.items():
             if re.search(words, str(error)):
                 port = re.search(r"port: (\d+)", str(error))
@@ -77,7 +83,8 @@ def explain(error: BaseException) -> str | None:
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether a rank ended because another one, or its host, was gone: a new start may go on."""
-    return "torch.distributed.DistNetworkError" in _names(error)
+    lost = isinstance(error, RuntimeError) and _LOST.search(str(error))
+    return bool(lost) or "torch.distributed.DistNetworkError" in _names(error)
 
 
 @contextmanager

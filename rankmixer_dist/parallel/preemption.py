@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
+from rankmixer_dist.command_line import rank_is_told_to_stop
 from rankmixer_dist.parallel.stop_guard import StopGuard, deaf_limits
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.parallel.waiting import collective_waited_for
@@ -95,6 +96,7 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        rank_is_told_to_stop()
         self._guard.heard()
 
     def _close(self, *, failed: bool) -> None:

@@ -9,7 +9,7 @@ import time
 import torch
 
 from rankmixer_dist.command_line import run_verb
-from rankmixer_dist.errors import Preempted, UserError
+from rankmixer_dist.errors import Preempted, RankError, UserError
 from rankmixer_dist.parallel.comm_time import CommTimer
 from rankmixer_dist.parallel.preemption import StopRequest
 from rankmixer_dist.parallel.stop_guard import GRACE
@@ -20,8 +20,9 @@ from rankmixer_dist.train.rank_figures import rank_figures
 def main(arguments: list[str]) -> None:
     """Takes how to end: `well`, `mistaken`, `killed` (rank 1, at its first start only) or `stopped` (by a signal, after
     1 s as for saving), `unready` (by a signal that it does not await); `deaf` (in an exchange to which rank 1, which is
-    as good as dead, never comes); `stays` (rank 0, when rank 1 has failed); or `slow`: rank 1 computes for 0.2 s
-    between a step's collectives.
+    as good as dead, never comes); `stays` (rank 0, when rank 1 has failed); `slow`: rank 1 computes for 0.2 s
+    between a step's collectives; or by a mistake of one rank, for which the other one waits (`alone0`), or will wait
+    once the launcher has told it to stop (`alone1`).
     """
     (end,) = arguments
     with process_group() as topology:
@@ -37,6 +38,12 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(rank_figures(line, topology)), flush=True)
         if end == "mistaken":
             raise UserError("this is a mistake")
+        if end.startswith("alone"):
+            with StopRequest(topology):
+                if end == f"alone{topology.rank}":
+                    raise RankError("this is a mistake")
+                time.sleep(2 if end == "alone1" else 0)
+                sum_over_ranks(torch.ones(1))
         if end == "killed" and topology.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         if end == "stays":
