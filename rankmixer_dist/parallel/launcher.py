@@ -66,6 +66,8 @@ def launch(arguments: list[str], *, verbs: Collection[str] = ()) -> NoReturn:
             print(error, file=sys.stderr)
         sys.exit(code)
     except SignalException as stop:
+        if _Agent.killed:
+            print(f"error: {_unsaved(_Agent.killed, stop.sigval)}", file=sys.stderr)
         # A rank that was told to stop before it had begun ends by the signal itself, and has nothing to save.
         as_told = set(_Agent.ended) <= {EXIT_PREEMPTED, -stop.sigval}
         sys.exit(EXIT_PREEMPTED if as_told and stop.sigval in STOP_SIGNALS else 128 + stop.sigval)
@@ -152,6 +154,8 @@ class _Agent(LocalElasticAgent):
     """
 
     ended: tuple[int | None, ...] = ()
+    killed: tuple[int, ...] = ()
+    """Ranks of this host that were still there when the time was over."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -175,10 +179,15 @@ class _Agent(LocalElasticAgent):
             # Told to stop, as the ranks are now. Told again, torchrun's ends, and the ranks with it while they save.
             for number in (*STOP_SIGNALS, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
+        there = {rank: handler.proc for rank, handler in self._handlers().items() if handler.proc.poll() is None}
         super()._shutdown(death_sig, timeout)
-        if self._pcontext is not None:
-            handlers = self._pcontext.subprocess_handlers.values()  # type: ignore[attr-defined]
-            _Agent.ended = tuple(handler.proc.returncode for handler in handlers)
+        _Agent.killed = tuple(rank for rank, process in there.items() if process.returncode == -signal.SIGKILL)
+        _Agent.ended = tuple(handler.proc.returncode for handler in self._handlers().values())
+
+    def _handlers(self) -> dict[int, Any]:
+        """The ranks' processes, by local rank."""
+        context: Any = self._pcontext
+        return {} if context is None else context.subprocess_handlers
 
 
 def _give_up_on_silent_peers() -> None:
@@ -200,6 +209,14 @@ def _set_options(descriptor: int, options: dict[int, int]) -> None:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in options.items():
                 one.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _unsaved(ranks: tuple[int, ...], number: int) -> str:
+    return (
+        f"{os.environ[GRACE]} s after {signal.Signals(number).name} these had not ended, and were killed: local ranks "
+        f"{', '.join(map(str, ranks))}; what they still saved is lost, and a new start goes on from the newest "
+        "checkpoint; give --shutdown_timeout more seconds"
+    )
 
 
 def _unmet(error: RendezvousError, args: Any) -> str:

@@ -91,6 +91,15 @@ def test_a_launcher_under_nohup_goes_on_when_its_terminal_closes(launch, tmp_pat
         assert process.wait(100) == EXIT_PREEMPTED, log.read_text()
 
 
+def test_ranks_that_had_too_little_time_to_save_are_named(launch, tmp_path):
+    log = tmp_path / "log"
+    with launch.started("launch/torchrun.py", "--shutdown_timeout=1", *command("large")[1:], log=log) as process:
+        wait_for(log, "loops", times=2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 128 + signal.SIGTERM, log.read_text()
+    assert "error: 1 s after SIGTERM these had not ended, and were killed: local ranks 0, 1;" in log.read_text()
+
+
 def test_the_ranks_beside_one_that_failed_have_the_time_that_they_were_told(launch, tmp_path):
     options = ["launch/torchrun.py", "--nproc_per_node=2", "--shutdown_timeout=3", CASES, "stays"]
     with launch.started(*options, log=tmp_path / "log") as process:
