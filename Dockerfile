@@ -27,6 +27,7 @@ ARG PIP_EXTRA_INDEX_URL
 ENV RANKMIXER_DEVICE=${RANKMIXER_DEVICE}
 COPY --chown=1000:1000 pyproject.toml ./
 COPY --chown=1000:1000 launch/install.sh launch/
+COPY --chown=1000:1000 rankmixer_dist/environment/constraints.txt rankmixer_dist/environment/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,uid=1000 \
     PIP_NO_CACHE_DIR=1 bash launch/install.sh --packages
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv beside pyproject.toml and installs into it exactly what pyproject.toml pins.
+# Makes .venv beside pyproject.toml and installs into it what pyproject.toml asks for, in the tested versions.
 # When nothing has changed since the last time it ends at once.
 set -euo pipefail
 
@@ -8,6 +8,7 @@ venv=$root/.venv
 log=$venv/install.log
 stamp=$venv/install.stamp         # what is installed: the machine's line, then a hash of the pins
 running=$venv/install.running     # there while an install is under way, and after one that was interrupted
+constraints=$root/rankmixer_dist/environment/constraints.txt
 made=$venv/install.made           # there when this script made .venv; one made by hand is never removed
 unchecked=$venv/install.unchecked # there until the doctor has found nothing bad
 compiling=                        # process id of the byte-compiler in the background
@@ -17,11 +18,12 @@ usage() {
     cat <<'TEXT'
 usage: bash launch/install.sh [--check | --packages]
 
-Makes .venv beside pyproject.toml and installs into it what pyproject.toml pins; does nothing when that is done already.
+Makes .venv beside pyproject.toml and installs into it what pyproject.toml asks for, in the versions of
+rankmixer_dist/environment/constraints.txt; does nothing when that is done already.
 
   --check      run launch/doctor.py even when nothing had to be installed
   --packages   install all but this project, and leave the check to the next run: an image's layer that stays as it is
-               while pyproject.toml and this script do; both are all it needs
+               while pyproject.toml, the constraints and this script do; these three are all it needs
 
 PYTHON=python3.12               the interpreter to make .venv with (by default the newest of 3.11 to 3.14 that runs)
 RANKMIXER_DEVICE=cpu|cuda       the build of fbgemm to install (by default cuda where nvidia-smi lists a GPU, else cpu);
@@ -98,23 +100,28 @@ other_python() {
     version=$(version_of python3) && echo " (python3 is $version)"
 }
 
-# The requirement lines of one group, out of pyproject.toml.
+# The requirement lines of one group: what pyproject.toml asks for, in the versions of the constraints.
 requirements() {
-    "$venv/bin/python" - "$1" "$device" "$root/pyproject.toml" <<'PYTHON_CODE'
+    "$venv/bin/python" - "$1" "$device" "$root/pyproject.toml" "$constraints" <<'PYTHON_CODE'
 import re
 import sys
 import tomllib
 
-group, device, path = sys.argv[1:]
+group, device, path, constraints = sys.argv[1:]
 with open(path, "rb") as file:
     pyproject = tomllib.load(file)
+with open(constraints) as file:
+    versions = dict(line.strip().split("==") for line in file if "==" in line)
 extras = pyproject["project"]["optional-dependencies"]
 # torchrec's metadata asks for the CUDA build of fbgemm on every machine; deepspeed's setup.py imports torch.
-groups = {"build": pyproject["build-system"]["requires"], "without_dependencies": [*extras[device]], "source": []}
-groups["main"] = []
-for line in [*pyproject["project"]["dependencies"], *extras["dev"]]:
-    name = re.match(r"[\w.-]+", line)[0]
-    groups[{"torchrec": "without_dependencies", "deepspeed": "source"}.get(name, "main")].append(line)
+groups = {"build": [], "without_dependencies": [f"torchrec=={versions['torchrec']}"], "source": [], "main": []}
+asked = [(line, "build") for line in pyproject["build-system"]["requires"]]
+asked += [(line, "without_dependencies") for line in extras[device]]
+asked += [(line, "main") for line in [*pyproject["project"]["dependencies"], *extras["dev"]]]
+for line, place in asked:
+    name, options = re.match(r"([\w.-]+)(\[[^]]*\])?", line).groups("")
+    if name != "torchrec":
+        groups["source" if name == "deepspeed" else place].append(f"{name}{options}=={versions[name]}")
 print("\n".join(groups[group]))
 PYTHON_CODE
 }
@@ -259,7 +266,7 @@ main() {
     device=$(device_kind)
     choose_python
     machine="Python $version, $device, $root"
-    pins=$(cat "$root/pyproject.toml" "$root/launch/install.sh" | sha256sum)
+    pins=$(cat "$root/pyproject.toml" "$constraints" "$root/launch/install.sh" | sha256sum)
     if [[ -e $running ]]; then
         echo "install: the last install was interrupted; starting over"
         make_venv

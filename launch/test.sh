@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing, then ruff and the tests. Arguments go to pytest: bash launch/test.sh tests/unit -k config
+# Installs what is missing, then ruff, mypy and the tests. Arguments go to pytest: bash launch/test.sh tests/unit -k config
 # With --thorough, tests that take many minutes are run too; with -n 0, one after the other in one process.
 set -euo pipefail
 
@@ -9,6 +9,8 @@ bash launch/install.sh
 python=$root/.venv/bin/python
 
 "$python" -m ruff check .
+"$python" -m ruff format --check --quiet .
+"$python" -m mypy
 
 # Two OpenMP threads spin for each other on the small tensors of the tests; on a machine that has other work to do one
 # test took 279 s with two threads and 11 s with one.

@@ -1,28 +1,17 @@
-"""The versions that pyproject.toml pins, and those that are installed."""
+"""The versions that the project is tested with, and those that are installed."""
 
 from __future__ import annotations
 
-import re
 from importlib import metadata
 from pathlib import Path
 
-PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-
-_PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^;\s]+)")
+CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 
 
 def pinned() -> dict[str, str]:
-    """Distribution name -> pinned version, extras included; of this source tree or else of the installed project."""
-    if PYPROJECT.exists():
-        import tomllib  # inside: Python 3.10 and older do not have it, and the doctor has to tell their users so
-
-        project = tomllib.loads(PYPROJECT.read_text())["project"]
-        groups = [project["dependencies"], *project["optional-dependencies"].values()]
-        lines = [line for group in groups for line in group]
-    else:
-        lines = metadata.requires("rankmixer_dist") or []
-    matches = [_PIN.match(line) for line in lines]
-    return {match[1].lower(): match[2] for match in matches if match}
+    """Distribution name -> the version that is tested, those of the extras included."""
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==", maxsplit=1) for line in lines if "==" in line)
 
 
 def installed(distribution: str) -> str | None:
@@ -39,5 +28,5 @@ def disagreement(distribution: str) -> str | None:
     if found is None:
         return "not installed"
     if wanted is not None and found.partition("+")[0] != wanted:
-        return f"{found}, but pyproject.toml pins {wanted}"
+        return f"{found}, but tested with {wanted}"
     return None

@@ -1,4 +1,4 @@
-"""Checks of Python and of the installed packages: the pinned version, and that it really works."""
+"""Checks of Python and of the installed packages: the tested version, and that it really works."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rankmixer_dist.environment.pins import disagreement, installed, pinned
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 ROOT = Path(__file__).resolve().parents[2]
 FBGEMM_BUILDS = {"cpu": "fbgemm-gpu-cpu", "cuda": FBGEMM_FOR_CUDA}
+EXACT = ("torch", "torchrec", *FBGEMM_BUILDS.values())
+"""What only loads in the tested versions together; another version of anything else that works is a warning."""
 
 
 def python() -> Check:
@@ -119,10 +121,7 @@ def torchrec() -> Check:
 
 @guarded("deepspeed")
 def deepspeed() -> Check:
-    """deepspeed has the pinned version and drives the device that torch sees."""
-    wrong = disagreement("deepspeed")
-    if wrong:
-        return Check("deepspeed", wrong, "bad", f"pip install --no-build-isolation deepspeed=={pinned()['deepspeed']}")
+    """deepspeed drives the device that torch sees."""
     import torch
 
     expected = "cuda" if torch.cuda.is_available() else "cpu"
@@ -135,27 +134,22 @@ def deepspeed() -> Check:
     found = f"{installed('deepspeed')}, accelerator {name}"
     if name != expected:
         return Check("deepspeed", f"{found}, but torch sees {expected}", "bad", "unset DS_ACCELERATOR")
-    return Check("deepspeed", found)
+    return _told(Check("deepspeed", found), f"pip install --no-build-isolation deepspeed=={pinned()['deepspeed']}")
 
 
 @guarded("ray")
 def ray() -> Check:
-    """ray has the pinned version and its data library imports; a cluster named by RAY_ADDRESS is told, not called."""
-    wrong = disagreement("ray")
-    if wrong:
-        return Check("ray", wrong, "bad", f'pip install "ray[data]=={pinned()["ray"]}"')
+    """ray's data library imports; a cluster named by RAY_ADDRESS is told, not called."""
     import ray.data  # noqa: F401
 
     address = os.environ.get("RAY_ADDRESS")
-    return Check("ray", f"{installed('ray')}, {f'RAY_ADDRESS {address}' if address else 'local cluster'}")
+    found = f"{installed('ray')}, {f'RAY_ADDRESS {address}' if address else 'local cluster'}"
+    return _told(Check("ray", found), f'pip install "ray[data]=={pinned()["ray"]}"')
 
 
 @guarded("pyarrow")
 def pyarrow() -> Check:
-    """pyarrow has the pinned version and writes and reads Parquet."""
-    wrong = disagreement("pyarrow")
-    if wrong:
-        return Check("pyarrow", wrong, "bad", f"pip install pyarrow=={pinned()['pyarrow']}")
+    """pyarrow writes and reads Parquet."""
     import pyarrow
     import pyarrow.parquet
 
@@ -164,7 +158,14 @@ def pyarrow() -> Check:
     pyarrow.parquet.write_table(table, buffer)
     if not pyarrow.parquet.read_table(pyarrow.BufferReader(buffer.getvalue())).equals(table):
         return Check("pyarrow", "a Parquet file came back different", "bad", REINSTALL)
-    return Check("pyarrow", f"{pyarrow.__version__}, Parquet written and read")
+    check = Check("pyarrow", f"{pyarrow.__version__}, Parquet written and read")
+    return _told(check, f"pip install pyarrow=={pinned()['pyarrow']}")
+
+
+def _told(works: Check, mend: str) -> Check:
+    """A package that works, with a warning where its version is not the tested one."""
+    wrong = disagreement(works.name)
+    return works if wrong is None else Check(works.name, wrong, "warn", mend)
 
 
 def _without_dependencies(distribution: str) -> str:

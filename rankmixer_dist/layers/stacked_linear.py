@@ -87,7 +87,7 @@ class StackedLinear(nn.Module):
     def forward(self, x_NBI: Tensor) -> Tensor:
         """[N, B, in] -> [N, B, out]; any strides, the result is contiguous."""
         if self.bias is None:
-            return torch.bmm(x_NBI, self.weight)
+            return torch.bmm(x_NBI, self.weight)  # type: ignore[unreachable]  # registered as None, which mypy misses
         return torch.baddbmm(self.bias.unsqueeze(1), x_NBI, self.weight)
 
     def extra_repr(self) -> str:

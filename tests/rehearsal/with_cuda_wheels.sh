@@ -38,7 +38,7 @@ use_stub() {
 # install.sh makes the environment beside itself, so it works in a copy and leaves the project's own .venv alone.
 install() {
     mkdir -p "$place/project"
-    cp -r "$root"/{pyproject.toml,README.md,launch,rankmixer_dist,data_pipeline} "$place/project/"
+    cp -r "$root"/{pyproject.toml,README.md,LICENSE,launch,rankmixer_dist,data_pipeline} "$place/project/"
     RANKMIXER_DEVICE=cuda bash "$place/project/launch/install.sh"
     python=$place/project/.venv/bin/python
     "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' ||

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = ROOT / "launch"
+CONSTRAINTS = "rankmixer_dist/environment/constraints.txt"
 
 STAND_IN = """#!/usr/bin/env bash
 # Stands in for python: answers what the installer asks, makes a virtual environment of itself, notes the rest.
@@ -40,9 +40,9 @@ class Installer:
         self.python = folder / "fake_python"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
-        (self.root / "launch").mkdir(parents=True)
-        shutil.copy(LAUNCH / "install.sh", self.root / "launch")
-        shutil.copy(ROOT / "pyproject.toml", self.root)
+        for name in ("launch/install.sh", "pyproject.toml", CONSTRAINTS):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.root / name)
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Starts the installer in its own process group; `calls` then holds what Python is asked in this run."""
@@ -120,9 +120,10 @@ def test_nothing_is_done_twice(installer: Installer) -> None:
     assert installer.ran_doctor and not installer.pip_calls
 
 
-def test_changed_pins_are_installed_into_what_is_there(installer: Installer) -> None:
+@pytest.mark.parametrize("name", ["pyproject.toml", CONSTRAINTS])
+def test_changed_pins_are_installed_into_what_is_there(name: str, installer: Installer) -> None:
     installer.run()
-    (installer.root / "pyproject.toml").open("a").write("\n# changed\n")
+    (installer.root / name).open("a").write("\n# changed\n")
     assert installer.run().returncode == 0
     assert installer.pip_calls and not installer.made_venv
 

@@ -92,7 +92,9 @@ def test_the_image_installs_the_packages_before_it_has_the_project() -> None:
     system, *copies, packages, everything, project, command = steps
     assert (system.user, system.kind) == ("0:0", "RUN")
     assert all(step.user == "1000:1000" and step.folder == "/opt/rankmixer_dist" for step in steps[1:])
-    assert [step.words[1:-1] for step in (*copies, everything)] == [("pyproject.toml",), ("launch/install.sh",), (".",)]
+    files = ("pyproject.toml", "launch/install.sh", "rankmixer_dist/environment/constraints.txt")
+    assert [step.words[1:] for step in copies] == [(file, f"{Path(file).parent}/") for file in files]
+    assert everything.words[1:] == (".", ".")
     assert packages.line == "PIP_NO_CACHE_DIR=1 bash launch/install.sh --packages"
     assert project.line == "PIP_NO_CACHE_DIR=1 bash launch/install.sh"
     assert {step.variables["RANKMIXER_DEVICE"] for step in (packages, project, command)} == {"cuda"}
