@@ -45,6 +45,8 @@ _BY_CLASS = {
     "MASTER_PORT, and that no firewall is between the hosts",
     "ray.exceptions.RayError": _RAY,
 }
+_BY_MACHINE = ("torchrec", "fbgemm_gpu")
+"""Modules of packages that a wheel cannot ask for: which build of them is the right one, the machine decides."""
 _BY_WORDS = {
     r"EADDRINUSE|address already in use": "the port {port} is in use; choose another one as MASTER_PORT (torchrun: "
     "--master-port), or end the process that holds it",
@@ -66,6 +68,8 @@ def explain(error: BaseException) -> str | None:
         return explain(cause)
     if isinstance(error, OSError) and not _names(error) & {"ray.exceptions.RayError"}:
         return _of_system(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in _BY_MACHINE:
+        return f"{error.name} is not installed; `python launch/doctor.py` says which build this machine needs"
     said = _shown(error)
     if isinstance(error, RuntimeError):
         if _LOST.search(str(error)):

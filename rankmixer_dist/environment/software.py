@@ -74,8 +74,11 @@ def fbgemm() -> Check:
     The CUDA build does not load without the driver's library, which a machine that only builds images does not have.
     """
     builds = [name for name in FBGEMM_BUILDS.values() if installed(name)]
+    if not builds:
+        named = " (with a GPU: ".join(_without_dependencies(name) for name in FBGEMM_BUILDS.values())
+        return Check("fbgemm", "not installed", "bad", f"{named})")
     if len(builds) != 1:
-        both = "fbgemm-gpu and fbgemm-gpu-cpu, which overwrite each other" if builds else "not installed"
+        both = "fbgemm-gpu and fbgemm-gpu-cpu, which overwrite each other"
         return Check("fbgemm", both, "bad", "remove .venv, then run: bash launch/install.sh")
     wrong = disagreement(builds[0])
     if wrong:

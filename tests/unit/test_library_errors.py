@@ -70,6 +70,13 @@ def test_nobody_answers() -> None:
     assert line is not None and line.startswith("the ranks cannot reach each other: ") and "MASTER_PORT" in line
 
 
+def test_what_a_wheel_cannot_ask_for() -> None:
+    for name in ("torchrec", "fbgemm_gpu"):
+        told = f"{name} is not installed; `python launch/doctor.py` says which build this machine needs"
+        assert explain(ModuleNotFoundError(f"No module named {name!r}", name=name)) == told
+    assert explain(ModuleNotFoundError("No module named 'own'", name="rankmixer_dist.own")) is None
+
+
 def test_what_a_task_of_ray_met_is_told_as_itself() -> None:
     exceptions = pytest.importorskip("ray.exceptions")
     full = OSError(errno.ENOSPC, "No space left on device", "shard.parquet")
