@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher import api
 
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, one_line
-from rankmixer_dist.parallel.meeting import LOOPBACK
+from rankmixer_dist.parallel.meeting import LOOPBACK, require_address
 from rankmixer_dist.parallel.preemption import STOP_SIGNALS
 from rankmixer_dist.parallel.stop_guard import GRACE
 
@@ -123,9 +123,10 @@ def _settle(args: Any, *, one_host: bool) -> None:
         raise UserError("several hosts need a place to meet; give --rdzv_endpoint HOST:PORT, the same on each")
     else:
         try:
-            parse_rendezvous_endpoint(args.rdzv_endpoint, default_port=-1)
+            host, _ = parse_rendezvous_endpoint(args.rdzv_endpoint, default_port=-1)
         except ValueError as error:
             raise UserError(f"--rdzv_endpoint {args.rdzv_endpoint} is not HOST:PORT ({one_line(error)})") from error
+        require_address(host, f"--rdzv_endpoint {args.rdzv_endpoint}")
         if args.rdzv_backend == "static":
             args.rdzv_backend = "c10d"
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))

@@ -13,10 +13,12 @@ from threading import Event, Thread
 
 import torch.distributed as dist
 
-from rankmixer_dist.errors import RankError, UserError
+from rankmixer_dist.errors import RankError, UserError, one_line
 
 LOOPBACK = "127.0.0.1"
 _TOLD_AFTER_S, _TOLD_EVERY_S = 10.0, 60.0
+_NAME_S, _NAME_IN_KUBERNETES_S = 10.0, 600.0
+"""How long a name may lead nowhere. In Kubernetes a pod's name is there once the pod has an address."""
 _MOST_NAMED = 8
 _LOOKS_PER_S = 5000
 """Of all ranks together into the store, whose one thread answers them; each look is up to four questions."""
@@ -39,6 +41,7 @@ def meeting_store(rank: int, world_size: int, local_world_size: int, timeout_s: 
         host = LOOPBACK
         stay_on_loopback()
     else:
+        require_address(host, f"MASTER_ADDR {host}")
         _require_reachable_name()
     timeout = timedelta(seconds=timeout_s)
     has_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -57,6 +60,38 @@ def stay_on_loopback() -> None:
     """Of one host: else gloo and NCCL listen where the host's name leads, which others may reach; also for one rank."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ[name] = os.environ.get(name) or "lo"
+
+
+def require_address(host: str, key: str) -> None:
+    """Makes sure that a host's name leads to an address; a name that appears late is waited for, and this is told.
+
+    Whether anybody listens there is another question: the first host may come last.
+
+    Raises:
+        UserError: no address is found, 10 s long; `key` begins the line.
+        DistNetworkError: nor is one in a pod of Kubernetes, 600 s long; the first pod may still wait for a node.
+    """
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    limit_s, kind = (_NAME_IN_KUBERNETES_S, dist.DistNetworkError) if in_pod else (_NAME_S, UserError)
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            return
+        except UnicodeError as error:  # a part of the name is empty or too long
+            raise UserError(f"{key}: {host!r} is no name of a host; name it as all hosts know it") from error
+        except OSError as error:
+            why = error.strerror or one_line(error)
+        left_s = began + limit_s - time.monotonic()
+        if left_s <= 0:
+            raise kind(
+                f"{key}: {host} has no address here ({why}), nor has it had one for {limit_s:g} s; name the first host "
+                "as all hosts know it, or write its address into /etc/hosts"
+            )
+        if not told:
+            _tell(f"{key}: {host} has no address yet ({why}); it is asked for again and again, for {limit_s:g} s")
+            told = True
+        time.sleep(min(0.5, left_s))
 
 
 def judged(store: dist.Store, rank: int, world_size: int, mine: str, judge: Callable[[list[str]], str]) -> str:
