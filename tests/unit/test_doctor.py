@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from rankmixer_dist.environment import doctor, driver, kernels, machine, network, pins, software
 from rankmixer_dist.environment.check import Check, describe, gibibytes, guarded
+from rankmixer_dist.verbs.doctor import examine_run
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -386,11 +387,38 @@ def test_sizes_are_readable() -> None:
     assert [gibibytes(64 * 2**20), gibibytes(1.5 * GIB), gibibytes(300 * GIB)] == ["64 MiB", "1.5 GiB", "300 GiB"]
 
 
-def test_the_verb_prints_json_for_machines_and_agrees_with_its_exit_code() -> None:
-    command = [sys.executable, "launch/doctor.py", "--json"]
+def of_run(folder: Path, *overrides: str) -> dict[str, Check]:
+    """What the doctor says of the quickstart with its folders in `folder`."""
+    own = [f"runs={folder}/runs", f"data.prepared={folder}/prepared", *overrides]
+    return {check.name: check for check in examine_run(str(ROOT / "configs" / "quickstart.yaml"), own)}
+
+
+def test_what_a_config_names_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = of_run(tmp_path)
+    assert {name: check.verdict for name, check in found.items()} == {"config": "ok", "runs": "ok", "data": "warn"}
+    assert "3 more checkpoints take 20 MiB" in found["runs"].found
+    assert not list(tmp_path.iterdir())
+    large = of_run(tmp_path, "features.tables.user.rows=40000000000")["runs"]
+    assert large.verdict == "bad" and "3 more checkpoints take 7600 GiB" in large.found, large
+    (tmp_path / "runs").touch()
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "manifest.json").write_text("{}")
+    found = of_run(tmp_path)
+    assert (found["runs"].verdict, found["data"].verdict) == ("bad", "bad")
+    assert "is no folder" in found["runs"].found and "manifest.json" in found["data"].found
+    (unknown,) = of_run(tmp_path, "dense.lrr=1").values()
+    assert unknown.verdict == "bad" and "did you mean 'lr'" in unknown.found
+    monkeypatch.setitem(sys.modules, "rankmixer_dist.config", None)  # as where its packages are missing
+    (broken,) = of_run(tmp_path).values()
+    assert broken.verdict == "bad" and "launch/install.sh" in broken.mend
+
+
+def test_the_verb_prints_json_for_machines_and_agrees_with_its_exit_code(tmp_path: Path) -> None:
+    config = ["configs/quickstart.yaml", f"runs={tmp_path}", f"data.prepared={tmp_path}"]
+    command = [sys.executable, "launch/doctor.py", "--json", *config]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     told = json.loads(run.stdout)
-    assert len(told["checks"]) == len(doctor.CHECKS)
+    assert [check["name"] for check in told["checks"]][len(doctor.CHECKS) :] == ["config", "runs", "data"]
     assert run.returncode == (0 if told["ok"] else 1), run.stderr
     assert run.stderr == ""
     software_names = {"python", "torch", "fbgemm", "torchrec", "deepspeed", "ray", "pyarrow", "gloo"}
