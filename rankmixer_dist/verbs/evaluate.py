@@ -14,6 +14,7 @@ from rich.table import Table
 from rankmixer_dist.command_line import config_parser, console
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.imports import large_imports
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
@@ -74,15 +75,15 @@ def run(config: RunConfig) -> None:
     """Joins the ranks, opens the data, scores it and renders the report."""
     manifest, splits = check(config)
     # Imported after all else is known to be good: torch and its kin take seconds.
-    from data_pipeline.manifest import MANIFEST_NAME
-    from data_pipeline.reading import open_prepared, open_split
-    from data_pipeline.value_counts import value_counts
-    from rankmixer_dist.parallel.topology import failing_together, process_group
-    from rankmixer_dist.report.page import render_report
-    from rankmixer_dist.train.determinism import take_deterministic_ways
-    from rankmixer_dist.train.evaluate import evaluate
-    from rankmixer_dist.train.run_dir import in_runs_order
-    from rankmixer_dist.train.same_start import require_same_start
+    with large_imports():
+        from data_pipeline.manifest import MANIFEST_NAME
+        from data_pipeline.reading import open_prepared, open_split
+        from data_pipeline.value_counts import value_counts
+        from rankmixer_dist.parallel.topology import failing_together, process_group
+        from rankmixer_dist.train.determinism import take_deterministic_ways
+        from rankmixer_dist.train.evaluate import evaluate
+        from rankmixer_dist.train.run_dir import in_runs_order
+        from rankmixer_dist.train.same_start import require_same_start
 
     config = in_runs_order(config)
     if config.train.deterministic:
@@ -112,6 +113,8 @@ def run(config: RunConfig) -> None:
         )
         with failing_together():
             if result is not None:
+                from rankmixer_dist.report.page import render_report  # which the other ranks have no use for
+
                 show(result)
                 print(f"report: {render_report(config.run_dir)}")
 

@@ -3,6 +3,7 @@
 import sys
 
 from rankmixer_dist.command_line import as_typed
+from rankmixer_dist.imports import large_imports
 from rankmixer_dist.verbs import VERBS
 
 USAGE = """\
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> None:
     if arguments[0] in ("-h", "--help"):
         print(as_typed(USAGE), flush=True)
     # Imported late: torch takes seconds.
-    from rankmixer_dist.parallel.launcher import launch
+    with large_imports():
+        from rankmixer_dist.parallel.launcher import launch
 
     launch(arguments, verbs=VERBS)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rankmixer_dist.command_line import config_parser, parse_config
 from rankmixer_dist.config import RunConfig
+from rankmixer_dist.imports import large_imports
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
@@ -30,9 +31,10 @@ def run(config: RunConfig) -> None:
     """Joins the ranks and trains."""
     manifest = check(config)
     # Imported after all else is known to be good: torch and its kin take seconds.
-    from rankmixer_dist.parallel.topology import process_group
-    from rankmixer_dist.parallel.watchdog import exchange_limit_s
-    from rankmixer_dist.train.determinism import take_deterministic_ways
+    with large_imports():
+        from rankmixer_dist.parallel.topology import process_group
+        from rankmixer_dist.parallel.watchdog import exchange_limit_s
+        from rankmixer_dist.train.determinism import take_deterministic_ways
 
     if config.train.deterministic:
         take_deterministic_ways()
@@ -71,12 +73,13 @@ def run_on(config: RunConfig, topology: "Topology", manifest: "Manifest | None" 
     Args:
         manifest: of the data, where it has been read.
     """
-    from data_pipeline.manifest import MANIFEST_NAME
-    from data_pipeline.reading import data_seen, open_prepared, open_split, open_training
-    from rankmixer_dist.parallel.topology import failing_together
-    from rankmixer_dist.train.run import train
-    from rankmixer_dist.train.run_dir import in_runs_order
-    from rankmixer_dist.train.same_start import require_same_start
+    with large_imports():
+        from data_pipeline.manifest import MANIFEST_NAME
+        from data_pipeline.reading import data_seen, open_prepared, open_split, open_training
+        from rankmixer_dist.parallel.topology import failing_together
+        from rankmixer_dist.train.run import train
+        from rankmixer_dist.train.run_dir import in_runs_order
+        from rankmixer_dist.train.same_start import require_same_start
 
     config = in_runs_order(config)
     require_same_start(config, topology, manifest=config.data.prepared / MANIFEST_NAME)
