@@ -63,7 +63,7 @@ def _stop_without_command(launcher: int) -> None:
 
 def _is_python(process: int) -> bool:
     """Whether a process runs this Python; not where it belongs to somebody else, or is gone."""
-    return _program(process) == os.path.realpath(sys.executable)
+    return _program(process) == _program(os.getpid())
 
 
 def _program(process: int) -> str | None:

@@ -58,14 +58,20 @@ def test_a_rank_that_computes_longer_than_the_other_is_found(launch):
 
 
 @pytest.mark.parametrize(
-    ("end", "number"), [("stopped", signal.SIGTERM), ("stopped", signal.SIGUSR1), ("unready", signal.SIGUSR1)]
+    ("end", "number", "code"),
+    [
+        ("stopped", signal.SIGTERM, EXIT_PREEMPTED),
+        ("stopped", signal.SIGUSR1, EXIT_PREEMPTED),
+        ("unready", signal.SIGUSR1, EXIT_PREEMPTED),
+        ("last", signal.SIGTERM, 0),
+    ],
 )
-def test_ranks_that_were_asked_to_stop_are_not_started_again(launch, tmp_path, end, number):
+def test_ranks_that_were_asked_to_stop_are_not_started_again(launch, tmp_path, end, number, code):
     log = tmp_path / "log"
     with launch.started(*command(end), log=log) as process:
         wait_for(log, "loops", times=2)
         process.send_signal(number)
-        assert process.wait(100) == EXIT_PREEMPTED, log.read_text()
+        assert process.wait(100) == code, log.read_text()
     assert log.read_text().count("stopped: asked to stop") == (end == "stopped")
 
 
