@@ -6,11 +6,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Verdict = Literal["ok", "warn", "bad"]
 
-REINSTALL = "run: bash launch/install.sh (if it says up to date, remove .venv first)"
+IN_TREE = (Path(__file__).resolve().parents[2] / "launch" / "install.sh").exists()
+"""Whether this is the source tree, or else an installed copy, beside which there is no installer."""
+INSTALL = "run: bash launch/install.sh" if IN_TREE else "install rankmixer_dist again, as docs/install.md says"
+REINSTALL = f"{INSTALL} (if it says up to date, remove .venv first)" if IN_TREE else INSTALL
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from rankmixer_dist.environment.check import REINSTALL, Check, guarded
+from rankmixer_dist.environment.check import IN_TREE, INSTALL, REINSTALL, Check, guarded
 from rankmixer_dist.environment.driver import FBGEMM_FOR_CUDA, lacks_library, without_library
 from rankmixer_dist.environment.pins import disagreement, installed, pinned
 
@@ -25,7 +25,7 @@ def python() -> Check:
     if found.rpartition(".")[0] in PYTHONS:
         return Check("python", found)
     wanted = f"{', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}"
-    return Check("python", found, "bad", f"install Python {wanted}, then run: bash launch/install.sh")
+    return Check("python", found, "bad", f"install Python {wanted}, then {INSTALL}")
 
 
 def virtual_environment() -> Check:
@@ -34,21 +34,20 @@ def virtual_environment() -> Check:
     if sys.prefix != sys.base_prefix or os.environ.get("CONDA_PREFIX") == sys.prefix:
         inside = prefix.is_relative_to(ROOT)
         return Check("virtual environment", str(prefix.relative_to(ROOT)) if inside else str(prefix))
-    return Check(
-        "virtual environment", "none", "warn", "run: bash launch/install.sh, then use .venv/bin/python launch/doctor.py"
-    )
+    mend = f"{INSTALL}, then use .venv/bin/python launch/doctor.py" if IN_TREE else "install into one: python -m venv"
+    return Check("virtual environment", "none", "warn", mend)
 
 
 @guarded("rankmixer_dist")
 def project() -> Check:
-    """The verbs import the packages of this source tree."""
+    """The verbs import the packages of this source tree, where there is one."""
     # Building leaves an egg-info folder in the source tree; only what is really installed has a RECORD.
     found = [one for one in metadata.distributions(name="rankmixer_dist") if one.read_text("RECORD")]
     if not found:
-        return Check("rankmixer_dist", "not installed", "bad", "run: bash launch/install.sh")
+        return Check("rankmixer_dist", "not installed", "bad", INSTALL)
     origin = json.loads(found[0].read_text("direct_url.json") or "{}")
-    if "dir_info" in origin and origin["url"] != ROOT.as_uri():
-        return Check("rankmixer_dist", f"installed from {origin['url']}", "bad", "run: bash launch/install.sh")
+    if IN_TREE and "dir_info" in origin and origin["url"] != ROOT.as_uri():
+        return Check("rankmixer_dist", f"installed from {origin['url']}", "bad", INSTALL)
     return Check("rankmixer_dist", found[0].version)
 
 
@@ -79,7 +78,8 @@ def fbgemm() -> Check:
         return Check("fbgemm", "not installed", "bad", f"{named})")
     if len(builds) != 1:
         both = "fbgemm-gpu and fbgemm-gpu-cpu, which overwrite each other"
-        return Check("fbgemm", both, "bad", "remove .venv, then run: bash launch/install.sh")
+        first = "remove .venv" if IN_TREE else "pip uninstall both"
+        return Check("fbgemm", both, "bad", f"{first}, then {INSTALL}")
     wrong = disagreement(builds[0])
     if wrong:
         return Check("fbgemm", wrong, "bad", _without_dependencies(builds[0]))

@@ -58,7 +58,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", help="YAML file of a run; one of configs/ that fits by default")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change in the config")
     parsed = parser.parse_args(arguments)
-    config = load_config(parsed.config or ROOT / f"configs/{WHAT[parsed.what]}.yaml", parsed.overrides)
+    path = parsed.config or ROOT / f"configs/{WHAT[parsed.what]}.yaml"
+    if parsed.config is None and not path.exists():
+        raise UserError(f"--what {parsed.what} takes {path.name} of the source tree, which is not here; give --config")
+    config = load_config(path, parsed.overrides)
     chosen = sizes(parsed.size, SIZES.get(parsed.what, {}))
     check(parsed.what, config, parsed.json)
     # Imported after all else is known to be good: torch and its kin take seconds.

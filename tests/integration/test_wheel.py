@@ -106,6 +106,7 @@ def test_the_command_names_every_verb_and_itself(installed: Path, config: Path) 
     assert of_train.startswith("usage: rankmixer train [-h] config") and "launch/" not in of_train
     assert "rankmixer torchrun --nproc_per_node 2 train configs/quickstart.yaml\n" in of_train
     no_run = run(rankmixer, "evaluate", config.name, "name=none", cwd=folder, code=2).stderr
+    assert run(rankmixer, "bench", "--what", "loader", cwd=folder, code=2).stderr.endswith("; give --config\n")
     assert no_run == "error: runs/none: no run here; train it with rankmixer train first\n"
 
 

@@ -135,6 +135,8 @@ def test_the_project_is_the_installed_one(
     found = [built] if origin is None else [built, real]
     monkeypatch.setattr(software.metadata, "distributions", returning(found))
     assert software.project().verdict == verdict
+    monkeypatch.setattr(software, "IN_TREE", False)  # an installed copy, made from a tree that is elsewhere
+    assert software.project().verdict == ("bad" if origin is None else "ok")
 
 
 def test_python_and_the_installer_agree_with_pyproject() -> None:
