@@ -34,16 +34,22 @@ def steps(run_dir):
     return [int(path.name[5:]) for path in checkpoints(run_dir)]
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_what_is_saved_is_what_was_there_at_the_call(tmp_path, one_rank, asynchronous, monkeypatch):
-    gate = threading.Event()
+@pytest.fixture
+def gate(monkeypatch):
+    """What writers wait for."""
+    opened = threading.Event()
     written = saver_module.write_pieces
 
     def late(*args, **kwargs):
-        assert gate.wait(60)
+        assert opened.wait(60)
         written(*args, **kwargs)
 
     monkeypatch.setattr(saver_module, "write_pieces", late)
+    return opened
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_is_saved_is_what_was_there_at_the_call(tmp_path, one_rank, asynchronous, gate):
     weight = torch.randn(30)
     expected = weight.clone()
     saver = Saver(tmp_path, one_rank, keep=2, asynchronous=asynchronous)
@@ -62,15 +68,7 @@ def test_what_is_saved_is_what_was_there_at_the_call(tmp_path, one_rank, asynchr
     assert saver.waited_s > 0
 
 
-def test_a_save_waits_for_the_one_under_way_before_it_takes_its_copies(tmp_path, one_rank, monkeypatch):
-    gate = threading.Event()
-    written = saver_module.write_pieces
-
-    def late(*args, **kwargs):
-        assert gate.wait(60)
-        written(*args, **kwargs)
-
-    monkeypatch.setattr(saver_module, "write_pieces", late)
+def test_a_save_waits_for_the_one_under_way_before_it_takes_its_copies(tmp_path, one_rank, gate):
     saver = Saver(tmp_path, one_rank, keep=2)
     weight = torch.ones(30)
     saver.save(about(1), [whole("dense/layer.weight", weight)])
