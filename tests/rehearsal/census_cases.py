@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,34 @@ from rankmixer_dist.config import load_config
 from rankmixer_dist.parallel.topology import process_group
 from rankmixer_dist.train.step import TrainStep
 from rankmixer_dist.verbs import train
-from tests.rehearsal.census import Census
+from tests.rehearsal.census import Census, place
 
 FIRST, LAST = 6, 9
+TIMEOUT_S = 1234.0
 
 
 def main(arguments: list[str]) -> None:
     """Takes a config file and overrides."""
     census = Census(lambda tensor: True)
     watch(census)
-    with process_group() as topology:
+    timeouts = watch_groups()
+    with process_group(timeout_s=TIMEOUT_S) as topology:
         train.run_on(load_config(arguments[0], arguments[1:]), topology)
         if topology.is_first:
-            print(json.dumps(census.take() | {"steps": LAST + 1 - FIRST}), flush=True)
+            print(json.dumps(census.take() | {"steps": LAST + 1 - FIRST, "timeouts": timeouts}), flush=True)
+
+
+def watch_groups() -> dict[str, list[float]]:
+    """By place, how many seconds the exchanges of each group may take that is made there from now on."""
+    c10d: Any = torch.distributed.distributed_c10d
+    make, found = c10d._new_process_group_helper, defaultdict(list)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        found[place()].append(kwargs["timeout"].total_seconds())
+        return make(*args, **kwargs)
+
+    c10d._new_process_group_helper = noted
+    return found
 
 
 def watch(census: Census) -> None:

@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
+import torchgen
+import yaml
 
 needs_cuda_wheels = pytest.mark.skipif(
     torch.version.cuda is None, reason="needs the CUDA wheels: bash tests/rehearsal/with_cuda_wheels.sh"
@@ -28,3 +31,17 @@ def without_kernels(operators: Iterable[str]) -> list[str]:
         if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(full, "CUDA"):
             found.append(name)
     return found
+
+
+def undeclared_kernels(operators: Iterable[str]) -> list[str]:
+    """Those of torch's own operators that its declarations, which every build brings, give no kernel for GPUs."""
+    text = (Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml").read_text()
+    declared = {entry["func"].partition("(")[0]: entry for entry in yaml.load(text, yaml.CSafeLoader)}
+
+    def on_gpus(name: str) -> bool:
+        entry = declared.get(name.removesuffix(".default"), {})
+        entry = declared.get(entry.get("structured_delegate"), entry)
+        keys = ",".join(entry.get("dispatch", ["Composite"]))
+        return "CUDA" in keys or "Composite" in keys
+
+    return sorted(name for name in operators if name.startswith("aten.") and not on_gpus(name.removeprefix("aten.")))

@@ -23,7 +23,8 @@ def join(rank: int, world_size: int, device: str = stand_in.NAME) -> None:
     _heard = 0
     if rank == 0:
         _said.clear()
-    env = {"RANK": rank, "LOCAL_RANK": rank % HOST_RANKS, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": HOST_RANKS}
+    env = {"RANK": rank, "LOCAL_RANK": rank % HOST_RANKS, "WORLD_SIZE": world_size}
+    env["LOCAL_WORLD_SIZE"] = min(HOST_RANKS, world_size)
     os.environ.update({key: str(value) for key, value in env.items()})
     timeout = timedelta(seconds=60)
     backend = "cpu:fake" if device == "cpu" else f"cpu:fake,{device}:fake"

@@ -26,6 +26,7 @@ def register() -> torch.device:
     backend_registration._setup_privateuseone_for_python_backend(NAME)
     nn.Module._apply = _apply  # type: ignore[method-assign]
     FakeTensor.numpy = _numpy  # type: ignore[method-assign]
+    FakeTensor.__repr__ = _shown  # type: ignore[method-assign]
     return torch.device(NAME, 0)
 
 
@@ -100,3 +101,10 @@ def _numpy(tensor: Tensor, **kwargs: Any) -> np.ndarray:
     """Zeros, where the tensor lies on the host."""
     assert not is_on_twin(tensor), "numpy reads host memory only"
     return np.zeros(tensor.shape, dtype=str(tensor.dtype).removeprefix("torch."))
+
+
+def _shown(tensor: Tensor, **kwargs: Any) -> str:
+    """Who shows a tensor asks for its values, or in a message for a scalar's."""
+    if is_on_twin(tensor) and _watching:
+        _watching[-1].note("read")
+    return f"tensor(..., shape={tuple(tensor.shape)}, dtype={tensor.dtype}, device={tensor.device})"

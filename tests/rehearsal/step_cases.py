@@ -1,8 +1,9 @@
-"""Run as a process: trains configs on the stand-in device, as one rank of many, through the real loop.
+"""Run as a process: trains and scores configs on the stand-in device, as one rank of many, through the real code.
 
-Takes rank, world size and a JSON list of [config, overrides, mutation]; prints a line of JSON a case, of two steps.
+Takes a JSON list of cases, which `test_step.case` makes; prints a line of JSON a case, of two steps or of a shard.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -16,21 +17,27 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.rehearsal import ranks, stand_in
+from tests.rehearsal import ranks, sharding, stand_in
 from tests.rehearsal.mutations import MUTATIONS
 
 DEVICE = stand_in.register()
 ranks.accelerate()
 
 import torch  # noqa: E402
+from torch._subclasses.fake_tensor import unset_fake_temporarily  # noqa: E402
 
+from data_pipeline.assemble import BatchAssembler  # noqa: E402
+from data_pipeline.streaming import scoring as streaming  # noqa: E402
 from rankmixer_dist.batch import Batch, JaggedIds, Position  # noqa: E402
+from rankmixer_dist.checksum import file_checksum  # noqa: E402
 from rankmixer_dist.config import RunConfig, load_config  # noqa: E402
+from rankmixer_dist.metrics import Window  # noqa: E402
+from rankmixer_dist.parallel import topology as topologies  # noqa: E402
 from rankmixer_dist.parallel.topology import Topology  # noqa: E402
 from rankmixer_dist.schema import NumericFeature  # noqa: E402
-from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, init_tables  # noqa: E402
+from rankmixer_dist.sparse.shard import LocalTables, RowWiseAdagradSettings, Tables, init_tables  # noqa: E402
 from rankmixer_dist.sparse.tables import EmbeddingTables  # noqa: E402
-from rankmixer_dist.train import build  # noqa: E402
+from rankmixer_dist.train import build, evaluate, scorer  # noqa: E402
 from rankmixer_dist.train.loop import Plan, Progress, run_loop  # noqa: E402
 from rankmixer_dist.train.loss_range import LossRange  # noqa: E402
 from rankmixer_dist.train.non_finite import NonFiniteRows  # noqa: E402
@@ -40,7 +47,7 @@ from rankmixer_dist.train.scoring import score_split  # noqa: E402
 from rankmixer_dist.train.step import TrainStep  # noqa: E402
 from rankmixer_dist.train.stopwatch import Stopwatch  # noqa: E402
 
-ROWS, STEPS = 32, 2
+ROWS, STEPS, STREAMED_ROWS = 32, 2, 512
 
 
 class Rows:
@@ -81,14 +88,24 @@ class Quiet:
         return False
 
 
-def rehearse(config: RunConfig, topology: Topology, census: Any) -> dict[str, Any]:
-    """What the census counts in the loop, and in scoring, of what `train.run` builds, on tables that lie whole here."""
+def tables_of(config: RunConfig, topology: Topology, sharded: bool) -> Tables:
+    """This rank's part of the tables, or all of them."""
+    if sharded:
+        tables, _ = build.build_tables(config, topology, rows_per_rank=ROWS)
+        tables(Rows(config, 1).batch().to(DEVICE).ids)  # at the first lookup TorchRec makes what it keeps
+        return tables
+    settings = RowWiseAdagradSettings(lr=config.sparse.lr, eps=config.sparse.eps)
+    whole = LocalTables(EmbeddingTables(config.features, device=DEVICE), settings=settings)
+    init_tables(whole, scale=config.sparse.init_scale, seed=config.seed)
+    return whole
+
+
+def rehearse(config: RunConfig, topology: Topology, census: Any, *, sharded: bool) -> dict[str, Any]:
+    """What the census counts in the loop, and in scoring, of what `train.run` builds."""
     grid = build.expert_grid_of(config)
     model = build.build_model(config, build.unknown_data(config.features), grid=grid)
     build.spread_out(config, model, grid)
-    settings = RowWiseAdagradSettings(lr=config.sparse.lr, eps=config.sparse.eps)
-    tables = LocalTables(EmbeddingTables(config.features, device=DEVICE), settings=settings)
-    init_tables(tables, scale=config.sparse.init_scale, seed=config.seed)
+    tables = tables_of(config, topology, sharded)
     moe = config.model.mixture
     routing = None if moe is None else Routing(model, moe, seed=config.seed, device=DEVICE)
     engine = build.build_engine(config, model, topology, rows_per_rank=ROWS)
@@ -144,22 +161,67 @@ def rehearse(config: RunConfig, topology: Topology, census: Any) -> dict[str, An
     return found | {"scoring": census.take()}
 
 
-def main(rank: int, world_size: int, cases: list[tuple[str, list[str], str]]) -> None:
+class ShapesOfBatches(BatchAssembler):
+    """A shard's batches, which lose their values."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Batch:
+        with unset_fake_temporarily() as mode:
+            batch = super().__call__(*args, **kwargs)
+        shape_of = {id(tensor): mode.from_tensor(tensor) for tensor in batch.tensors()}
+        ids = dataclasses.replace(
+            batch.ids, values=shape_of[id(batch.ids.values)], lengths_FB=shape_of[id(batch.ids.lengths_FB)]
+        )
+        shapes = {name: shape_of[id(value)] for name, value in vars(batch).items() if id(value) in shape_of}
+        return dataclasses.replace(batch, ids=ids, **shapes)
+
+
+def stream(config: RunConfig, topology: Topology, census: Any) -> dict[str, Any]:
+    """What the census counts while an actor of the streaming evaluation scores a shard, by a checkpoint not read."""
+    scorer._alone = lambda: topology
+    evaluate.require_same_meaning = lambda *args: SimpleNamespace(data=build.unknown_data(config.features))
+    evaluate.load_for_scoring = lambda *args: None
+    shard = sorted(config.data.prepared.glob("train-*.parquet"))[0]
+    assemble = ShapesOfBatches(config.features, rows=STREAMED_ROWS, with_truth=False, pin_memory=False)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "scores.parquet"
+        item = streaming.Item(shard, file_checksum(shard), Window(0, 1 << 50), Path("step-00000001"), target)
+        opened = scorer.OpenScorer(config, STREAMED_ROWS)(item.checkpoint)
+        census.start()
+        rows = streaming.score(item, opened, config.features, assemble, STREAMED_ROWS)
+        return {"rows": rows, "scoring": census.take()}
+
+
+def main(cases: list[dict[str, Any]]) -> None:
     """Prints what became of each case."""
-    ranks.join(rank, world_size)
-    local_rank = rank % ranks.HOST_RANKS
-    topology = Topology(rank, world_size, local_rank, ranks.HOST_RANKS, DEVICE, hosts=("host",) * world_size)
-    for file, overrides, mutation in cases:
+    sharding.alone()
+    sharding.without_values()
+    sharding.on_the_stand_in()
+    joined = None
+    for case in cases:
+        rank, world_size = case["rank"], case["ranks"]
+        if joined != (rank, world_size):
+            if joined is not None:
+                topologies._leave()
+            ranks.join(rank, world_size)
+            sharding.joined()
+            joined = rank, world_size
+        here = rank % ranks.HOST_RANKS, min(world_size, ranks.HOST_RANKS)
+        topology = Topology(rank, world_size, *here, DEVICE, hosts=("host",) * world_size)
         found: dict[str, Any] = {"error": ""}
         began = time.process_time()
-        with stand_in.rehearsing(ROWS) as census, MUTATIONS[mutation]():
+        streams = case["what"] == "stream"
+        with stand_in.rehearsing(STREAMED_ROWS if streams else ROWS) as census, MUTATIONS[case["mutation"]]():
             try:
-                found |= rehearse(load_config(file, overrides), topology, census)
+                config = load_config(case["file"], case["overrides"])
+                if streams:
+                    found |= stream(config, topology, census)
+                else:
+                    found |= rehearse(config, topology, census, sharded=case["what"] == "sharded")
             except Exception:
                 found["error"] = traceback.format_exc()
         print(json.dumps(found | {"cpu_s": round(time.process_time() - began, 2)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))
+    main(json.loads(sys.argv[1]))
     os._exit(0)  # fake groups have nothing to take down

@@ -26,6 +26,14 @@ def test_a_step_takes_no_more_operators_and_memory_than_it_did(counted):
     assert 0.5 * LARGEST_BYTES < counted["largest"] <= LARGEST_BYTES
 
 
+def test_every_group_has_the_time_that_the_run_gives_its_exchanges(counted):
+    """But that in which the checkpoints' threads wait for each other's disks, which may take longer."""
+    longer = counted["timeouts"].pop("rankmixer_dist/parallel/topology.py:new_gloo_group")
+    assert set(longer) <= {1234.0, 1800.0}
+    assert len(counted["timeouts"]) > 1
+    assert {seconds for of_place in counted["timeouts"].values() for seconds in of_place} == {1234.0}, counted
+
+
 @needs_cuda_wheels
 def test_every_operator_of_the_tables_has_a_kernel_for_gpus(counted):
     """Backward FBGEMM calls operators that no dispatch shows: its fused updates of bags and of sequences."""
