@@ -78,7 +78,7 @@ class PerTokenAttention(nn.Module):
         qkv_TN3d = self.qkv(x_TBD).view(num_tokens, rows * self.num_heads, 3, self.head_dim)
         query_NTd, key_NTd, value_NTd = (part.transpose(0, 1) for part in qkv_TN3d.unbind(dim=2))
         heads_NTd = attend(query_NTd, key_NTd, value_NTd)
-        return self.out(heads_NTd.transpose(0, 1).reshape(num_tokens, rows, -1))
+        return self.out(heads_NTd.transpose(0, 1).reshape(num_tokens, rows, self.num_heads * self.head_dim))
 
 
 class CompositeAttention(nn.Module):
@@ -124,7 +124,7 @@ class CompositeAttention(nn.Module):
             inputs_3BI = self.down(flat_BX).unflatten(1, (3, -1)).transpose(0, 1)
         qkv_3NTd = self.up(inputs_3BI).view(3, rows * self.num_heads, num_tokens, self.head_dim)
         heads_NTd = attend(*qkv_3NTd.unbind(dim=0))
-        return self.out(heads_NTd.transpose(0, 1).reshape(num_tokens, rows, -1))
+        return self.out(heads_NTd.transpose(0, 1).reshape(num_tokens, rows, self.num_heads * self.head_dim))
 
 
 def check_rank(rank: int | None, *, num_tokens: int, token_dim: int, width: int) -> None:

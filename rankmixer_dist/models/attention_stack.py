@@ -1,6 +1,5 @@
-"""What HeteroAttention, Hiformer and HHFT share: a stack of attention blocks with per-token FFNs, then the mean."""
+"""Backbones of attention between tokens that each have weights of their own: HeteroAttention, Hiformer and HHFT."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,6 +7,8 @@ from torch import Tensor, nn
 
 from rankmixer_dist.layers.attention_block import AttentionBlock
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
+from rankmixer_dist.layers.sizes import check_sizes
+from rankmixer_dist.layers.token_attention import CompositeAttention, PerTokenAttention, head_width
 from rankmixer_dist.models.backbone import Backbone
 
 Norm = Literal["post", "pre"]
@@ -15,19 +16,26 @@ Norm = Literal["post", "pre"]
 
 
 class AttentionStack(Backbone):
-    """One block around each attention, then the mean over tokens; with pre-norm, a final LayerNorm before the mean.
+    """Blocks of per-token attention, then of composite attention, all with per-token FFNs, then the mean over tokens.
 
-    Token-major inside, and pooled in fp32 or wider, for the reasons given at `RankMixer`.
+    With pre-norm, a final LayerNorm stands before the mean. Token-major inside, and pooled in fp32 or wider, for the
+    reasons given at `RankMixer`. Open in what we know of the papers, and chosen here: LayerNorms as in the original
+    Transformer (post), biases everywhere, GELU, one rank for queries, keys and values.
 
     Args:
         num_tokens: T.
         token_dim: D.
-        attentions: the attention of each block in turn, [T, B, D] -> [T, B, D].
-        hidden_dim: F, the hidden width of the per-token FFNs; 4 D by default.
+        num_per_token: blocks of `PerTokenAttention`.
+        num_composite: blocks of `CompositeAttention`, which follow.
+        num_heads: H; D must be a multiple of it unless `head_dim` is given.
+        head_dim: d, width of a head; D / H by default.
+        rank: r of the composite projections, in 1..T min(D, H d); None for full matrices.
+        hidden_dim: F, hidden width of the per-token FFNs; 4 D by default.
         norm: "post" or "pre".
 
     Raises:
-        ValueError: unknown `norm`, or a size below 1.
+        ValueError: D is not a multiple of H and `head_dim` is not given, a rank out of range, unknown `norm`, or a size
+            below 1.
     """
 
     def __init__(
@@ -35,14 +43,22 @@ class AttentionStack(Backbone):
         *,
         num_tokens: int,
         token_dim: int,
-        attentions: Sequence[nn.Module],
-        hidden_dim: int | None = None,
-        norm: Norm = "post",
+        num_per_token: int,
+        num_composite: int,
+        num_heads: int,
+        head_dim: int | None,
+        rank: int | None,
+        hidden_dim: int | None,
+        norm: Norm,
     ) -> None:
         super().__init__()
-        if hidden_dim is not None and hidden_dim < 1:
-            raise ValueError(f"hidden_dim {hidden_dim} must be at least 1")
+        head_dim = head_width(num_tokens=num_tokens, token_dim=token_dim, num_heads=num_heads, head_dim=head_dim)
         hidden_dim = 4 * token_dim if hidden_dim is None else hidden_dim
+        check_sizes(hidden_dim=hidden_dim)
+        sizes = {"num_tokens": num_tokens, "token_dim": token_dim, "num_heads": num_heads, "head_dim": head_dim}
+        attentions: list[nn.Module] = [PerTokenAttention(**sizes) for _ in range(num_per_token)]
+        attentions += [CompositeAttention(**sizes, rank=rank) for _ in range(num_composite)]
+        self.num_heads = num_heads
         self.out_dim = token_dim
         self.blocks = nn.ModuleList(
             AttentionBlock(
@@ -61,3 +77,120 @@ class AttentionStack(Backbone):
         for block in self.blocks:
             x_TBD = block(x_TBD)
         return self.final_norm(x_TBD).mean(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
+
+
+class HeteroAttention(AttentionStack):
+    """L blocks of per-token self-attention (arXiv 2311.05884, heterogeneous attention layer).
+
+    A Transformer encoder with T times its weights and the same arithmetic. The paper appends a token a task and reads
+    that; here all backbones pool the mean, so that they differ in nothing but their blocks.
+
+    Args:
+        num_blocks: L.
+
+    All others, and what is raised: see `AttentionStack`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        token_dim: int,
+        num_blocks: int = 2,
+        num_heads: int = 4,
+        head_dim: int | None = None,
+        hidden_dim: int | None = None,
+        norm: Norm = "post",
+    ) -> None:
+        check_sizes(num_blocks=num_blocks)
+        super().__init__(
+            num_tokens=num_tokens,
+            token_dim=token_dim,
+            num_per_token=num_blocks,
+            num_composite=0,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            rank=None,
+            hidden_dim=hidden_dim,
+            norm=norm,
+        )
+
+
+class Hiformer(AttentionStack):
+    """L blocks of attention whose queries, keys and values are composed of all tokens (arXiv 2311.05884).
+
+    Full matrices have 3 (T D) (T H d) weights a block, 453 M at T = 16 and D = H d = 768: give a `rank` at such sizes,
+    as the paper does in production. Its second saving there, computing the last layer for the task tokens alone, has
+    no counterpart here, since all backbones pool the mean over tokens.
+
+    Args:
+        num_blocks: L.
+
+    All others, and what is raised: see `AttentionStack`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        token_dim: int,
+        num_blocks: int = 2,
+        num_heads: int = 4,
+        head_dim: int | None = None,
+        rank: int | None = None,
+        hidden_dim: int | None = None,
+        norm: Norm = "post",
+    ) -> None:
+        check_sizes(num_blocks=num_blocks)
+        super().__init__(
+            num_tokens=num_tokens,
+            token_dim=token_dim,
+            num_per_token=0,
+            num_composite=num_blocks,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            rank=rank,
+            hidden_dim=hidden_dim,
+            norm=norm,
+        )
+
+
+class HHFT(AttentionStack):
+    """The Hierarchical Heterogeneous Feature Transformer (arXiv 2511.20235): n1 per-token, then n2 composite blocks.
+
+    The paper's layer counts, widths, norms and pooling are not known to us; counts of 2 and 1 keep the costly composite
+    layers few, and the rest is as in the two models that it stacks. The paper reports more from width than from depth,
+    and more from weights in its Hiformer layers than in the others.
+
+    Args:
+        num_hetero_blocks: n1, at least 1; without any the model is `Hiformer`.
+        num_hiformer_blocks: n2, at least 1; without any the model is `HeteroAttention`.
+
+    All others, and what is raised: see `AttentionStack`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        token_dim: int,
+        num_hetero_blocks: int = 2,
+        num_hiformer_blocks: int = 1,
+        num_heads: int = 4,
+        head_dim: int | None = None,
+        rank: int | None = None,
+        hidden_dim: int | None = None,
+        norm: Norm = "post",
+    ) -> None:
+        check_sizes(num_hetero_blocks=num_hetero_blocks, num_hiformer_blocks=num_hiformer_blocks)
+        super().__init__(
+            num_tokens=num_tokens,
+            token_dim=token_dim,
+            num_per_token=num_hetero_blocks,
+            num_composite=num_hiformer_blocks,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            rank=rank,
+            hidden_dim=hidden_dim,
+            norm=norm,
+        )

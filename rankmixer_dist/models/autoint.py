@@ -33,7 +33,8 @@ class InteractingLayer(nn.Module):
         parts_TN4d = self.projections(x_TBD).view(num_tokens, rows * self.num_heads, 4, self.head_dim)
         query_NTd, key_NTd, value_NTd, residual_NTd = (part.transpose(0, 1) for part in parts_TN4d.unbind(dim=2))
         heads_NTd = attend(query_NTd, key_NTd, value_NTd, scaled=self.scaled)
-        return (heads_NTd + residual_NTd).relu().transpose(0, 1).reshape(num_tokens, rows, -1)
+        y_TNd = (heads_NTd + residual_NTd).relu().transpose(0, 1)
+        return y_TNd.reshape(num_tokens, rows, self.num_heads * self.head_dim)
 
 
 class AutoInt(Backbone):

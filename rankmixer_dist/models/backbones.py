@@ -2,14 +2,12 @@
 
 from typing import Any
 
+from rankmixer_dist.models.attention_stack import HHFT, HeteroAttention, Hiformer
 from rankmixer_dist.models.autoint import AutoInt
 from rankmixer_dist.models.backbone import Backbone
 from rankmixer_dist.models.dcn_v2 import DCNv2
 from rankmixer_dist.models.dhen import DHEN
 from rankmixer_dist.models.dlrm_mlp import DLRMMLP
-from rankmixer_dist.models.hetero_attention import HeteroAttention
-from rankmixer_dist.models.hhft import HHFT
-from rankmixer_dist.models.hiformer import Hiformer
 from rankmixer_dist.models.moe import MMoE
 from rankmixer_dist.models.rankmixer import RankMixer
 from rankmixer_dist.models.rdcn import RDCN

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankmixer_dist.cost import DenseCost
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE
 from rankmixer_dist.layers.softmax_moe import SoftmaxTopKMoE
+from rankmixer_dist.models.attention_stack import Hiformer
 from rankmixer_dist.models.counted import count, count_part
 from rankmixer_dist.models.features import FieldSpec, GroupSpec, NumericSpec, SequenceSpec
-from rankmixer_dist.models.hiformer import Hiformer
 from rankmixer_dist.models.mixture import DTSI
 from rankmixer_dist.models.ranker import Ranker, build_ranker
 from rankmixer_dist.models.rankmixer import RankMixer
@@ -102,6 +102,7 @@ def test_the_dtype_and_the_device_change_nothing():
     with torch.device("meta"):
         weightless = ranker()
     assert count(weightless) == count(ranker()) == count(ranker().double())
+    assert count(ranker(part=(1, 3))) == count(ranker())  # as a rank builds it that is to keep one of three tokens
 
 
 def test_the_papers_formula_is_the_leading_term():
