@@ -6,6 +6,7 @@ A setting that leaves rows out is named only where it keeps most of the log, and
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from data_pipeline.key_range import identity_features
 from data_pipeline.transforms import BAD_ROW_REASONS
 from rankmixer_dist.schema import Schema
 
@@ -26,7 +27,7 @@ def bad_rows(reports: Sequence["ReadReport"], schema: Schema) -> str | None:
         return None
     bad, rows = count_bad_rows(reports)
     where = f"{first.file}: row {first.row} (from 0)"
-    advice = ["mend them", *_unknown_labels(reports, schema)]
+    advice = ["mend them", *_unknown_labels(reports, schema), *_small_tables(reports, schema)]
     if 2 * bad <= rows:
         advice.append("set data.on_bad_row=set_aside, which leaves them out")
     return (
@@ -47,6 +48,18 @@ def _unknown_labels(reports: Sequence["ReadReport"], schema: Schema) -> list[str
             keeps = f"which keeps the {unknown:,} rows without {column!r}"
             advice.append(f"set features.tasks.{task}.unknown=mask, {keeps}")
     return advice
+
+
+def _small_tables(reports: Sequence["ReadReport"], schema: Schema) -> list[str]:
+    """What to do about ids that an identity table has no row for."""
+    columns = schema.raw_columns()
+    advice: dict[str, str] = {}
+    for feature, table in identity_features(schema).items():
+        beyond = sum(report.beyond_table[feature] for report in reports)
+        if beyond:
+            keeps = f"which keeps the {beyond:,} rows with a higher {columns[feature]!r}"
+            advice.setdefault(table, f"raise features.tables.{table}.rows, {keeps}")
+    return [*advice.values()]
 
 
 def unreadable(problems: Sequence[str], *, lost: int, of: int, what: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_pipeline import kinds
-from data_pipeline.manifest import MANIFEST_NAME, Manifest, load_manifest, verify_checksums
+from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_tables, load_manifest, verify_checksums
 from data_pipeline.sources import ROW_HASH, Source
 from data_pipeline.sources.parquet_log import other_type
 from data_pipeline.transforms import has_truth
@@ -66,7 +66,7 @@ def check_names(config: RunConfig) -> None:
             raise UserError(f"data.splits: {name!r} names shard files; use letters, digits and _.- only")
 
 
-def standing_manifest(folder: Path, prepared_from: dict[str, Any], *, verify: bool) -> Manifest | None:
+def standing_manifest(folder: Path, prepared_from: dict[str, Any], schema: Schema, *, verify: bool) -> Manifest | None:
     """The manifest of a folder that already holds exactly this prepared data, None where nothing stands there.
 
     Raises:
@@ -83,6 +83,7 @@ def standing_manifest(folder: Path, prepared_from: dict[str, Any], *, verify: bo
             was = manifest.prepared_from.get(key)
             if was != prepared_from[key]:
                 raise UserError(f"{folder}: was prepared from other input: {key} was {was}, is {prepared_from[key]}")
+        check_tables(folder, manifest, schema)
         if verify:
             verify_checksums(folder, (shard for shards in manifest.splits.values() for shard in shards))
     except UserError as error:

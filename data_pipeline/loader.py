@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
-from data_pipeline.id_range import IdLimits, id_beyond_table
+from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
-from data_pipeline.shard_files import too_large
+from data_pipeline.shard_files import places_of, too_large
 from data_pipeline.shards import READ_OPTIONS
+from data_pipeline.table_rows import NoRowError
 from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import RankError, UserError, one_line
 from rankmixer_dist.schema import Schema
@@ -41,6 +42,7 @@ class Loader:
         batch_size: G, rows of a global batch; a multiple of `world_size`.
         shuffle: `chunks` permutes the row groups anew each epoch; `none` keeps the order of time.
         prefetch: batches that a background thread reads ahead.
+        keys_of: features whose keys the batches keep beside the rows of their tables.
 
     Raises:
         UserError: while iterating, when the position lies beyond the rows.
@@ -63,16 +65,19 @@ class Loader:
         prefetch: int,
         with_truth: bool = False,
         pin_memory: bool = False,
+        keys_of: Sequence[str] = (),
     ) -> None:
         assert batch_size % world_size == 0, f"{batch_size} rows over {world_size} ranks"
         self._share = batch_size // world_size
         self._rank = rank
         self._shuffle, self._seed, self._prefetch = shuffle, seed, prefetch
-        self._assemble = BatchAssembler(schema, rows=self._share, with_truth=with_truth, pin_memory=pin_memory)
+        self._assemble = BatchAssembler(
+            schema, rows=self._share, with_truth=with_truth, pin_memory=pin_memory, keys_of=keys_of
+        )
         prepared = prepared_columns(schema, has_truth=manifest.has_truth)
         columns = pa.schema([prepared.field(name) for name in self._assemble.columns()])
         self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns)
-        self._schema, self._limits = schema, IdLimits(schema)
+        self._schema = schema
         self.batch_size = batch_size
         self.rows = manifest.rows(split)
         self.steps_per_epoch = -(-self.rows // batch_size)
@@ -119,12 +124,13 @@ class Loader:
             start = first + self._rank * self._share
             pieces = list(order.pieces(start, min(start + self._share, stop)))
             tables = [self._chunks.read(*piece) for piece in pieces]
-            batch = self._assemble(tables, global_weight=stop - first)
-            if not self._limits.keep(batch.ids.values.numpy(), batch.ids.counts):
+            try:
+                batch = self._assemble(tables, global_weight=stop - first)
+            except NoRowError as error:
                 found = (
                     (piece[0], id_beyond_table(rows, self._schema)) for piece, rows in zip(pieces, tables, strict=True)
                 )
-                raise next(self._chunks.unreadable(chunk, told) for chunk, told in found if told is not None)
+                raise next(self._chunks.unreadable(chunk, told) for chunk, told in found if told is not None) from error
             yield batch, Position(position.epoch, stop)
 
 
@@ -183,7 +189,7 @@ class _Chunks:
         self.rows = np.array(sizes, dtype=np.int64)
         self._places = places
         self._columns = columns
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def read(self, chunk: int, first: int, rows: int) -> pa.Table:
@@ -198,8 +204,8 @@ class _Chunks:
     def _load(self, chunk: int) -> pa.Table:
         shard, group = self._places[chunk]
         try:
-            file = self._open(shard)
-            reason = too_large(file.metadata.row_group(group), set(self._columns.names))
+            file, places = self._open(shard)
+            reason = too_large(file.metadata.row_group(group), places)
             if reason is not None:
                 raise _DamagedError(reason)
             table = file.read_row_group(group, columns=self._columns.names, use_threads=False)
@@ -217,7 +223,8 @@ class _Chunks:
             "if the file was damaged, prepare the data again"
         )
 
-    def _open(self, shard: int) -> pq.ParquetFile:
+    def _open(self, shard: int) -> tuple[pq.ParquetFile, list[int]]:
+        """A shard, and where it has the leaves of the columns."""
         if shard not in self._files:
             file = pq.ParquetFile(self._paths[shard], **READ_OPTIONS)
             # A column whose name was damaged would be left out silently, one of another type be read as other values.
@@ -225,9 +232,9 @@ class _Chunks:
             for column in self._columns:
                 if column.name not in columns or not columns[column.name].equals(column):
                     raise _DamagedError(f"it has no column {column.name!r} of type {column.type}")
-            self._files[shard] = file
+            self._files[shard] = file, places_of(file.schema, {*self._columns.names})
             if len(self._files) > _CACHED_FILES:
-                self._files.popitem(last=False)[1].close()
+                self._files.popitem(last=False)[1][0].close()
         return self._files[shard]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from data_pipeline.key_range import KeyRange, identity_features, table_misfit
 from rankmixer_dist.checksum import file_checksum, file_inside, json_checksum, open_regular
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.identity import first_difference
@@ -28,8 +29,8 @@ from rankmixer_dist.small_file import write_text
 
 MANIFEST_NAME = "manifest.json"
 # Of the shards' bytes too: 3 = the manifest carries a checksum of itself, and the shards one of every page; 4 = an id
-# has the same row whether a string or an integer holds it.
-FORMAT_VERSION = 4
+# has the same row whether a string or an integer holds it; 5 = shards hold keys in the place of rows of tables.
+FORMAT_VERSION = 5
 
 
 class Shard(Strict):
@@ -74,7 +75,7 @@ class Manifest(Strict):
     `raw_rows` = rows of all splits + rows set aside by reason. `prepared_from` is the part of the config, and the
     fingerprint of the raw files, that decide the shards' bytes. `meaning` is what `schema_hash` is the checksum of.
     `raw_types` are the types that files hold each raw column in. `ids_per_row` is, by feature with several ids a row,
-    their mean number in `data.statistics_of`; empty in older manifests.
+    their mean number in `data.statistics_of`. `key_ranges` is, by feature on an identity table, what its ids were.
     """
 
     format_version: int = FORMAT_VERSION
@@ -86,6 +87,7 @@ class Manifest(Strict):
     splits: dict[str, list[Shard]]
     numerics: dict[str, NumericStatistics]
     ids_per_row: dict[str, NonNegativeFloat] = {}
+    key_ranges: dict[str, KeyRange] = {}
     raw_rows: int
     set_aside: dict[str, int]
     notes: list[str] = []
@@ -121,7 +123,11 @@ class Manifest(Strict):
 
 
 def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
-    """Columns of a prepared row, in file order: ids int64, bags and sequences list<int64>, numerics float32."""
+    """Columns of a prepared row, in file order: numerics float32; ids int64, null where missing; bags and sequences
+    list<int64> without nulls.
+
+    An id is its key (`hashing`), or the index of its bucket.
+    """
     fields = [pa.field(name, pa.int64(), nullable=False) for name in (ROW_ID, USER_ID, TIMESTAMP)]
     # NaN is an unknown label.
     fields += [pa.field(LABEL_PREFIX + task, pa.float32(), nullable=False) for task in schema.tasks]
@@ -131,7 +137,7 @@ def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
         if isinstance(feature, NumericFeature):
             fields.append(pa.field(name, pa.float32(), nullable=False))  # NaN is a missing value
         elif isinstance(feature, IdFeature):
-            fields.append(pa.field(name, pa.int64(), nullable=False))
+            fields.append(pa.field(name, pa.int64()))
         else:
             item = pa.field("item", pa.int64(), nullable=False)
             fields.append(pa.field(name, pa.list_(item), nullable=False))
@@ -144,28 +150,20 @@ def schema_hash(schema: Schema) -> str:
 
 
 def prepared_meaning(schema: Schema) -> dict[str, Any]:
-    """What the prepared ids and values mean: tables, features, tasks; no widths, groups or weights.
+    """What of a schema decides the bytes of prepared rows; all else is applied to them when they are read.
 
-    A table stands under the name that salts the hash of its ids: what else it is called is no part of it.
+    Of a table that is whether its ids are hashed or kept in order, which says what a raw column may hold. Its rows,
+    width, salt and name are no part of it; how many rows an identity table had is in `Manifest.key_ranges`.
     """
-    content = schema.model_dump(mode="json")
-    content.pop("groups")
-    # Of two tables with one salt, both names are needed to tell which features share rows.
-    salts = {name: schema.salt(name) for name in schema.tables}
-    hashed_as = {n: salt if [*salts.values()].count(salt) == 1 else f"{salt}/{n}" for n, salt in salts.items()}
-    content["tables"] = {hashed_as[name]: table for name, table in content["tables"].items()}
-    for feature in content["features"].values():
-        feature.pop("group")
-        feature.pop("query", None)
-        feature.pop("pooling", None)
-        if "table" in feature:
-            feature["table"] = hashed_as[feature["table"]]
-    for table in content["tables"].values():
-        table.pop("dim")
-        table.pop("salt")
-    for task in content["tasks"].values():
-        task.pop("weight")
-    return content
+    features = {}
+    for name, feature in schema.features.items():
+        features[name] = feature.model_dump(mode="json", exclude={"table", "group", "pooling", "query"})
+        features[name]["column"] = feature.column or name
+        if name in identity_features(schema):
+            features[name]["ids"] = "identity"
+    columns = schema.label_columns()
+    tasks = {name: {"column": columns[name], "unknown": task.unknown} for name, task in schema.tasks.items()}
+    return {"features": features, "tasks": tasks}
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -201,7 +199,7 @@ def read_manifest(folder: Path, schema: Schema) -> Manifest:
     """The manifest of `folder`, refused when it was prepared for another schema.
 
     Raises:
-        UserError: `load_manifest` refuses it, or its schema hash is another one's.
+        UserError: `load_manifest` refuses it, its schema hash is another one's, or a table cannot take its ids.
     """
     manifest, numerics = load_manifest(folder), schema.of_kind(NumericFeature).keys()
     if manifest.schema_hash != schema_hash(schema):
@@ -214,7 +212,21 @@ def read_manifest(folder: Path, schema: Schema) -> Manifest:
     counted = [shard.labelled.keys() for shards in manifest.splits.values() for shard in shards]
     if any(tasks != schema.tasks.keys() for tasks in counted) or manifest.numerics.keys() != numerics:
         raise UserError(f"{folder / MANIFEST_NAME}: its figures are of other tasks and numbers; prepare the data again")
+    check_tables(folder, manifest, schema)
     return manifest
+
+
+def check_tables(folder: Path, manifest: Manifest, schema: Schema) -> None:
+    """Makes sure that the tables of a schema can take the ids that were prepared for its features.
+
+    Raises:
+        UserError: one cannot, or the manifest does not tell.
+    """
+    if manifest.key_ranges.keys() != identity_features(schema).keys():
+        raise UserError(f"{folder / MANIFEST_NAME}: its ids are of other features; prepare the data again")
+    misfit = table_misfit(manifest.key_ranges, schema)
+    if misfit is not None:
+        raise UserError(f"{folder / MANIFEST_NAME}: {misfit}")
 
 
 def verify_checksums(folder: Path, shards: Iterable[Shard]) -> None:

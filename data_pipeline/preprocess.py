@@ -1,7 +1,7 @@
 """From raw logs to prepared data: read and prepare, sort by time, drop duplicates, cut into shards."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from data_pipeline import advice
 from data_pipeline.checks import check_columns, check_names, standing_manifest
 from data_pipeline.hangup import signals_unwind
 from data_pipeline.job import Handle, Job, open_job
+from data_pipeline.key_range import KeyRange, identity_features
 from data_pipeline.manifest import Manifest, prepared_columns, prepared_meaning, read_manifest, schema_hash
 from data_pipeline.own_folder import OwnFolder, sweep
 from data_pipeline.progress import Reporter
@@ -24,7 +25,7 @@ from data_pipeline.time_found import TimeFound
 from data_pipeline.transforms import DETAIL, DUPLICATE, REASON
 from rankmixer_dist.config import RunConfig, SyntheticSource
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.schema import TIMESTAMP, NumericFeature
+from rankmixer_dist.schema import TIMESTAMP, NumericFeature, Schema
 
 
 def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = None) -> Manifest:
@@ -51,7 +52,7 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
     check_columns(schema, source)
     prepared_from = _prepared_from(config, source)
     folder = config.data.prepared
-    standing = standing_manifest(folder, prepared_from, verify=config.data.verify_checksums)
+    standing = standing_manifest(folder, prepared_from, schema, verify=config.data.verify_checksums)
     if standing is not None:
         reporter.say(f"{folder}: up to date")
         return standing
@@ -114,6 +115,7 @@ class _Preparation:
                 / sum(result.shard.rows for result in statistics_of)
                 for name in statistics_of[0].ids
             },
+            key_ranges=_key_ranges(schema, reports, splits.values()),
             raw_rows=sum(report.raw_rows for report in reports),
             set_aside={reason: counts[reason] for reason in sorted(counts) if counts[reason]},
             notes=_notes(reports, self._source),
@@ -223,6 +225,20 @@ def _prepared_from(config: RunConfig, source: Source) -> dict[str, Any]:
         "shard_rows": data.shard_rows,
         "on_bad_row": data.on_bad_row,
         "on_unreadable_file": data.on_unreadable_file,
+    }
+
+
+def _key_ranges(
+    schema: Schema, reports: Sequence[ReadReport], splits: Iterable[Sequence[ShardResult]]
+) -> dict[str, KeyRange]:
+    highest = [result.highest for results in splits for result in results]
+    return {
+        name: KeyRange(
+            rows=schema.tables[table].rows,
+            beyond=sum(report.beyond_table[name] for report in reports),
+            highest=max((found[name] for found in highest if name in found), default=None),
+        )
+        for name, table in identity_features(schema).items()
     }
 
 

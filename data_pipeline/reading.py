@@ -68,6 +68,7 @@ def open_split(
         prefetch=config.loader.prefetch,
         with_truth=manifest.has_truth and not training,
         pin_memory=pin_memory,
+        keys_of=() if training else config.features.sliced_ids(config.eval.slices),
     )
 
 

@@ -4,7 +4,7 @@ A checksum proves bytes; whoever can write a manifest can write one that fits. S
 against the manifest, against each other and against this machine before memory is taken for them.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ def verify_shards(folder: Path, shards: Iterable[Shard], *, checksums: bool) -> 
         path = folder / shard.path
         try:
             footer = pq.read_metadata(file_inside(folder, shard.path))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({one_line(error)}); prepare the data again") from error
         if (footer.num_rows, footer.num_row_groups) != (shard.rows, shard.row_groups):
             raise UserError(
@@ -44,13 +44,18 @@ def verify_shards(folder: Path, shards: Iterable[Shard], *, checksums: bool) -> 
             )
 
 
-def too_large(row_group: pq.RowGroupMetaData, columns: Set[str]) -> str | None:
-    """Why columns of a row group cannot be read into memory, in words; None where they can."""
+def places_of(schema: pq.ParquetSchema, columns: Set[str]) -> list[int]:
+    """Where a file has the leaves of columns."""
+    return [place for place in range(len(schema)) if schema.column(place).path.split(".")[0] in columns]
+
+
+def too_large(row_group: pq.RowGroupMetaData, places: Sequence[int]) -> str | None:
+    """Why columns of a row group, at `places_of` its file, do not fit into memory, in words; None where they do."""
+    if max(places, default=-1) >= row_group.num_columns:
+        return f"it has {row_group.num_columns} columns, fewer than the file says"
     unpacked = 0
-    for index in range(row_group.num_columns):
-        column = row_group.column(index)
-        if column.path_in_schema.split(".")[0] not in columns:
-            continue
+    for place in places:
+        column = row_group.column(place)
         size, packed = column.total_uncompressed_size, column.total_compressed_size
         if not 0 <= packed <= 1.1 * size + _HEADERS:
             return f"{packed:,} bytes of column {column.path_in_schema!r} are to unpack to {size:,}"

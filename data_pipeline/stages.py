@@ -60,6 +60,7 @@ class ReadReport:
     unreadable_rows: int = 0
     in_splits: int = 0
     unknown_labels: Counter[str] = field(default_factory=Counter)
+    beyond_table: Counter[str] = field(default_factory=Counter)
     time: TimeFound = field(default_factory=TimeFound)
 
 
@@ -98,6 +99,7 @@ def read_units(
         report.time.add(prepared.time_ms, ranges, str(unit.path))
         report.in_splits += prepared.in_splits
         report.unknown_labels.update(prepared.unknown_labels)
+        report.beyond_table.update(prepared.beyond_table)
         report.flags.update({name: pc.sum(raw[name]).as_py() or 0 for name in recipe.source.flags})
         if prepared.set_aside.num_rows:
             aside.append(_as_in(recipe.source.schema(), prepared.set_aside))

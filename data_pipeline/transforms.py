@@ -2,9 +2,10 @@
 
 Columns come in the types of their file; `kinds` and `raw_values` know what they mean, `hashing` what the same id is.
 
-- ids: `hash` tables take any integer or string to a row in [1, rows), `identity` tables take integer v to v + 1;
-  null, NaN and the empty string are the missing id 0.
-- bucketed numbers: bucket index + 1; a value equal to a cut point belongs to the bucket above it; null and NaN are 0.
+- ids: the 64-bit key, of any integer or string where the table hashes ids, of an integer from 0 to rows - 2 where it
+  keeps them in order; null, NaN and the empty string are null.
+- bucketed numbers: the bucket's index; a value equal to a cut point belongs to the bucket above it; null and NaN are
+  null.
 - bags and sequences: missing elements are left out; of a sequence the newest `max_length` ids stay, oldest first.
 - numerics: float32, `log1p` of max(x, 0) where declared; null and NaN are NaN.
 - labels: 0 or 1; null and NaN are NaN where the task says `unknown: mask`, and a bad row elsewhere.
@@ -22,13 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline import kinds
-from data_pipeline.hashing import hash_ids, read_ids
+from data_pipeline.hashing import read_ids
 from data_pipeline.manifest import prepared_columns
 from data_pipeline.raw_values import floats, labels, milliseconds
 from data_pipeline.sources import ROW_HASH
 from rankmixer_dist.schema import (
     LABEL_PREFIX,
-    MISSING_ID,
     ROW_ID,
     TIMESTAMP,
     TRUTH_PREFIX,
@@ -44,11 +44,21 @@ from rankmixer_dist.schema import (
 
 NO_USER_ID, NO_TIMESTAMP, OUTSIDE = "missing_user_id", "missing_timestamp", "outside_splits"
 BAD_TIMESTAMP = "timestamp_not_whole_ms"
-BAD_LABEL, BAD_ID = "label_not_0_or_1", "id_out_of_range"
+BAD_LABEL = "label_not_0_or_1"
+OUT_OF_RANGE, BEYOND_TABLE = "id_out_of_range", "id_beyond_table"
 NO_LABEL = "no_label_known"
 NOT_WHOLE, NOT_FINITE = "id_not_whole", "numeric_not_finite"
 DUPLICATE = "duplicate"
-BAD_ROW_REASONS = (NO_USER_ID, NO_TIMESTAMP, BAD_TIMESTAMP, BAD_LABEL, BAD_ID, NOT_WHOLE, NOT_FINITE)
+BAD_ROW_REASONS = (
+    NO_USER_ID,
+    NO_TIMESTAMP,
+    BAD_TIMESTAMP,
+    BAD_LABEL,
+    OUT_OF_RANGE,
+    BEYOND_TABLE,
+    NOT_WHOLE,
+    NOT_FINITE,
+)
 """Reasons that `data.on_bad_row: fail` fails on; those outside the splits, duplicates and
 rows without any known label are no one's mistake."""
 
@@ -63,6 +73,7 @@ class Prepared:
         time_ms: int64, of all rows that have a time.
         in_splits: Rows with a user and a time in a split; the others are out before anybody looks at their labels.
         unknown_labels: Label column -> rows of these that are bad because it is null or NaN.
+        beyond_table: Feature on an identity table -> rows of these that have an id which the table is too small for.
     """
 
     rows: pa.Table
@@ -70,6 +81,7 @@ class Prepared:
     time_ms: np.ndarray
     in_splits: int
     unknown_labels: Mapping[str, int]
+    beyond_table: Mapping[str, int]
 
 
 def prepare(
@@ -96,6 +108,7 @@ def prepare(
     }
     in_splits = ~faults.any
     refused: dict[str, int] = {}
+    beyond_table: dict[str, int] = {}
     unlabelled = np.ones(raw.num_rows, dtype=bool)
     for task, name in schema.label_columns().items():
         label, wrong = labels(_column(raw, name))
@@ -114,12 +127,15 @@ def prepare(
         columns[name], found = _feature(_column(raw, raw_name), feature, schema.tables)
         for reason, fault in found.items():
             faults.add(reason, raw_name, fault)
+        if BEYOND_TABLE in found:
+            beyond_table[name] = int((found[BEYOND_TABLE] & in_splits).sum())
     target = prepared_columns(schema, has_truth=has_truth(schema, truth_columns))
     if ROW_HASH in raw.column_names:
         columns[ROW_HASH] = _column(raw, ROW_HASH)
         target = target.append(pa.field(ROW_HASH, pa.int64(), nullable=False))
     rows = pa.table(columns).filter(pa.array(~faults.any))
-    return Prepared(rows.cast(target), faults.take(raw), time[timed & ~bad_time], int(in_splits.sum()), refused)
+    times = time[timed & ~bad_time]
+    return Prepared(rows.cast(target), faults.take(raw), times, int(in_splits.sum()), refused, beyond_table)
 
 
 def has_truth(schema: Schema, truth_columns: Mapping[str, str]) -> bool:
@@ -163,14 +179,14 @@ def _feature(column: pa.Array, feature: Feature, tables: Mapping[str, Table]) ->
     table = tables[feature.table]
     if isinstance(feature, IdFeature):
         if feature.boundaries is not None:
-            return pa.array(bucket_ids(floats(column), feature.boundaries)), {}
-        ids, faults = _ids(column, feature.table, table)
-        return pa.array(ids), faults
+            return bucket_keys(floats(column), feature.boundaries), {}
+        keys, missing, faults = _keys(column, table)
+        return pa.array(keys, mask=missing), faults
     if isinstance(feature, MultiIdFeature) and feature.separator is not None and kinds.is_string(column.type):
         # White space as the pattern knows it, so that an id at an end is the same as one in the middle.
         column = pc.split_pattern_regex(pc.ascii_trim_whitespace(column), rf"\s*{re.escape(feature.separator)}\s*")
     newest = feature.max_length if isinstance(feature, SequenceFeature) else None
-    return _lists(column, feature.table, table, newest=newest)
+    return _lists(column, table, newest=newest)
 
 
 def _numeric(column: pa.Array, feature: NumericFeature) -> tuple[pa.Array, dict[str, np.ndarray]]:
@@ -182,41 +198,40 @@ def _numeric(column: pa.Array, feature: NumericFeature) -> tuple[pa.Array, dict[
     return pa.array(narrow), {NOT_FINITE: np.isinf(narrow)}
 
 
-def bucket_ids(values: np.ndarray, boundaries: Sequence[float]) -> np.ndarray:
-    """Index + 1 of each value's bucket, 0 for NaN; int64 [N] in [0, len(boundaries) + 1]."""
-    buckets = np.searchsorted(np.asarray(boundaries, dtype=np.float64), values, side="right") + 1
-    return np.where(np.isnan(values), MISSING_ID, buckets).astype(np.int64)
+def bucket_keys(values: np.ndarray, boundaries: Sequence[float]) -> pa.Array:
+    """Index of each value's bucket, int64 [N] in [0, len(boundaries)], null for NaN."""
+    buckets = np.searchsorted(np.asarray(boundaries, dtype=np.float64), values, side="right")
+    return pa.array(buckets.astype(np.int64), mask=np.isnan(values))
 
 
-def _ids(values: pa.Array, name: str, table: Table) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Table row of each value, 0 for a missing one, and by reason which values have none."""
+def _keys(values: pa.Array, table: Table) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Key of each value, int64 [N]; which are missing, bool [N]; and by reason which values have no key."""
     ids = read_ids(values)
+    keys = ids.bits.view(np.int64)
     if table.ids == "hash":
-        rows = hash_ids(ids, salt=table.salt or name, rows=table.rows)
-        return np.where(ids.present & ~ids.faulty, rows, MISSING_ID), {NOT_WHOLE: ids.faulty}
-    raw = ids.bits.view(np.int64)
+        return keys, ~ids.present, {NOT_WHOLE: ids.faulty}
     not_whole = ids.faulty | (ids.present & ~ids.integer)
-    beyond = ids.present & ~not_whole & ((raw < 0) | (raw >= table.rows - 1))
-    good = ids.present & ~not_whole & ~beyond
-    return np.where(good, raw + 1, MISSING_ID), {NOT_WHOLE: not_whole, BAD_ID: beyond}
+    whole = ids.present & ~not_whole
+    negative, beyond = whole & (keys < 0), whole & (keys >= table.rows - 1)
+    return keys, ~ids.present, {NOT_WHOLE: not_whole, OUT_OF_RANGE: negative, BEYOND_TABLE: beyond}
 
 
-def _lists(column: pa.Array, name: str, table: Table, *, newest: int | None) -> tuple[pa.Array, dict[str, np.ndarray]]:
+def _lists(column: pa.Array, table: Table, *, newest: int | None) -> tuple[pa.Array, dict[str, np.ndarray]]:
     rows = len(column)
     if kinds.is_null(column.type):
         column = column.cast(pa.list_(pa.null()))
     lengths, values = kinds.flat(column)
     row = np.repeat(np.arange(rows), lengths)
-    ids, faults = _ids(values, name, table)
+    keys, missing, faults = _keys(values, table)
     faulty = {reason: np.bincount(row[fault], minlength=rows) > 0 for reason, fault in faults.items()}
-    keep = ids != MISSING_ID
+    keep = ~missing
     if newest is not None:
         kept = keep.cumsum()
         # How many kept ids of the same row come after each element.
         last = np.concatenate([[0], kept])[lengths.cumsum()]
         keep &= last[row] - kept < newest
     offsets = np.concatenate([[0], np.bincount(row[keep], minlength=rows).cumsum()])
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(ids[keep])), faulty
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(keys[keep])), faulty
 
 
 def _column(raw: pa.Table, name: str) -> pa.Array:

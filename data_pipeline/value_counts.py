@@ -15,7 +15,7 @@ from rankmixer_dist.metrics import ValueCounts
 def value_counts(
     folder: Path, manifest: Manifest, splits: Sequence[str], column: str, *, rank: int, world_size: int
 ) -> ValueCounts:
-    """Of a column that holds one int64 a row, in this rank's share of the shards of `splits`.
+    """Of a column that holds one int64 or null a row, in this rank's share of the shards of `splits`; without nulls.
 
     Raises:
         UserError: a shard cannot be read; names the file.
@@ -25,8 +25,8 @@ def value_counts(
     for shard in shards[rank::world_size]:
         path = folder / shard.path
         try:
-            values = pq.read_table(path, columns=[column], **READ_OPTIONS)[column].to_numpy()
-        except (pa.ArrowException, OSError, KeyError) as error:
+            values = pq.read_table(path, columns=[column], **READ_OPTIONS)[column].drop_null().to_numpy()
+        except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
             raise UserError(
                 f"{path}: column {column} cannot be read ({one_line(error)}); prepare the data again"
             ) from error

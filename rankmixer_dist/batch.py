@@ -48,7 +48,9 @@ class Batch:
     Every share has the same number of rows B; a tail that does not fill it ends in padding rows of weight 0 that have
     no ids, so that every rank takes every step with the same shapes.
 
-    `global_weight` is the summed weight of all ranks' rows, known ahead of time from the manifest.
+    `global_weight` is the summed weight of all ranks' rows, known ahead of time from the manifest. `keys_BS` and
+    `known_BS`, int64 and bool, are there where rows are scored by columns: the key that each row has in each of S
+    features, and whether it has one.
     """
 
     row_id_B: Tensor
@@ -60,6 +62,8 @@ class Batch:
     ids: JaggedIds
     global_weight: float
     truth_BK: Tensor | None = None
+    keys_BS: Tensor | None = None
+    known_BS: Tensor | None = None
 
     @property
     def rows(self) -> int:

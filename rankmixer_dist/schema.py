@@ -214,7 +214,7 @@ class Schema(Strict):
             if "." in name or name.startswith("_") or name in TORCH_NAMES:
                 free = name.replace(".", "_").strip("_") or "ids"
                 free += "_table" if free in TORCH_NAMES else ""
-                salt = f" (data that is prepared already goes on with `salt: {table.salt or name}` there)"
+                salt = f" (rows of a checkpoint stay those of the same ids with `salt: {table.salt or name}` there)"
                 raise ValueError(
                     f"table {name!r}: torch cannot hold a table whose name has a dot, begins with an underscore or is "
                     f"one of its modules' own; call it {free!r}, say{salt if table.ids == 'hash' else ''}"
@@ -251,6 +251,10 @@ class Schema(Strict):
         if feature is None and column not in USER_SLICES + TIME_SLICES:
             known = ", ".join(dict.fromkeys([*USER_SLICES, *TIME_SLICES, *self.of_kind(IdFeature)]))
             raise ValueError(f"{column!r} is no column to slice by; there are: {known}")
+
+    def sliced_ids(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """Features with one id a row among columns to slice by."""
+        return tuple(dict.fromkeys(column for column in columns if isinstance(self.features.get(column), IdFeature)))
 
     def raw_columns(self) -> dict[str, str]:
         """Feature name -> raw column it is made from."""

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import prepared_columns
-from data_pipeline.shards import READ_OPTIONS
+from data_pipeline.shards import READ_OPTIONS, SHARD_FORMAT
 from data_pipeline.streaming.windows import WindowPlan
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import Window
-from rankmixer_dist.schema import LABEL_PREFIX, TIMESTAMP, Schema
+from rankmixer_dist.schema import LABEL_PREFIX, TIMESTAMP, IdFeature, Schema
 from rankmixer_dist.there import is_file, is_folder
 
 UNREAD = ""
@@ -102,9 +102,17 @@ def read_groups(path: Path, columns: Sequence[str], schema: Schema, window: Wind
     expected = prepared_columns(schema, has_truth=False)
     try:
         file = pq.ParquetFile(path, **READ_OPTIONS)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a whole Parquet file ({one_line(error)}); publish it again") from error
     with file:
+        for key, version in SHARD_FORMAT.items():
+            found = (file.schema_arrow.metadata or {}).get(key)
+            if found != version:
+                was = "not there" if found is None else repr(found.decode(errors="replace"))
+                raise UserError(
+                    f"{path}: {key.decode()} in its Parquet metadata is {was}, not {version.decode()}, which says that "
+                    "ids are keys; prepare it with this version"
+                )
         types = {field.name: field.type for field in file.schema_arrow}
         for name in columns:
             if name not in types:
@@ -142,8 +150,8 @@ def _checked_times(path: Path, group: int, table: pa.Table, schema: Schema, plan
 
     for name in table.column_names:
         column = table[name].combine_chunks()
-        if column.null_count:
-            raise refuse(name, f"has {column.null_count} nulls, and prepared columns have none")
+        if column.null_count and not isinstance(schema.features.get(name), IdFeature):
+            raise refuse(name, f"has {column.null_count} nulls, which only columns of one id a row have")
         if isinstance(column, pa.ListArray) and column.flatten().null_count:
             raise refuse(name, "has lists with nulls in them")
     for task in schema.tasks:

@@ -41,7 +41,7 @@ class Counterparts:
             key, was, now = found
             problem = f"{key} was {was!r} and is {now!r}"
             if key == "salt":
-                problem += f": set features.tables.{table}.salt: {was} and prepare the data again"
+                problem += f": set features.tables.{table}.salt: {was}"
             return problem
         if {each for each in mine if each[1]} != {each for each in theirs if each[1]}:
             return "its boundaries were others"

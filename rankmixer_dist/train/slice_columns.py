@@ -14,10 +14,12 @@ from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.metrics import MAX_SLICES, ValueCounts
 from rankmixer_dist.parallel.topology import all_gather_objects, failing_together
-from rankmixer_dist.schema import MISSING_ID, USER_ID, USER_SLICES, IdFeature, Schema
+from rankmixer_dist.schema import USER_ID, USER_SLICES, IdFeature
 
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _ACTIVITY = ("none", "low", "middle", "high")
+_MISSING = -1
+"""Value of a row without an id; that of another is the place of its key among all that occur."""
 
 
 class CountValues(Protocol):
@@ -54,9 +56,8 @@ def slice_columns(config: RunConfig, *, trained_on: Sequence[str], count_values:
     for name in dict.fromkeys(config.eval.slices):
         feature = config.features.features.get(name)
         if isinstance(feature, IdFeature):
-            if config.features.tables[feature.table].rows > MAX_SLICES and feature.boundaries is None:
-                _check_few_values(name, config.eval.split, count_values)
-            columns.append(_feature_column(name, feature, config.features))
+            keys = _keys_that_occur(name, feature, config, count_values)
+            columns.append(_feature_column(name, feature, keys, config))
         elif name in USER_SLICES:
             users = users or _of_all_ranks(trained_on, USER_ID, count_values)
             columns.append(_user_column(name, users, trained_on))
@@ -74,49 +75,45 @@ def _of_all_ranks(splits: Sequence[str], column: str, count_values: CountValues)
     return total
 
 
-def _check_few_values(name: str, split: str, count_values: CountValues) -> None:
-    found = len(_of_all_ranks([split], name, count_values).values)
-    if found > MAX_SLICES:
+def _keys_that_occur(name: str, feature: IdFeature, config: RunConfig, count_values: CountValues) -> NDArray[np.int64]:
+    """Ascending, in the rows to be scored; all buckets of a feature with boundaries."""
+    if feature.boundaries is not None:
+        return np.arange(len(feature.boundaries) + 1)
+    found = _of_all_ranks([config.eval.split], name, count_values).values
+    if len(found) > MAX_SLICES:
         raise UserError(
-            f"eval.slices {name}: {found:,} values in the rows of {split}, at most {MAX_SLICES:,} get figures of their "
-            "own; put them into buckets, or leave it out"
+            f"eval.slices {name}: {len(found):,} values in the rows of {config.eval.split}, at most {MAX_SLICES:,} get "
+            "figures of their own; put them into buckets, or leave it out"
         )
+    return found
 
 
-def _feature_column(name: str, feature: IdFeature, schema: Schema) -> SliceColumn:
-    table = schema.tables[feature.table]
-    place = schema.id_features().index(name)
+def _feature_column(name: str, feature: IdFeature, keys: NDArray[np.int64], config: RunConfig) -> SliceColumn:
+    column = config.features.sliced_ids(config.eval.slices).index(name)
 
     def values(batch: Batch) -> NDArray[np.int64]:
-        lengths_FB = batch.ids.lengths_FB
-        start = int(lengths_FB[:place].sum())
-        # One id a row, and none in the padding, which comes last.
-        ids = np.full(lengths_FB.shape[1], MISSING_ID, np.int64)
-        rows = int(lengths_FB[place].sum())
-        ids[:rows] = batch.ids.values[start : start + rows].numpy()
-        return ids
+        assert batch.keys_BS is not None and batch.known_BS is not None, "the loader was asked for no keys"
+        known_B = batch.known_BS[:, column].numpy()
+        return np.where(known_B, np.searchsorted(keys, batch.keys_BS[:, column].numpy()), _MISSING)
 
     raw = feature.column or name
     if feature.boundaries is not None:
         legend = f"buckets of {raw}"
-    elif table.ids == "identity":
+    elif config.features.tables[feature.table].ids == "identity":
         legend = f"values of {raw}"
     else:
-        legend = f"rows of table {feature.table}, to which {raw} is hashed; what was hashed is not kept"
-    return SliceColumn(name, values, partial(_id_label, feature.boundaries, table.ids == "hash"), legend)
+        legend = f"values of {raw}; a number that is none of them is the 64-bit hash of a string"
+    return SliceColumn(name, values, partial(_id_label, feature.boundaries, keys), legend)
 
 
-def _id_label(boundaries: Sequence[float] | None, hashed: bool, row: int) -> str:
-    if row == MISSING_ID:
+def _id_label(boundaries: Sequence[float] | None, keys: NDArray[np.int64], place: int) -> str:
+    if place == _MISSING:
         return "missing"
-    if boundaries is not None:
-        return _bucket(boundaries, row)
-    return f"row {row}" if hashed else str(row - 1)
+    return str(keys[place]) if boundaries is None else _bucket(boundaries, place)
 
 
-def _bucket(boundaries: Sequence[float], row: int) -> str:
-    """The range of the bucket that a table row stands for; a cut point belongs to the bucket above it."""
-    bucket = row - 1
+def _bucket(boundaries: Sequence[float], bucket: int) -> str:
+    """The range of a bucket; a cut point belongs to the bucket above it."""
     if bucket == 0:
         return f"< {_number(boundaries[0])}"
     if bucket == len(boundaries):

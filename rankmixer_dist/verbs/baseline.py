@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.reading import find_prepared, open_prepared
 from data_pipeline.shards import READ_OPTIONS
+from data_pipeline.table_rows import with_table_rows
 from rankmixer_dist.command_line import config_parser
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.errors import UserError, nearest
@@ -83,12 +84,12 @@ def main(arguments: list[str]) -> None:
 
 
 def _rows(path: Path, schema: Schema) -> pa.Table:
-    """A shard's rows, whose ids are all of their tables: SciPy does not look at those of a multi-hot column."""
+    """A shard's rows, their ids as rows of tables that are there: SciPy does not look at those of multi-hot columns."""
     rows = pq.read_table(path, **READ_OPTIONS)
     beyond = id_beyond_table(rows, schema)
     if beyond is not None:
         raise UserError(f"{path}: {beyond}; prepare the data again")
-    return rows
+    return with_table_rows(rows, schema)
 
 
 def _crossed(config: RunConfig, text: str) -> tuple[str, str]:

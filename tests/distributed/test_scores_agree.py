@@ -108,15 +108,15 @@ def test_slices_are_the_figures_of_their_rows(config, found):
     low, middle = np.sort(counts)[[-(-len(counts) // 3) - 1, -(-2 * len(counts) // 3) - 1]]
     times = [known.get(user, 0) for user in scored["user_id"].to_pylist()]
     cuts = config.features.features["duration_bucket"].boundaries
-    buckets = ["missing", "< 7", *(f"{low:g} to < {high:g}" for low, high in itertools.pairwise(cuts)), "≥ 300"]
+    buckets = ["< 7", *(f"{low:g} to < {high:g}" for low, high in itertools.pairwise(cuts)), "≥ 300"]
     expected = {
         "user_known": ["known" if n else "new" for n in times],
         "user_activity": [
             "none" if not n else "low" if n <= low else "middle" if n <= middle else "high" for n in times
         ],
-        "hour": [str(row - 1) if row else "missing" for row in data["hour"].to_pylist()],
+        "hour": ["missing" if key is None else str(key) for key in data["hour"].to_pylist()],
         "day": ["2026-01-07"] * len(times),
-        "duration_bucket": [buckets[row] for row in data["duration_bucket"].to_pylist()],
+        "duration_bucket": ["missing" if key is None else buckets[key] for key in data["duration_bucket"].to_pylist()],
     }
     assert set(expected["user_activity"]) >= {"low", "middle", "high"}
     slices = evaluations[2]["slices"]

@@ -107,15 +107,15 @@ def with_an_id_beyond_its_table(config, split, row):
     shard, size = manifest.splits[split][0], config.data.row_group_rows
     path = config.data.prepared / shard.path
     rows = pq.read_table(path)
-    ids = rows["video_id"].to_numpy().copy()
-    ids[row] = config.features.tables["video"].rows
-    place = rows.schema.get_field_index("video_id")
+    ids, end = rows["hour"].to_pylist(), config.features.tables["hour"].rows - 1
+    ids[row] = end
+    place = rows.schema.get_field_index("hour")
     rows = rows.set_column(place, rows.schema.field(place), pa.array(ids))
     pq.write_table(rows, path, row_group_size=size, **WRITE_OPTIONS)
     shard = shard.model_copy(update={"checksum": file_checksum(path)})
     splits = manifest.splits | {split: [shard, *manifest.splits[split][1:]]}
     manifest.model_copy(update={"splits": splits}).write(config.data.prepared)
-    told = f"feature 'video_id' holds id {ids[row]}, but table 'video' has {ids[row]} rows"
+    told = f"feature 'hour' holds id {end}, but table 'hour' has {end + 1} rows, for ids from 0 to {end - 1}"
     return f"{path}: row group {row // size} cannot be read ({told})"
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from data_pipeline.manifest import load_manifest
 from data_pipeline.preprocess import preprocess
-from data_pipeline.reading import open_prepared, open_split
+from data_pipeline.reading import data_seen, open_prepared, open_split
 from rankmixer_dist import identity
 from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import checkpoints
@@ -192,15 +192,39 @@ def test_whatever_is_renamed_and_put_in_another_order_scores_the_same_or_is_told
 def test_a_table_whose_ids_lie_in_other_rows_starts_afresh(runs):
     features = renamed(runs.base["features"], {"video": "clip", "video_id": "video_id"})
     features["tables"]["clip"] = features["tables"]["clip"] | {"salt": "clip"}
-    new = {"data.prepared": str(runs.folder / "prepared_clip"), **STILL}
     start = {"train.start_from": {"run": str(runs.folder / "runs/one"), "rename": {"clip": "video"}}}
-    config = runs.config("salted", features=features, **new, **start)
-    preprocess(config, progress=False)
+    config = runs.config("salted", features=features, **STILL, **start)
     runs.train(config)
     fresh = json.loads((config.run_dir / "start.json").read_text())["fresh_tables"]
-    assert fresh == {
-        "clip": "salt was 'video' and is 'clip': set features.tables.clip.salt: video and prepare the data again"
-    }
+    assert fresh == {"clip": "salt was 'video' and is 'clip': set features.tables.clip.salt: video"}
+
+
+def test_tables_of_another_size_are_trained_on_the_same_prepared_data(runs):
+    features = json.loads(json.dumps(runs.base["features"]))
+    features["tables"]["video"] |= {"rows": 40, "dim": 8, "salt": "film"}
+    features["tables"]["hour"]["rows"] = 25
+    start = {"train.start_from.run": str(runs.folder / "runs/one")}
+    base, config = runs.config(), runs.config("resized", features=features, **start, **{"train.max_steps": 2})
+    manifest = load_manifest(base.data.prepared)
+    assert preprocess(config, progress=False) == manifest
+    assert data_seen(config, manifest) == data_seen(base, manifest)
+    runs.train(config)
+    fresh = json.loads((config.run_dir / "start.json").read_text())["fresh_tables"]
+    assert fresh == {"video": "rows was 16384 and is 40", "hour": "rows was 32 and is 25"}
+    # A run that goes on has the tables that it began with.
+    assert "already holds another config: features" in told(runs.train, runs.config("resized", **start))
+    features["tables"]["hour"]["rows"] = 24
+    message = told(runs.train, runs.config("too_small", features=features))
+    assert (
+        "table 'hour' has 24 rows, but feature 'hour' holds id 23, which needs 25: set features.tables.hour" in message
+    )
+
+
+def test_other_boundaries_need_other_prepared_data(runs):
+    features = json.loads(json.dumps(runs.base["features"]))
+    features["features"]["duration_bucket"]["boundaries"][0] = 8
+    message = told(runs.train, runs.config("cut", features=features))
+    assert "prepared for another schema: features.duration_bucket.boundaries was [7.0, " in message
 
 
 @pytest.fixture
@@ -281,6 +305,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_part_that_differs(runs,
             "feature duration_bucket: boundaries",
         ),
         (swap, "feature video_id: column was 'video_id' and is 'author_id'"),
+        (lambda f: f["tables"]["video"].update(rows=99), "table video: rows was 16384 and is 99"),
         (lambda f: f["tables"]["video"].update(salt="film"), "table video: salt was 'video' and is 'film'"),
         (lambda f: f["tasks"]["like"].update(column="skip"), "task like: column was 'like' and is 'skip'"),
         (lambda f: {"model.rankmixer.norm": "pre"}, "model: rankmixer.norm was 'post' and is 'pre'"),

@@ -117,7 +117,7 @@ def test_a_row_inside_its_users_sequence_has_no_history(serial):
     rows, manifest, _ = serial
     late = rows["timestamp"] > START_MS + 10 * 7_200_000
     watched = rows["watched"].map(list)
-    assert all(ids == [1, 2, 2] for ids in watched[(rows["user_id"] == 0) & late])
+    assert all(ids == [0, 1, 1] for ids in watched[(rows["user_id"] == 0) & late])
     assert not any(watched[(rows["user_id"] == 1) | ~late])
     assert rows["history_length"].isna().equals((rows["user_id"] == 0) & ~late)
     inside = exposures().query("user_id == 0 and time_ms <= @START_MS + 10 * 7_200_000")
@@ -126,11 +126,11 @@ def test_a_row_inside_its_users_sequence_has_no_history(serial):
 
 def test_unknown_words_are_missing_and_the_hour_is_chinas(serial):
     rows, _, _ = serial
-    assert (rows["user_active_degree"] == 0).equals(rows["user_id"] == 1)
-    assert (rows["tags"].map(len) == 0).equals(rows["video_id"] == 1)
-    assert (rows["duration_bucket"] == 0).equals(rows["video_id"] == 1)
+    assert rows["user_active_degree"].isna().equals(rows["user_id"] == 1)
+    assert (rows["tags"].map(len) == 0).equals(rows["video_id"] == 0)
+    assert rows["duration_bucket"].isna().equals(rows["video_id"] == 0)
     hours = (rows["timestamp"] - START_MS) // 3_600_000 % 24
-    assert (rows["hour"] == hours + 1).all()
+    assert (rows["hour"] == hours).all()
 
 
 def test_equal_rows_of_files_of_other_types_are_equal(folder, serial, tmp_path):

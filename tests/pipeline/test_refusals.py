@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.job import RayJob, SerialJob
+from data_pipeline.key_range import KeyRange
 from data_pipeline.preprocess import preprocess
 from data_pipeline.reading import find_prepared
 from rankmixer_dist.config import load_config
@@ -59,7 +60,8 @@ def test_the_first_bad_row_is_named_and_all_are_counted(log, job):
     assert where == f"{logs(folder)[1]}: row 7"
     assert why == (
         "label_not_0_or_1: column 'like' is 2; 3 of 3,000 rows are bad; mend them, or set features.tasks.like.unknown="
-        "mask, which keeps the 1 rows without 'like', or set data.on_bad_row=set_aside, which leaves them out"
+        "mask, which keeps the 1 rows without 'like', or raise features.tables.hour.rows, which keeps the 1 rows with "
+        "a higher 'hour', or set data.on_bad_row=set_aside, which leaves them out"
     )
     assert nothing_was_left(folder)
 
@@ -71,10 +73,11 @@ def test_bad_rows_are_set_aside_as_they_were_read(log, job):
     replace(logs(folder)[1], "like", {7: 2, 9: None})
     replace(logs(folder)[1], "user_id", {7: None})
     manifest = prepare(job(), "data.on_bad_row=set_aside")
-    assert manifest.set_aside == {"id_out_of_range": 1, "label_not_0_or_1": 1, "missing_user_id": 1}
+    assert manifest.set_aside == {"id_beyond_table": 1, "label_not_0_or_1": 1, "missing_user_id": 1}
+    assert manifest.key_ranges == {"hour": KeyRange(rows=32, beyond=1, highest=23)}
     assert manifest.raw_rows == 3000 == manifest.rows("train") + manifest.rows("test") + 3
     aside = folder.parent / "prepared" / "set_aside"
-    (late,) = pq.read_table(aside / "id_out_of_range.parquet").to_pylist()
+    (late,) = pq.read_table(aside / "id_beyond_table.parquet").to_pylist()
     source = pq.read_table(logs(folder)[3])
     assert rows == source.num_rows
     assert {name: late[name] for name in source.column_names} == source.slice(2, 1).to_pylist()[0]

@@ -131,10 +131,23 @@ def test_a_shard_that_cannot_be_used_is_told_in_one_line(shard):
     assert "row group 2: column 'label_like' holds 0.5; a label is 0, 1 or NaN" in told(
         lambda: changed(path, "label_like", labels)
     )
-    ids = pa.array([1] * 100 + [16384] + [2] * 27, pa.int64())
-    assert "row group 3: feature 'video_id' holds id 16384, but table 'video' has 16384 rows" in told(
-        lambda: changed(path, "video_id", ids)
+    ids = pa.array([1] * 100 + [31] + [2] * 27, pa.int64())
+    assert "row group 3: feature 'hour' holds id 31, but table 'hour' has 32 rows, for ids from 0 to 30" in told(
+        lambda: changed(path, "hour", ids)
     )
+    buckets = pa.array([0] * 127 + [7], pa.int64())
+    assert "row group 3: feature 'duration_bucket' holds bucket 7, but its boundaries make 7 from 0 on" in told(
+        lambda: changed(path, "duration_bucket", buckets)
+    )
+    for values, kind in (
+        (pa.array([1] * 128, pa.uint64()), "uint64"),
+        (pa.array([1] * 128, pa.int32()), "int32"),
+        (pa.array([[1]] * 128, pa.large_list(pa.int64())), "large_list<"),
+    ):
+        name = "watched" if "list" in kind else "video_id"
+        assert f"column {name!r} is {kind}" in told(lambda n=name, v=values: changed(path, n, v))
+    lists = pa.array([[1], None, *[[2, None]] * 126], pa.list_(pa.field("item", pa.int64())))
+    assert "column 'watched' " in told(lambda: changed(path, "watched", lists))
     nulls = pa.array([None, *range(127)], pa.int64())
     assert "row group 0: column 'user_id' has 1 nulls" in told(lambda: changed(path, "user_id", nulls))
     assert "column 'user_id' is string, not int64" in told(lambda: changed(path, "user_id", pa.array(["x"] * 128)))
@@ -148,6 +161,25 @@ def test_a_shard_that_cannot_be_used_is_told_in_one_line(shard):
         path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
 
     assert "row group 1 cannot be read" in told(damage_a_page)
+
+
+@pytest.mark.parametrize(("version", "was"), [(None, "is not there"), ("4", "is '4'")])
+def test_a_shard_that_does_not_say_that_its_ids_are_keys_is_set_aside(shard, version, was):
+    """One of rows of tables, as they were prepared before, has the same columns."""
+    path, asked = shard
+    metadata = {} if version is None else {"rankmixer_dist.format": version}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    assert scan(path, *asked).problem == (
+        f"{path}: rankmixer_dist.format in its Parquet metadata {was}, not 5, which says that ids are keys; prepare it "
+        "with this version"
+    )
+
+
+@pytest.mark.parametrize("key", [None, 2**63 - 1, -(2**63), -1])
+def test_a_hashed_id_may_be_any_key_or_none(shard, key):
+    path, asked = shard
+    changed(path, "video_id", pa.array([key] * 128, pa.int64()))
+    assert scan(path, *asked).problem is None
 
 
 def test_unknown_labels_are_no_problem(shard):

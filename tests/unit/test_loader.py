@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from data_pipeline.key_range import identity_features
 from data_pipeline.loader import Loader, SplitsInTurn
 from data_pipeline.manifest import (
     Manifest,
@@ -18,6 +19,7 @@ from data_pipeline.manifest import (
     schema_hash,
     verify_checksums,
 )
+from data_pipeline.table_rows import with_table_rows
 from rankmixer_dist.batch import Position
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError
@@ -27,7 +29,11 @@ GROUP_ROWS, SHARD_ROWS, ROWS = 8, 40, 107
 
 SCHEMA = Schema.model_validate(
     {
-        "tables": {"video": {"rows": 50, "dim": 4}, "user": {"rows": 50, "dim": 4}, "tag": {"rows": 9, "dim": 4}},
+        "tables": {
+            "video": {"rows": 50, "dim": 4, "ids": "identity"},
+            "user": {"rows": 50, "dim": 4},
+            "tag": {"rows": 9, "dim": 4},
+        },
         "groups": {"all": 1},
         "features": {
             "watched": {"kind": "sequence", "table": "video", "query": "video", "group": "all", "max_length": 5},
@@ -47,7 +53,7 @@ def prepared(tmp_path):
     random = np.random.default_rng(5)
 
     def lists(most, rows):
-        return [random.integers(1, rows, random.integers(0, most + 1)).tolist() for _ in range(ROWS)]
+        return [random.integers(-rows, rows, random.integers(0, most + 1)).tolist() for _ in range(ROWS)]
 
     columns = {
         "row_id": np.arange(ROWS) * 7,
@@ -57,10 +63,10 @@ def prepared(tmp_path):
         "label_like": random.integers(0, 2, ROWS).astype(np.float32),
         "truth_finish": random.random(ROWS).astype(np.float32),
         "truth_like": random.random(ROWS).astype(np.float32),
-        "watched": lists(5, 50),
-        "video": random.integers(1, 50, ROWS),
+        "watched": [[abs(key) % 49 for key in row] for row in lists(5, 50)],
+        "video": pa.array(random.integers(0, 49, ROWS), mask=random.random(ROWS) < 0.2),
         "age": np.where(random.random(ROWS) < 0.2, np.nan, random.random(ROWS)).astype(np.float32),
-        "user": random.integers(1, 50, ROWS),
+        "user": pa.array(random.integers(-(2**63), 2**63, ROWS), mask=random.random(ROWS) < 0.2),
         "tags": lists(3, 9),
     }
     table = pa.table(columns, schema=prepared_columns(SCHEMA, has_truth=True))
@@ -89,6 +95,7 @@ def prepared(tmp_path):
             "row_group_rows": GROUP_ROWS,
             "splits": {"train": [shard.model_dump() for shard in shards]},
             "numerics": {"age": NumericStatistics(count=1, mean=0, std=1).model_dump()},
+            "key_ranges": {name: {"rows": 50, "beyond": 0, "highest": 48} for name in identity_features(SCHEMA)},
             "raw_rows": ROWS,
             "set_aside": {},
             "prepared_from": {},
@@ -103,7 +110,7 @@ def make(prepared, *, split="train", rank=0, world_size=1, batch_size=24, shuffl
     folder, manifest, _ = prepared
     return Loader(
         folder, manifest, SCHEMA, split=split, batch_size=batch_size, rank=rank, world_size=world_size,
-        shuffle=shuffle, seed=seed, prefetch=2, with_truth=with_truth,
+        shuffle=shuffle, seed=seed, prefetch=2, with_truth=with_truth, keys_of=("user", "video"),
     )  # fmt: skip
 
 
@@ -166,7 +173,7 @@ def test_a_position_continues_where_it_was_taken_whatever_the_ranks(prepared, wo
 
 
 def test_values_are_those_of_the_rows(prepared):
-    table = prepared[2].to_pandas().set_index("row_id")
+    table = with_table_rows(prepared[2], SCHEMA).to_pandas().set_index("row_id")
     for rank in range(2):
         for batch, _ in make(prepared, rank=rank, world_size=2, batch_size=48, with_truth=True).epoch(Position(0, 0)):
             rows = table.loc[row_ids(batch)]
@@ -180,9 +187,15 @@ def test_values_are_those_of_the_rows(prepared):
             values = batch.ids.values.split(batch.ids.lengths_FB.flatten().tolist())
             for place, feature in enumerate(batch.ids.features):
                 found = [value.tolist() for value in values[place * 24 : place * 24 + 24]]
-                wanted = [row if isinstance(row, int) else list(row) for row in rows[feature].tolist()]
-                wanted = [[row] if isinstance(row, int) else row for row in wanted]
+                wanted = [list(row) if np.ndim(row) else [int(row)] for row in rows[feature].tolist()]
                 assert found == wanted + [[]] * (24 - real)
+            keys, known = batch.keys_BS.numpy(), batch.known_BS.numpy()
+            assert not known[real:].any()
+            for place, feature in enumerate(("user", "video")):
+                there = (
+                    prepared[2].take(pa.array([row // 7 for row in row_ids(batch)], pa.int64()))[feature].to_pylist()
+                )
+                assert np.where(known[:real, place], keys[:real, place], None).tolist() == there
 
 
 def test_padding_rows_are_marked(prepared):
@@ -257,7 +270,7 @@ def test_a_broken_row_group_is_named(prepared):
 def test_a_manifest_of_another_schema_is_refused(prepared):
     folder, manifest, _ = prepared
     assert read_manifest(folder, SCHEMA) == manifest
-    other = SCHEMA.model_copy(update={"tables": SCHEMA.tables | {"tag": SCHEMA.tables["user"]}})
+    other = SCHEMA.model_copy(update={"tables": SCHEMA.tables | {"tag": SCHEMA.tables["video"]}})
     with pytest.raises(UserError, match="prepared for another schema"):
         read_manifest(folder, other)
     (folder / "manifest.json").unlink()

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.key_range import KeyRange
 from data_pipeline.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -24,13 +25,21 @@ from rankmixer_dist.schema import Schema
 from tests.changes import changed
 
 DECLARED = {
-    "tables": {"video": {"rows": 50, "dim": 8}, "tag": {"rows": 9, "dim": 4}},
+    "tables": {
+        "video": {"rows": 50, "dim": 8},
+        "tag": {"rows": 9, "dim": 4},
+        "exact": {"rows": 10, "dim": 4, "ids": "identity"},
+        "age": {"rows": 10, "dim": 4, "ids": "identity"},
+    },
     "groups": {"user": 1, "video": 2},
     "features": {
         "video_id": {"kind": "id", "table": "video", "group": "video"},
         "watched": {"kind": "sequence", "table": "video", "query": "video_id", "max_length": 5, "group": "user"},
         "tags": {"kind": "multi_id", "table": "tag", "separator": ",", "group": "video"},
         "length": {"kind": "numeric", "column": "length_s", "group": "video"},
+        "shown": {"kind": "id", "table": "exact", "group": "video"},
+        "seen": {"kind": "multi_id", "table": "exact", "group": "user"},
+        "age": {"kind": "id", "table": "age", "boundaries": [10, 30], "group": "user"},
     },
     "tasks": {"finish": {}, "like": {"column": "is_like"}},
 }
@@ -64,6 +73,10 @@ def standing(tmp_path):
         row_group_rows=100,
         splits={"train": [shard, shard.model_copy(update={"path": "train-00001.parquet"})], "test": []},
         numerics={"length": NumericStatistics(count=3, mean=0.1, std=1 / 3)},
+        key_ranges={
+            "shown": KeyRange(rows=10, beyond=0, highest=5),
+            "seen": KeyRange(rows=10, beyond=0, highest=None),
+        },
         raw_rows=201,
         set_aside={"duplicate": 1},
         prepared_from={"splits": {"train": [0, 5]}},
@@ -95,15 +108,10 @@ def test_what_is_written_is_read_back(standing):
     assert math.isnan(manifest.base_rate("test", "finish"))
 
 
-def test_a_manifest_from_before_ids_were_counted_is_read(standing):
-    folder, manifest = standing
-    content = json.loads((folder / MANIFEST_NAME).read_text())
-    del content["checksum"], content["ids_per_row"]
-    content["checksum"] = text_checksum(json.dumps(content, sort_keys=True).encode())
-    (folder / MANIFEST_NAME).write_text(json.dumps(content))
-    assert read_manifest(folder, schema_with()) == manifest
-    rewrite(folder, ids_per_row={"watched": 2.5})
-    assert read_manifest(folder, schema_with()).ids_per_row == {"watched": 2.5}
+def test_a_manifest_of_data_that_holds_rows_of_tables_is_refused(standing):
+    rewrite(standing[0], format_version=4)
+    with pytest.raises(UserError, match=r"manifest\.json: format version 4, this is 5; prepare the data again$"):
+        read_manifest(standing[0], schema_with())
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
@@ -156,41 +164,48 @@ def test_a_manifest_changed_after_it_was_written_is_refused(standing, change):
 @pytest.mark.parametrize(
     "change",
     [
-        {"tables__video__rows": 51},
         {"tables__video__ids": "identity"},
-        {"tables__video__salt": "film"},
-        {"tables__video__salt": "tag"},
         {"features__watched__max_length": 4},
         {"features__tags__separator": ";"},
-        {"features__tags__table": "video"} | {"features__watched__table": "video"},
+        {"features__age__boundaries": [10, 20]},
+        {"features__age__boundaries": None},
         {"features__length__transform": "log1p"},
         {"features__length__column": "length_ms"},
         {"tasks__like__column": "like"},
+        {"tasks__like__unknown": "mask"},
         {"features__other": {"kind": "numeric", "group": "user"}},
     ],
 )
 def test_another_meaning_of_the_columns_is_another_hash(standing, change):
-    if change.get("features__tags__table"):
-        change = change | {"tables": {"video": DECLARED["tables"]["video"]}}
     other = schema_with(**change)
     assert schema_hash(other) != schema_hash(schema_with())
-    with pytest.raises(UserError, match=r"another schema: (tables|features|tasks)\.[\w.]+ was .* and is .*; run"):
+    with pytest.raises(UserError, match=r"another schema: (features|tasks)\.[\w.]+ was .* and is .*; run"):
         read_manifest(standing[0], other)
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {"tables__video__rows": 51},
+        {"tables__exact__rows": 9},
         {"tables__tag__dim": 16},
-        {"tables__video__salt": "video"},
+        {"tables__video__salt": "film"},
+        {"tables__video__salt": "tag"},
+        {"tables__age__ids": "hash"},  # no more than buckets stand there
+        {"features__tags__table": "video"},
+        {"features__watched__query": None, "features__watched__pooling": "mean"},
+        {"features__length__column": "length_s"},
         {"groups__video": 4},
         {"features__length__group": "user"},
         {"features__tags__pooling": "sum"},
         {"tasks__finish__weight": 2.0},
     ],
 )
-def test_what_only_the_model_sees_keeps_the_hash(change):
+def test_what_prepared_data_does_not_hold_keeps_the_hash(standing, change):
+    if change.get("features__tags__table"):
+        change = change | {"tables": {name: t for name, t in DECLARED["tables"].items() if name != "tag"}}
     assert schema_hash(schema_with(**change)) == schema_hash(schema_with())
+    assert read_manifest(standing[0], schema_with(**change)) == standing[1]
 
 
 def test_the_order_of_keys_keeps_the_hash():
@@ -198,12 +213,49 @@ def test_the_order_of_keys_keeps_the_hash():
     assert schema_hash(Schema.model_validate(turned)) == schema_hash(schema_with())
 
 
-def test_a_table_that_keeps_its_salt_may_have_another_name():
-    tables = {"clip": DECLARED["tables"]["video"] | {"salt": "video"}, "tag": DECLARED["tables"]["tag"]}
+def test_a_table_may_have_another_name():
+    tables = {("clip" if name == "video" else name): table for name, table in DECLARED["tables"].items()}
     moved = {"tables": tables, "features__video_id__table": "clip", "features__watched__table": "clip"}
     assert schema_hash(schema_with(**moved)) == schema_hash(schema_with())
-    tables["clip"].pop("salt")
-    assert schema_hash(schema_with(**moved)) != schema_hash(schema_with())
+
+
+@pytest.mark.parametrize("feature", ["shown", "seen"])
+@pytest.mark.parametrize(
+    ("rows", "beyond", "told"),
+    [
+        (7, 0, "has 7 rows, but feature '{}' holds id 6, which needs 8: set features.tables.exact.rows=8, or prepare "),
+        (8, 3, None),
+        (9, 3, None),
+        (10, 3, None),
+        (11, 0, None),
+        (
+            11,
+            3,
+            "has 11 rows, but had 10 when the data was prepared, for which 3 of the log's rows with a higher id of ",
+        ),
+    ],
+)
+def test_an_identity_table_may_have_the_rows_that_the_prepared_ids_allow(standing, feature, rows, beyond, told):
+    folder, manifest = standing
+    ranges = dict(manifest.key_ranges)
+    ranges[feature] = KeyRange(rows=10, beyond=beyond, highest=6)
+    manifest.model_copy(update={"key_ranges": ranges}).write(folder)
+    other = schema_with(tables__exact__rows=rows)
+    assert schema_hash(other) == schema_hash(schema_with())
+    if told is None:
+        read_manifest(folder, other)
+        return
+    with pytest.raises(UserError) as refused:
+        read_manifest(folder, other)
+    assert str(refused.value).startswith(f"{folder / MANIFEST_NAME}: table 'exact' {told.format(feature)}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ranges", [{}, {"shown": {"rows": 10, "beyond": 0, "highest": None}}])
+def test_a_manifest_that_does_not_tell_what_ids_it_holds_is_refused(standing, ranges):
+    rewrite(standing[0], key_ranges=ranges)
+    with pytest.raises(UserError, match="its ids are of other features; prepare the data again"):
+        read_manifest(standing[0], schema_with())
 
 
 def test_a_changed_and_a_missing_shard_are_named(standing):
@@ -224,9 +276,9 @@ def test_prepared_columns_in_file_order():
     columns = prepared_columns(schema_with(), has_truth=True)
     assert columns.names == [
         *("row_id", "user_id", "timestamp", "label_finish", "label_like", "truth_finish", "truth_like"),
-        *("video_id", "watched", "tags", "length"),
+        *("video_id", "watched", "tags", "length", "shown", "seen", "age"),
     ]
-    assert not any(field.nullable for field in columns)
+    assert [field.name for field in columns if field.nullable] == ["video_id", "shown", "age"]
     ids = pa.list_(pa.field("item", pa.int64(), nullable=False))
     assert [columns.field(name).type for name in ("video_id", "watched", "tags", "length")] == [
         *(pa.int64(), ids, ids, pa.float32()),

@@ -14,7 +14,7 @@ from rankmixer_dist.metrics import ValueCounts
 from rankmixer_dist.train.checkpoint import begun_splits
 from rankmixer_dist.train.slice_columns import SliceColumn, slice_columns
 
-HOUR_MS = 3_600_000
+HOUR_MS, LARGEST = 3_600_000, 2**63 - 1
 USER_ROWS = {11: 1, 12: 2, 13: 2, 14: 5, 15: 9, 16: 40}
 """User -> rows in the training splits."""
 
@@ -59,16 +59,14 @@ def config(folder: Path, *overrides: str) -> RunConfig:
     return load_config(path, overrides)
 
 
-def batch(schema, *, rows=3, padding=2, **given) -> Batch:
-    """A batch of `rows` rows and padding; `given`: ids of a feature, `user_id` or `timestamp`, a value a row."""
-    features = schema.id_features()
-    lengths = torch.zeros(len(features), rows + padding, dtype=torch.int32)
-    values = []
-    for place, feature in enumerate(features):
-        # A bag has two ids in every row.
-        each = np.repeat(7, 2 * rows) if feature == "words" else np.asarray(given.get(feature, [1] * rows))
-        lengths[place, :rows] = len(each) // rows
-        values.append(torch.as_tensor(each, dtype=torch.int64))
+def batch(sliced, *, rows=3, padding=2, **given) -> Batch:
+    """A batch of `rows` rows and padding with the keys of the features `sliced`.
+
+    Args:
+        given: keys of a feature, None where missing, or `user_id` or `timestamp`, a value a row.
+    """
+    keys = [[*given.get(feature, [0] * rows), *[None] * padding] for feature in sliced]
+    ids = JaggedIds.on_host((), torch.zeros(0, dtype=torch.int64), torch.zeros(0, rows + padding, dtype=torch.int32))
 
     def padded(name):
         return torch.tensor([*given.get(name, [0] * rows), *[-1] * padding], dtype=torch.int64)
@@ -80,15 +78,22 @@ def batch(schema, *, rows=3, padding=2, **given) -> Batch:
         weight_B=torch.tensor([1.0] * rows + [0.0] * padding),
         labels_BK=torch.zeros(rows + padding, 1),
         numerics_BN=torch.zeros(rows + padding, 1),
-        ids=JaggedIds.on_host(features, torch.cat(values), lengths),
+        ids=ids,
         global_weight=float(rows),
+        keys_BS=torch.tensor([[key or 0 for key in of] for of in keys], dtype=torch.int64).T if keys else None,
+        known_BS=torch.tensor([[key is not None for key in of] for of in keys]).T if keys else None,
     )
 
 
+KEYS = {"user": np.arange(2000), "tab": [7, 0], "word": [5, LARGEST, -1, 0, -(2**63)]}
+"""Feature -> the keys that occur in the rows to be scored."""
+
+
 def counts(splits, column) -> ValueCounts:
-    """The users of training, and 2,000 users to be scored."""
+    """The users of training, and the keys of the rows to be scored."""
     state = ValueCounts()
-    state.update(np.arange(2000) if column == "user" else np.repeat([*USER_ROWS], [*USER_ROWS.values()]))
+    of_users = np.repeat([*USER_ROWS], [*USER_ROWS.values()])
+    state.update(np.array(KEYS[column], np.int64) if column in KEYS else of_users)
     return state
 
 
@@ -99,22 +104,37 @@ def columns(run: RunConfig, trained_on=("train",)) -> list[SliceColumn]:
 def labels(run: RunConfig, **given) -> list[str]:
     """What the rows of a batch are called by the only column."""
     (column,) = columns(run)
-    found = column.values(batch(run.features, **given))
+    found = column.values(batch(run.features.sliced_ids(run.eval.slices), **given))
     assert found.shape == (5,) and found.dtype == np.int64
     return [column.label(value) for value in found[:3].tolist()]
 
 
 @pytest.mark.parametrize(
-    ("feature", "ids", "expected"),
+    ("feature", "keys", "expected"),
     [
-        ("tab", [1, 0, 8], ["0", "missing", "7"]),
-        ("word", [5, 0, 63], ["row 5", "missing", "row 63"]),
-        ("age", [1, 2, 4], ["< 7", "7 to < 15.5", "≥ 30"]),
-        ("age", [0, 3, 3], ["missing", "15.5 to < 30", "15.5 to < 30"]),
+        ("tab", [0, None, 7], ["0", "missing", "7"]),
+        ("word", [5, None, -1], ["5", "missing", "-1"]),
+        # No key stands for a missing one.
+        ("word", [0, LARGEST, -(2**63)], ["0", str(LARGEST), str(-(2**63))]),
+        ("age", [0, 1, 3], ["< 7", "7 to < 15.5", "≥ 30"]),
+        ("age", [None, 2, 2], ["missing", "15.5 to < 30", "15.5 to < 30"]),
     ],
 )
-def test_ids_are_called_what_can_be_known(tmp_path, feature, ids, expected):
-    assert labels(config(tmp_path, f"eval.slices=[{feature}]"), **{feature: ids}) == expected
+def test_ids_are_called_by_their_keys(tmp_path, feature, keys, expected):
+    for slices in (feature, f"hour,{feature}", f"{feature},user_known"):
+        run = config(tmp_path, f"eval.slices=[{slices}]")
+        sliced = [column for column in columns(run) if column.name == feature]
+        found = sliced[0].values(batch((feature,), **{feature: keys}))
+        assert found.shape == (5,) and found.dtype == np.int64
+        assert [sliced[0].label(value) for value in found.tolist()] == [*expected, "missing", "missing"]
+
+
+def test_each_feature_has_its_own_keys(tmp_path):
+    run = config(tmp_path, "eval.slices=[word,hour,tab,word]")
+    word, _, tab = columns(run)
+    scored = batch(run.features.sliced_ids(run.eval.slices), word=[5, None, 0], tab=[None, 7, 0])
+    assert [word.label(value) for value in word.values(scored)[:3]] == ["5", "missing", "0"]
+    assert [tab.label(value) for value in tab.values(scored)[:3]] == ["missing", "7", "0"]
 
 
 def test_users_are_known_by_their_rows_in_training(tmp_path):

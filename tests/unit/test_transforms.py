@@ -1,10 +1,10 @@
-"""Raw columns to prepared ones: pinned hashes, ids, buckets, sequences, labels, and what is set aside."""
+"""Raw columns to prepared ones: pinned hashes, keys, buckets, sequences, labels, and what is set aside."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline.hashing import hash_ids, hash_strings, read_ids
+from data_pipeline.hashing import hash_strings
 from data_pipeline.transforms import prepare
 from rankmixer_dist.schema import Schema
 
@@ -50,26 +50,21 @@ def prepared(schema=SCHEMA, **columns):
 
 
 def test_hashes_are_pinned():
-    # FNV-1a 64 of "" and "a", from its authors' test vectors; the ids are what prepared data already holds.
+    # FNV-1a 64 of "" and "a", from its authors' test vectors.
     assert hash_strings(pa.array(["", "a"])).tolist() == [0xCBF29CE484222325, 0xAF63DC4C8601EC8C]
-    assert hash_ids(read_ids(pa.array([0, 1, 27284])), salt="user", rows=1000).tolist() == [695, 690, 694]
-    assert hash_ids(read_ids(pa.array(["food", "Ünïcode"])), salt="tag", rows=1000).tolist() == [749, 383]
 
 
 def test_values():
     rows, aside = prepared()
     assert not aside
-    assert [row["video"] for row in rows] == [1, 5, 0, 3, 2]
-    assert [row["watched"] for row in rows] == [[], [3, 4, 5], [], [5], [2, 1]]
-    assert [row["length"] for row in rows] == [1, 2, 0, 3, 4]
+    assert [row["video"] for row in rows] == [0, 4, None, 2, 1]
+    assert [row["watched"] for row in rows] == [[], [2, 3, 4], [], [4], [1, 0]]
+    assert [row["length"] for row in rows] == [0, 1, None, 2, 3]
     assert [row["label_finish"] for row in rows] == [0, 1, 0, 1, 0]
     np.testing.assert_allclose([row["log_length"] for row in rows], np.log1p([5, 10, np.nan, 29.9, 1e6]), rtol=1e-6)
-    words, tags = [row["word"] for row in rows], [row["tags"] for row in rows]
-    assert words[0] == words[3] != words[1]
-    assert words[2] == words[4] == 0
-    assert [len(each) for each in tags] == [2, 0, 0, 1, 1]
-    assert tags[0][0] == tags[4][0]
-    assert all(1 <= tag < 50 for each in tags for tag in each)
+    a, b = hash_strings(pa.array(["a", "b"])).view(np.int64).tolist()
+    assert [row["word"] for row in rows] == [a, b, None, a, None]
+    assert [row["tags"] for row in rows] == [[1, 2], [], [], [3], [1]]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +72,9 @@ def test_values():
     [
         ("finish", [0, 1, 0.5, 1, 0], "label_not_0_or_1"),
         ("finish", [0, 1, None, 1, 0], "label_not_0_or_1"),
-        ("video", [0, 1, 5, 1, 0], "id_out_of_range"),
+        ("video", [0, 1, 5, 1, 0], "id_beyond_table"),
         ("video", [0, 1, -1, 1, 0], "id_out_of_range"),
-        ("watched", [[], [], [0, 5], [], []], "id_out_of_range"),
+        ("watched", [[], [], [0, 5], [], []], "id_beyond_table"),
         ("user_id", [7, 7, None, 9, 9], "missing_user_id"),
         ("timestamp", [10, 11, None, 13, 14], "missing_timestamp"),
         ("timestamp", [10, 11, 100, 13, 14], "outside_splits"),
@@ -105,7 +100,7 @@ def test_an_unknown_label_is_masked_where_the_task_says_so():
     ]
 
 
-def test_an_id_has_one_row_of_a_shared_table_alone_in_a_list_and_in_a_joined_string():
+def test_an_id_has_one_key_alone_in_a_list_and_in_a_joined_string():
     ids = [12, 0, -5, 2**63 - 1, 7]
     joined = [f" {number},007\t, {number}" for number in ids]
     declared = SCHEMA.model_dump(mode="json")
@@ -113,37 +108,22 @@ def test_an_id_has_one_row_of_a_shared_table_alone_in_a_list_and_in_a_joined_str
     lists = pa.array([[number, 7] for number in ids], pa.list_(pa.int64(), 2))
     rows, aside = prepared(schema=Schema.model_validate(declared), word=ids, tags=joined, watched=lists)
     assert not aside
-    seven, other = (hash_ids(read_ids(pa.array([text])), salt="hashed", rows=50)[0] for text in ("7", "007"))
-    assert seven != other
-    for row in rows:
-        assert row["watched"] == [row["word"], seven]
-        assert row["tags"] == [row["word"], other, row["word"]]
+    other = hash_strings(pa.array(["007"])).view(np.int64)[0]
+    assert [row["word"] for row in rows] == ids
+    for row, number in zip(rows, ids, strict=True):
+        assert row["watched"] == [number, 7]
+        assert row["tags"] == [number, other, number]
+
+
+def test_rows_that_a_larger_table_would_take_are_counted_by_feature():
+    raw = {"row_id": range(5), "user_id": [7] * 5, "timestamp": [10, 11, 12, 13, 100], "finish": [0] * 5}
+    raw |= {"video": [9, -1, None, 4, 9], "watched": pa.array([[9, 8], [1], [5], [], [9]]), "word": ["a"] * 5}
+    raw |= {"tags": ["1"] * 5, "length": [99.0] * 5}
+    done = prepare(pa.table(raw), SCHEMA, truth_columns={}, time_ranges=[(0, 100)])
+    assert done.beyond_table == {"video": 1, "watched": 2}  # the last row is of no split
 
 
 def test_lists_of_a_fixed_size_may_all_be_null():
     rows, aside = prepared(watched=pa.array([None] * 5, pa.list_(pa.int64(), 3)))
     assert not aside
     assert [row["watched"] for row in rows] == [[]] * 5
-
-
-@pytest.mark.parametrize(("salt", "hashed_as"), [({}, "clip"), ({"salt": "word"}, "word")])
-def test_a_renamed_table_keeps_its_rows_by_its_salt(salt, hashed_as):
-    declared = SCHEMA.model_dump(mode="json")
-    declared["tables"] = {"clip": {**declared["tables"].pop("hashed"), **salt}, **declared["tables"]}
-    for name in ("word", "tags"):
-        declared["features"][name]["table"] = "clip"
-    rows, _ = prepared(schema=Schema.model_validate(declared), word=["a", "b", "c", "d", "e"])
-    expected = hash_ids(read_ids(pa.array(["a", "b", "c", "d", "e"])), salt=hashed_as, rows=50)
-    assert [row["word"] for row in rows] == expected.tolist()
-
-
-def test_equal_ids_of_two_tables_land_on_unrelated_rows():
-    ids = read_ids(pa.array(range(20_000)))
-    left, right = (hash_ids(ids, salt=table, rows=1001) for table in ("user", "video"))
-    assert left.min() == 1
-    assert left.max() == 1000
-    # Under independence 20 of 20,000 agree; 4 standard deviations around it.
-    assert 2 <= (left == right).sum() <= 38
-    counts = np.bincount(left, minlength=1001)[1:]
-    chi_square = ((counts - 20) ** 2 / 20).sum()
-    assert abs(chi_square - 999) < 4 * (2 * 999) ** 0.5
