@@ -9,7 +9,7 @@ bash launch/install.sh
 python=$root/.venv/bin/python
 
 "$python" -m ruff check .
-"$python" -m ruff format --check --quiet .
+"$python" -m ruff format --check .
 "$python" -m mypy
 
 # Two OpenMP threads spin for each other on the small tensors of the tests; on a machine that has other work to do one
