@@ -208,7 +208,8 @@ class _Chunks:
             reason = too_large(file.metadata.row_group(group), places)
             if reason is not None:
                 raise _DamagedError(reason)
-            table = file.read_row_group(group, columns=self._columns.names, use_threads=False)
+            # Not by the columns' names, which would be looked up for each row group.
+            table = file.reader.read_row_group(group, column_indices=places, use_threads=False)
             if table.num_rows != self.rows[chunk]:
                 raise _DamagedError(f"it has {table.num_rows} rows, not {self.rows[chunk]}")
         except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:

@@ -9,7 +9,7 @@ Row 0 of every table stands for a missing id. Of the others
 """
 
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +49,7 @@ class TableRows:
         Raises:
             NoRowError: a key has no row; some keys are rows already.
         """
-        ends = np.cumsum([0, *counts]).tolist()
+        ends = [0, *accumulate(counts)]
         for first, last, to_rows in self._runs:
             start = ends[first]
             run = keys[start : ends[last]].view(np.uint64)
