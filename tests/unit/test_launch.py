@@ -136,9 +136,9 @@ def test_the_ray_script_explains_itself() -> None:
 SRUN = """#!/usr/bin/env bash
 # Stands in for srun: notes its arguments, ends with the exit code asked for; at SIGUSR1, which it hands on, with its
 # tasks' 75; at SIGTERM, as SLURM 22.05's, it kills them.
-echo "srun $*" >>"$CALLS"
 trap "echo got USR1 >>'$CALLS'; exit 75" USR1
 trap "exit 137" TERM
+echo "srun $*" >>"$CALLS"
 [[ -z $CODE ]] || exit "$CODE"
 for ((i = 0; i < 1000; i++)); do sleep 0.05; done
 """
@@ -146,7 +146,7 @@ SCONTROL = """#!/usr/bin/env bash
 case "$1 $2" in
     "show hostnames") printf 'node1\\nnode2\\n' ;;
     "show job") echo "JobId=7 JobName=rankmixer JobState=$STATE Reason=None Requeue=1" ;;
-    *) echo "scontrol $*" >>"$CALLS" ;;
+    *) echo "scontrol $*" >>"$CALLS" && exit "$REFUSES" ;;
 esac
 """
 
@@ -160,24 +160,27 @@ class SlurmJob:
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
 
-    def run(self, code: str, number: signal.Signals | None = None, state: str = "RUNNING") -> tuple[int, bool]:
-        """Its exit code, and whether it went back into the queue.
+    def run(
+        self, code: str, number: signal.Signals | None = None, state: str = "RUNNING", refuses: int = 0
+    ) -> tuple[int, bool]:
+        """Its exit code, and whether it asked to go back into the queue.
 
         Args:
             code: of its tasks, which else wait for the signal `number` that the batch script gets.
             state: of the job at its end, as SLURM says.
+            refuses: exit code of SLURM when it is asked to take the job back.
         """
         self.calls.unlink(missing_ok=True)
         slurm = {"SUBMIT_DIR": str(self._folder), "GPUS_ON_NODE": "4", "JOB_NODELIST": "node[1-2]", "JOB_ID": "7"}
         slurm |= {"CPUS_PER_TASK": "16", "NNODES": "2"}
         env = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
         env |= {"PATH": f"{self._folder}:{os.environ['PATH']}", "CALLS": str(self.calls), "CODE": code, "STATE": state}
+        env["REFUSES"] = str(refuses)
         job = subprocess.Popen(["bash", str(LAUNCH / "cluster" / "slurm_train.sbatch"), "configs/a.yaml"], env=env)
         if number is not None:
             deadline = time.monotonic() + 30
             while not (self.calls.exists() and self.calls.read_text()) and time.monotonic() < deadline:
                 time.sleep(0.02)
-            time.sleep(0.3)  # its traps are set
             job.send_signal(number)
         ends = job.wait(60)
         return ends, "scontrol requeue 7" in self.calls.read_text().splitlines()
@@ -208,6 +211,13 @@ def test_the_slurm_job_ends_as_its_tasks_and_goes_on_by_itself(
     for words in ("--label", "--max_restarts 3", "--rdzv_endpoint node1:20007", "--nproc_per_node 4", "configs/a.yaml"):
         assert words in first
     assert ("got USR1" in others) == (number is not None), "srun hands on SIGUSR1 alone"
+
+
+def test_a_slurm_job_that_slurm_does_not_take_back_ends_as_its_tasks(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert SlurmJob(tmp_path).run("75", refuses=1) == (EXIT_PREEMPTED, True)
+    assert "error: SLURM does not take the job back; submit it again" in capfd.readouterr().err
 
 
 def test_a_slurm_job_that_saves_nothing_does_not_go_on_for_ever(tmp_path: Path) -> None:
