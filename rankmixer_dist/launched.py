@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
+_TORCHRUN, _DEEPSPEED = "TORCHELASTIC_RUN_ID", "CROSS_RANK"
 """What torchrun and deepspeed's launch.py set for the ranks they start."""
 _OF_COMMAND = "--log_level="
 """What the `deepspeed` command alone says to launch.py, which it starts on its own host; elsewhere pdsh does."""
@@ -29,14 +29,14 @@ def end_with_launcher() -> None:
     started this process is the end of the launcher.
     """
     parent = os.getppid()
-    by_launcher = any(name in os.environ for name in _LAUNCHERS)
+    by_launcher = _TORCHRUN in os.environ or _DEEPSPEED in os.environ
     if not sys.platform.startswith("linux") or "RANK" not in os.environ or not (by_launcher or _is_python(parent)):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # It may have been gone before the kernel knew what to do; process 1 has then inherited this one.
     if os.getppid() != parent or (by_launcher and parent == 1 and not _is_python(1)):
         os.kill(os.getpid(), signal.SIGKILL)
-    if any(argument.startswith(_OF_COMMAND) for argument in _arguments(parent)):
+    if _DEEPSPEED in os.environ and any(argument.startswith(_OF_COMMAND) for argument in _arguments(parent)):
         threading.Thread(target=_stop_without_command, args=(parent,), name="launcher watch", daemon=True).start()
 
 
@@ -57,6 +57,7 @@ def _stop_without_command(launcher: int) -> None:
         while _parent(launcher) == command:
             time.sleep(_LOOKS_EVERY_S)
     if os.environ.get("LOCAL_RANK", "0") == "0":
+        # Unsaid where another rank that had not yet begun ends first: launch.py then ends this one too.
         os.write(2, b"note: the deepspeed command is gone; its ranks stop, as at SIGTERM\n")
     os.kill(os.getpid(), signal.SIGTERM)
 

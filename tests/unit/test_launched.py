@@ -39,10 +39,16 @@ DEEPSPEED = {"RANK": "0", "CROSS_RANK": "0"}
 
 @contextmanager
 def without_launcher(command: list[str], begun: Path, env: dict[str, str], waits_s: float) -> Iterator[psutil.Process]:
-    """A rank whose outermost launcher is killed once the rank has begun to work, or, if it waits, before that."""
+    """A rank whose outermost launcher is killed once the rank has begun to work, or, if it waits, before that.
+
+    What the rank says on standard error stands in a file `said` beside `begun`.
+    """
     starts = [*command, str(begun), str(waits_s)]
     depth = command.count(STARTER) or 1
-    with subprocess.Popen(starts, env=os.environ | env, stdin=subprocess.PIPE) as launcher:
+    with (
+        open(begun.with_name("said"), "w") as said,
+        subprocess.Popen(starts, env=os.environ | env, stdin=subprocess.PIPE, stderr=said) as launcher,
+    ):
         family: list[psutil.Process] = []
         try:
             give_up = time.monotonic() + 60
@@ -76,7 +82,14 @@ def test_a_rank_dies_with_its_launcher(env: dict[str, str], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("command", "env"), [(BY_PYTHON, {}), (BY_SHELL, {}), (BY_SHELL, {"RANK": "0"}), (BY_PDSH, DEEPSPEED)]
+    ("command", "env"),
+    [
+        (BY_PYTHON, {}),
+        (BY_SHELL, {}),
+        (BY_SHELL, {"RANK": "0"}),
+        (BY_PDSH, DEEPSPEED),
+        (BY_DEEPSPEED, {"RANK": "0"}),  # another launcher that has an option of this name, under nohup
+    ],
 )
 def test_what_no_launcher_started_lives_on(command: list[str], env: dict[str, str], tmp_path: Path) -> None:
     with without_launcher(command, tmp_path / "begun", env, waits_s=0.0) as process:
@@ -96,6 +109,7 @@ def test_a_rank_is_told_to_stop_when_the_deepspeed_command_is_gone(waits_s: floa
     with without_launcher(BY_DEEPSPEED, tmp_path / "begun", DEEPSPEED, waits_s) as rank:
         assert is_gone(rank, 30)
     assert (tmp_path / "told").exists() or waits_s, "killed, and not told"
+    assert (tmp_path / "said").read_text() == "note: the deepspeed command is gone; its ranks stop, as at SIGTERM\n"
 
 
 def test_the_first_process_of_a_container_hears_that_it_is_to_stop(tmp_path: Path) -> None:
