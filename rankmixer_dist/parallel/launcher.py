@@ -70,6 +70,8 @@ def launch(arguments: list[str], *, verbs: Collection[str] = ()) -> NoReturn:
             print(f"error: {_unsaved(_Agent.killed, stop.sigval)}", file=sys.stderr)
         if set(_Agent.ended) == {0}:
             sys.exit(0)  # it came in the last step, or later
+        if EXIT_USER_ERROR in _Agent.ended:
+            sys.exit(EXIT_USER_ERROR)  # as of a full disk, met while saving
         # A rank that was told to stop before it had begun ends by the signal itself, and has nothing to save.
         as_told = set(_Agent.ended) <= {EXIT_PREEMPTED, -stop.sigval}
         sys.exit(EXIT_PREEMPTED if as_told and stop.sigval in STOP_SIGNALS else 128 + stop.sigval)
