@@ -1,6 +1,10 @@
 """Size and arithmetic of the dense model by part, counted on the meta device by torch's own FLOP counter."""
 
 import copy
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankmixer_dist.cost import DenseCost, Part
+from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.models.ranker import Ranker
 
@@ -18,6 +23,9 @@ def count(model: Ranker) -> DenseCost:
     Each part is counted alone, on inputs that all need gradients. Nothing is computed, whatever device `model` lies on:
     neither its weights nor its reports nor a random generator change. All values of `model` have to be whole, so that
     a backbone that is to be spread over ranks is counted before.
+
+    Raises:
+        UserError: a part cannot run without values.
     """
     parts = []
     for spec, pooling in zip(model.features.sequences, model.poolings, strict=True):
@@ -30,7 +38,7 @@ def count(model: Ranker) -> DenseCost:
     parts.append(count_part("backbone", model.backbone, tokens_BTD))
     parts.append(count_part("heads", model.heads, _leaf(model.backbone.out_dim)))
     if len(model.auxiliary_heads):
-        heads = [count_part("", head, _leaf(model.backbone.out_dim)) for head in model.auxiliary_heads]
+        heads = [count_part("auxiliary head", head, _leaf(model.backbone.out_dim)) for head in model.auxiliary_heads]
         # Scoring does without them.
         parameters, trained = sum(p.parameters for p in heads), sum(p.flops_per_row_train for p in heads)
         parts.append(Part("auxiliary heads", parameters, 0, trained))
@@ -42,9 +50,12 @@ def count_part(name: str, module: nn.Module, *inputs: Tensor | None) -> Part:
 
     Args:
         inputs: of one row, on the meta device, in fp32, with gradients where training needs them.
+
+    Raises:
+        UserError: the module cannot run without values.
     """
     module = _weightless(module)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _values_missed(name):
         with FlopCounterMode(display=False) as scoring:
             module.eval()(*inputs)
         with FlopCounterMode(display=False) as training:
@@ -55,6 +66,21 @@ def count_part(name: str, module: nn.Module, *inputs: Tensor | None) -> Part:
         scoring.get_total_flops() - _closed_experts(module, trains=False),
         training.get_total_flops() - 3 * _closed_experts(module, trains=True),
     )
+
+
+@contextmanager
+def _values_missed(name: str) -> Iterator[None]:
+    """Raises what torch says of values that are not there, or of a tensor made on another device, as a `UserError`."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = [frame for frame in frames if "torch" not in Path(frame.filename).parts][-1]
+        raise UserError(
+            f"{name}: its FLOPs cannot be counted: {Path(place.filename).name}, line {place.lineno}, does not run on the "
+            f"meta device, where tensors have shapes but no values ({one_line(error)}); make it read no value, and new "
+            "tensors on its input's device"
+        ) from error
 
 
 def _leaf(*shape: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankmixer_dist.cost import DenseCost
+from rankmixer_dist.errors import UserError
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE
 from rankmixer_dist.layers.softmax_moe import SoftmaxTopKMoE
 from rankmixer_dist.models.attention_stack import Hiformer
@@ -210,3 +211,38 @@ def test_a_backbone_of_a_strangers_needs_no_cost_code():
 def test_the_numbers_of_a_plan_need_no_torch():
     code = "import sys, rankmixer_dist.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Reads(torch.nn.Module):
+    """A part whose forward pass does something with its input."""
+
+    def __init__(self, does):
+        super().__init__()
+        self.does, self.weight = does, torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.does(self.weight(x))
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        lambda x: x * x.sum().item(),
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x[x.nonzero()[:, 0]],
+        lambda x: x[x > 0],
+        lambda x: x * x.detach().numpy().sum(),
+        lambda x: x * x.detach().tolist()[0][0][0],
+        lambda x: x * torch.tensor([1, 0, 1, 0]),
+    ],
+)
+def test_a_part_that_reads_values_is_refused_in_one_line_that_names_its_own(does):
+    with pytest.raises(UserError, match=r"^backbone: its FLOPs cannot be counted: (.*), line (\d+), does") as refused:
+        count_part("backbone", Reads(does), row(3, 4))
+    assert f": test_counted.py, line {does.__code__.co_firstlineno}, does not run" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_mistake_that_is_not_about_values_keeps_its_traceback():
+    with pytest.raises(AttributeError):
+        count_part("backbone", Reads(lambda x: x.no_such_thing), row(3, 4))
