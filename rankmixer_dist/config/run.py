@@ -93,8 +93,7 @@ class StartFrom(Strict):
     rename: dict[str, str] = Field(
         default={},
         description="table, feature, group, task, raw column, or beginning of dense parameters' names, here -> what it "
-        "is called there; a table takes the old name along as its salt, unless it has one, which its data is to be "
-        "prepared with",
+        "is called there; a table takes the old name along as its salt, unless it has one",
     )
 
 

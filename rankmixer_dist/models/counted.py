@@ -77,9 +77,9 @@ def _values_missed(name: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         place = [frame for frame in frames if "torch" not in Path(frame.filename).parts][-1]
         raise UserError(
-            f"{name}: its FLOPs cannot be counted: {Path(place.filename).name}, line {place.lineno}, does not run on the "
-            f"meta device, where tensors have shapes but no values ({one_line(error)}); make it read no value, and new "
-            "tensors on its input's device"
+            f"{name}: its FLOPs cannot be counted: {Path(place.filename).name}, line {place.lineno}, does not run on "
+            f"the meta device, where tensors have shapes but no values ({one_line(error)}); make it read no value, and "
+            "new tensors on its input's device"
         ) from error
 
 
