@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from torch.distributed import run as torchrun
@@ -53,6 +54,9 @@ def launch(arguments: list[str], *, verbs: Collection[str] = ()) -> NoReturn:
     if args.training_script in verbs:
         args.training_script_args = [args.training_script, *args.training_script_args]
         args.module, args.training_script = True, __package__.partition(".")[0]
+        if not Path(__file__).parents[2].samefile("."):
+            # Else `-m` would look in the working directory first, where another copy of a package may lie.
+            os.environ["PYTHONSAFEPATH"] = "1"
     _settle(args, one_host=_hosts(args) == (1, 1))
     # It tells of a rank what the ranks, or the report below, tell anyway.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)

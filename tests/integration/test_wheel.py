@@ -51,8 +51,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(small_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The YAML file of a run in a folder of its own, with its features beside it, and everything else to be made."""
+    """The YAML file of a run in a folder of its own, with its features beside it, and everything else to be made.
+
+    Packages of the same names lie there, as in an old checkout; no verb may load them.
+    """
     folder = tmp_path_factory.mktemp("elsewhere")
+    for package in ("rankmixer_dist", "data_pipeline"):
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text(f"raise SystemExit('another {package}')\n")
     values = yaml.safe_load(small_config.read_text())
     features = load_config(small_config).features.model_dump(mode="json", exclude_unset=True)
     (folder / "features.yaml").write_text(yaml.safe_dump(features, sort_keys=False))
@@ -116,14 +122,14 @@ def test_a_verb_loads_itself_alone(installed: Path, config: Path) -> None:
     script += (
         "print([name for name in sys.modules if name.startswith('rankmixer_dist.verbs.')], 'numpy' in sys.modules)"
     )
-    shown = run(str(installed / "python"), "-c", script, cwd=config.parent).stdout
+    shown = run(str(installed / "python"), "-P", "-c", script, cwd=config.parent).stdout
     assert shown == "['rankmixer_dist.verbs.main', 'rankmixer_dist.verbs.torchrun'] False\n"
 
 
 def test_a_run_from_another_folder(installed: Path, config: Path) -> None:
     rankmixer, folder = str(installed / "rankmixer"), config.parent
     where = "import rankmixer_dist, data_pipeline; print(rankmixer_dist.__file__, data_pipeline.__file__)"
-    of_package, of_data = run(str(installed / "python"), "-c", where, cwd=folder).stdout.split()
+    of_package, of_data = run(str(installed / "python"), "-P", "-c", where, cwd=folder).stdout.split()
     assert Path(of_package).is_relative_to(installed.parent) and Path(of_data).is_relative_to(installed.parent)
     assert "dense part" in run(rankmixer, "plan", config.name, cwd=folder).stdout
     run(rankmixer, "preprocess", config.name, "--quiet", cwd=folder)
