@@ -1,7 +1,8 @@
 """Several runs side by side: those that differ by seed alone are one group, with mean and spread."""
 
+import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from rankmixer_dist.config import MANNER
 from rankmixer_dist.config.yaml_text import read_resolved
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.report.inputs import DenseCost, Evaluation, RunInputs, read_run
+from rankmixer_dist.report.paired_runs import p_values
 from rankmixer_dist.there import is_file
 
 Metric = Literal["auc", "uauc"]
@@ -72,6 +74,12 @@ class Group:
         values = [(_figure(mine, task, metric), _figure(theirs, task, metric)) for mine, theirs in pairs]
         return _spread([None if None in pair else pair[0] - pair[1] for pair in values])  # type: ignore[operator]
 
+    def p_values(self, other: "Group", task: str) -> dict[str, Spread | None]:
+        """By metric, how likely chance alone makes such differences, seed by seed: see `paired_runs.p_values`."""
+        shared = [seed for seed in self.by_seed if seed in other.by_seed]
+        found = [p_values(self.by_seed[seed], other.by_seed[seed], task) for seed in shared]
+        return {metric: _spread([_defined(each[metric]) for each in found]) for metric in METRICS}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -129,12 +137,16 @@ class Line:
     size: list[str]
 
 
-def lines_of(comparison: Comparison, *, differences: bool) -> Iterator[Line]:
-    """The groups in text; with `differences` all but the first less the first, seed by seed."""
+def lines_of(comparison: Comparison, *, differences: bool, tested: bool = False) -> Iterator[Line]:
+    """The groups in text; with `differences` all but the first less the first, seed by seed; `tested`, with p-values.
+
+    Raises:
+        UserError: as `paired_runs.p_values`.
+    """
     reference = comparison.groups[0]
     for group in comparison.groups:
         less = reference if differences and group is not reference else None
-        figures = [_cell(group, less, task, metric) for task in comparison.tasks for metric in METRICS]
+        figures = [cell for task in comparison.tasks for cell in _cells(group, less, task, tested=tested)]
         dense, rate = group.dense, group.rows_per_s
         size = ["–", "–"] if dense is None else [f"{dense.parameters:,}", f"{dense.flops_per_row_forward:,}"]
         size.append("–" if rate is None else f"{rate:,.0f}")
@@ -144,19 +156,25 @@ def lines_of(comparison: Comparison, *, differences: bool) -> Iterator[Line]:
         yield Line(group.label, str(len(seeds)), figures, size)
 
 
-def markdown(comparison: Comparison, *, differences: bool) -> str:
+def markdown(comparison: Comparison, lines: Iterable[Line]) -> str:
     """The comparison as a Markdown table, a row a group."""
     figures = [f"{task} {metric.upper()}" for task in comparison.tasks for metric in METRICS]
     head = ["", "seeds", *figures, *comparison.size_columns]
     rows = [head, ["---"] * len(head)]
-    for line in lines_of(comparison, differences=differences):
+    for line in lines:
         rows.append([line.label, line.seeds, *line.figures, *line.size])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def _cell(group: Group, less: Group | None, task: str, metric: Metric) -> str:
-    spread = group.figure(task, metric) if less is None else group.difference(less, task, metric)
-    return _text(spread, ".4f" if less is None else "+.4f")
+def _cells(group: Group, less: Group | None, task: str, *, tested: bool) -> Iterator[str]:
+    """A task's figure by each of METRICS, or its difference, with its p-value where `tested`."""
+    if less is None:
+        yield from (_text(group.figure(task, metric), ".4f") for metric in METRICS)
+        return
+    chances = group.p_values(less, task) if tested else {}
+    for metric in METRICS:
+        difference = _text(group.difference(less, task, metric), "+.4f")
+        yield f"{difference}, p {_range(chances[metric], '.2g')}" if tested else difference
 
 
 def _text(spread: Spread | None, form: str) -> str:
@@ -164,6 +182,18 @@ def _text(spread: Spread | None, form: str) -> str:
         return "–"
     mean, low, high = (f"{value:{form}}" for value in (spread.mean, spread.low, spread.high))
     return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _range(spread: Spread | None, form: str) -> str:
+    """Lowest to highest: a mean of p-values says nothing."""
+    if spread is None:
+        return "–"
+    low, high = f"{spread.low:{form}}", f"{spread.high:{form}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _spread(values: Sequence[float | None]) -> Spread | None:

@@ -1,6 +1,6 @@
 """What a run directory holds, read into dataclasses; every file is optional, a missing one reads as None."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,16 @@ class Predictions:
                 labels = batch.column(label).to_numpy(zero_copy_only=False)
                 known = labels == labels  # NaN is an unknown label
                 yield batch.column(score).to_numpy(zero_copy_only=False)[known], labels[known]
+
+    def columns(self, names: Sequence[str]) -> dict[str, NDArray]:
+        """Columns of all rows, in the order of the files; a row without a value holds NaN.
+
+        Raises:
+            UserError: the files lack one, or cannot be read.
+        """
+        with _readable(self.files):
+            table = parquet_dataset.dataset(self.files, format="parquet").to_table(columns=[*names])
+            return {name: table.column(name).to_numpy() for name in names}
 
 
 @dataclass(frozen=True)

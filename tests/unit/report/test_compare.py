@@ -54,7 +54,7 @@ def test_seeds_make_one_group_and_other_configs_others(tmp_path):
     assert line.figures == ["0.7200 (0.7000 to 0.7400)", "0.6000"]
     assert line.size == ["1,200", "2,400", "35"]
     assert (other.seeds, other.figures) == ("1", ["+0.0200", "+0.0000"])
-    head, rule, *rows = markdown(found, differences=False).splitlines()
+    head, rule, *rows = markdown(found, lines_of(found, differences=False)).splitlines()
     assert head.startswith("|  | seeds | finish AUC | finish UAUC | parameters")
     assert rule.count("---") == head.count("|") - 1
     assert rows[1].startswith("| wukong | 2 | 0.7250 (0.7200 to 0.7300) | – |")
@@ -68,7 +68,9 @@ def test_runs_with_experts_say_how_many_are_active(tmp_path):
         content["routing"] = {"active_ratio": ratio, "dead_experts": 0, "gate_scale": 0.5}
         (path / "eval.json").write_text(json.dumps(content))
     found = compare([dense, *sparse])
-    assert found.size_columns[-1] == "active experts" and "active experts" in markdown(found, differences=True)
+    assert found.size_columns[-1] == "active experts" and "active experts" in markdown(
+        found, lines_of(found, differences=True)
+    )
     without, line = lines_of(found, differences=True)
     assert (without.size[-1], line.size[-1]) == ("–", "18.8% (12.5% to 25.0%)")
     assert "active experts" not in compare([dense]).size_columns
