@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 import uuid
 from collections.abc import Collection
 from contextlib import suppress
@@ -78,6 +79,8 @@ def launch(arguments: list[str], *, verbs: Collection[str] = ()) -> NoReturn:
             sys.exit(EXIT_USER_ERROR)  # as of a full disk, met while saving
         # A rank that was told to stop before it had begun ends by the signal itself, and has nothing to save.
         as_told = set(_Agent.ended) <= {EXIT_PREEMPTED, -stop.sigval}
+        if not as_told and not _Agent.killed and stop.sigval in STOP_SIGNALS:
+            print(f"error: {_not_as_told(_Agent.ended, stop.sigval)}", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED if as_told and stop.sigval in STOP_SIGNALS else 128 + stop.sigval)
     except RendezvousError as error:
         if len(set(_Agent.ended)) == 1 and _Agent.ended[0] in _FINAL:
@@ -189,8 +192,10 @@ class _Agent(LocalElasticAgent):
             for number in (*STOP_SIGNALS, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
         there = {rank: handler.proc for rank, handler in self._handlers().items() if handler.proc.poll() is None}
+        began = time.monotonic()
         super()._shutdown(death_sig, timeout)
-        _Agent.killed = tuple(rank for rank, process in there.items() if process.returncode == -signal.SIGKILL)
+        if time.monotonic() - began >= self._shutdown_timeout:  # else it was the kernel, say, out of memory
+            _Agent.killed = tuple(rank for rank, process in there.items() if process.returncode == -signal.SIGKILL)
         _Agent.ended = tuple(handler.proc.returncode for handler in self._handlers().values())
 
     def _handlers(self) -> dict[int, Any]:
@@ -225,6 +230,14 @@ def _unsaved(ranks: tuple[int, ...], number: int) -> str:
         f"{os.environ[GRACE]} s after {signal.Signals(number).name} these had not ended, and were killed: local ranks "
         f"{', '.join(map(str, ranks))}; what they still saved is lost, and a new start goes on from the newest "
         "checkpoint; give --shutdown_timeout more seconds"
+    )
+
+
+def _not_as_told(codes: tuple[int | None, ...], number: int) -> str:
+    others = [f"local rank {rank} with {code}" for rank, code in enumerate(codes) if code not in (0, EXIT_PREEMPTED)]
+    return (
+        f"after {signal.Signals(number).name} these ended otherwise than saved, by exit code {EXIT_PREEMPTED}: "
+        f"{', '.join(others)}; a new start goes on from the newest checkpoint"
     )
 
 

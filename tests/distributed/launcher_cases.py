@@ -20,10 +20,11 @@ from rankmixer_dist.train.rank_figures import rank_figures
 def main(arguments: list[str]) -> None:
     """Takes how to end: `well`; `mistaken`; `killed` (rank 1, at its first start only); `stopped` (by a signal, after 1
     s as for saving); `large` (the same after 300 s); `last` (well, though a signal came); `full` (by a mistake of rank
-    0, which a signal stopped; rank 1 waits for it); `unready` (by a signal that it does not await); `deaf` (in an
-    exchange to which rank 1, which is as good as dead, never comes); `stays` (rank 0, when rank 1 has failed); `slow`:
-    rank 1 computes for 0.2 s between a step's collectives; or by a mistake of one rank, for which the other one waits
-    (`alone0`), or will wait once the launcher has told it to stop (`alone1`).
+    0, which a signal stopped; rank 1 waits for it); `gone` (rank 1 is killed after the signal, and rank 0 waits for
+    it); `unready` (by a signal that it does not await); `deaf` (in an exchange to which rank 1, which is as good as
+    dead, never comes); `stays` (rank 0, when rank 1 has failed); `slow`: rank 1 computes for 0.2 s between a step's
+    collectives; or by a mistake of one rank, for which the other one waits (`alone0`), or will wait once the launcher
+    has told it to stop (`alone1`).
     """
     (end,) = arguments
     with process_group() as topology:
@@ -65,14 +66,16 @@ def main(arguments: list[str]) -> None:
                     while True:
                         library.pthread_mutex_lock(mutex)  # the second time for ever
                 sum_over_ranks(torch.ones(1))
-        if end in ("stopped", "large", "last", "full"):
+        if end in ("stopped", "large", "last", "full", "gone"):
             with StopRequest(topology) as request:
                 print("loops", flush=True)
                 while not request.agreed():
                     time.sleep(0.01)
-                if end == "full":
-                    if topology.is_first:
-                        raise RankError("this is a mistake")
+                if end == "full" and topology.rank == 0:
+                    raise RankError("this is a mistake")
+                if end == "gone" and topology.rank == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if end in ("full", "gone"):
                     sum_over_ranks(torch.ones(1))
                 time.sleep(300.0 if end == "large" else 1.0)
             if end == "last":

@@ -65,6 +65,7 @@ def test_a_rank_that_computes_longer_than_the_other_is_found(launch):
         ("unready", signal.SIGUSR1, EXIT_PREEMPTED),
         ("last", signal.SIGTERM, 0),
         ("full", signal.SIGTERM, EXIT_USER_ERROR),
+        ("gone", signal.SIGTERM, 128 + signal.SIGTERM),
     ],
 )
 def test_ranks_that_were_asked_to_stop_are_not_started_again(launch, tmp_path, end, number, code):
@@ -74,6 +75,8 @@ def test_ranks_that_were_asked_to_stop_are_not_started_again(launch, tmp_path, e
         process.send_signal(number)
         assert process.wait(100) == code, log.read_text()
     assert log.read_text().count("stopped: asked to stop") == (end == "stopped")
+    otherwise = "75: local rank 0 with 1, local rank 1 with -9; a new start goes on from the newest checkpoint"
+    assert (otherwise in log.read_text()) == (end == "gone")
 
 
 def test_a_launcher_that_is_told_again_and_again_lets_its_ranks_save(launch, tmp_path):
@@ -108,7 +111,7 @@ def test_ranks_that_had_too_little_time_to_save_are_named(launch, tmp_path):
 
 
 def test_the_ranks_beside_one_that_failed_have_the_time_that_they_were_told(launch, tmp_path):
-    options = ["launch/torchrun.py", "--nproc_per_node=2", "--shutdown_timeout=3", CASES, "stays"]
+    options = ["launch/torchrun.py", "--nproc_per_node=2", "--shutdown_timeout=5", CASES, "stays"]
     with launch.started(*options, log=tmp_path / "log") as process:
         wait_for(tmp_path / "log", "this rank fails")
         began = time.monotonic()
