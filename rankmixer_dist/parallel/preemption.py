@@ -29,8 +29,9 @@ class StopRequest:
     """Turns SIGTERM and SIGUSR1 into a flag for the length of a `with` block, which all ranks enter and leave together.
 
     launch/torchrun.py passes both on to its ranks, torchrun and DeepSpeed's `launch.py` of a host SIGTERM, and all kill
-    them 30 s later (torchrun: `--shutdown_timeout`). The `deepspeed` command above it ends on one host without a word
-    to its ranks, which train on. Only the main thread may enter, since only it may handle signals.
+    them 30 s later (torchrun: `--shutdown_timeout`). The `deepspeed` command above `launch.py` passes nothing on, so on
+    one host ranks send themselves SIGTERM once it is gone (`launched.end_with_launcher`). Only the main thread may
+    enter, since only it may handle signals.
 
     The ranks ask one another once a step, or every few steps where steps are short: at most `_ASK_EVERY_S` apart by the
     slowest rank's time a step, which travels with the flags.
