@@ -43,7 +43,7 @@ def join_ray() -> Any:
             require_cluster(address)
             hint = "" if os.environ.get("RAY_AUTH_MODE") else " without RAY_AUTH_MODE=token, if it asks for one"
             with _ray_errors_told(f"RAY_ADDRESS {address}: this cluster cannot be joined{hint}"):
-                ray.init(**_QUIET)
+                ray.init(job_config=_job_config(), **_QUIET)
         else:
             _start(ray)
     return ray
@@ -85,9 +85,24 @@ def _start(ray: Any) -> None:
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=str(folders[0].path),
             object_spilling_directory=str(folders[-1].path),
+            job_config=_job_config(),
             **_QUIET,
         )
     reaper.take_over()
+
+
+def _job_config() -> Any:
+    """Has workers look for this package where this process found it, and not in its working directory: Ray would put
+    that first, where another copy of the package may lie."""
+    from ray.job_config import JobConfig
+
+    class Found(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # which is all that keeps Ray from it
+
+    home = Path(__file__).absolute().parents[1]
+    # Workers look in an environment's own folder anyway, and there for Python's own modules only after Python.
+    return Found(_py_driver_sys_path=[] if home.name in ("site-packages", "dist-packages") else [str(home)])
 
 
 def short_enough(wanted: Path) -> Path:

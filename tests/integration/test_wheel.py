@@ -126,13 +126,14 @@ def test_a_verb_loads_itself_alone(installed: Path, config: Path) -> None:
     assert shown == "['rankmixer_dist.verbs.main', 'rankmixer_dist.verbs.torchrun'] False\n"
 
 
+@pytest.mark.ray
 def test_a_run_from_another_folder(installed: Path, config: Path) -> None:
     rankmixer, folder = str(installed / "rankmixer"), config.parent
     where = "import rankmixer_dist, data_pipeline; print(rankmixer_dist.__file__, data_pipeline.__file__)"
     of_package, of_data = run(str(installed / "python"), "-P", "-c", where, cwd=folder).stdout.split()
     assert Path(of_package).is_relative_to(installed.parent) and Path(of_data).is_relative_to(installed.parent)
     assert "dense part" in run(rankmixer, "plan", config.name, cwd=folder).stdout
-    run(rankmixer, "preprocess", config.name, "--quiet", cwd=folder)
+    run(rankmixer, "preprocess", config.name, "--quiet", "data.job=ray", cwd=folder)
     run(rankmixer, "torchrun", "--nproc_per_node=2", "train", config.name, cwd=folder)
     shown = run(rankmixer, "evaluate", config.name, cwd=folder).stdout
     assert "report: runs/stranger/report.html" in shown
