@@ -14,6 +14,14 @@ Verdict = Literal["ok", "warn", "bad"]
 IN_TREE = (Path(__file__).resolve().parents[2] / "launch" / "install.sh").exists()
 """Whether this is the source tree, or else an installed copy, beside which there is no installer."""
 INSTALL = "run: bash launch/install.sh" if IN_TREE else "install rankmixer_dist again, as docs/install.md says"
+INSTALL_FOR_GPUS = (
+    "RANKMIXER_DEVICE=cuda bash launch/install.sh"
+    if IN_TREE
+    else "pip uninstall torch fbgemm-gpu-cpu, then pip install '.[cuda]', as docs/install.md says"
+)
+"""A command that `run` goes in front of."""
+REINSTALL_FOR_GPUS = "let pip find a CUDA build of torch (see: pip config list), then "
+REINSTALL_FOR_GPUS += f"{'remove .venv and ' if IN_TREE else ''}run: {INSTALL_FOR_GPUS}"
 REINSTALL = f"{INSTALL} (if it says up to date, remove .venv first)" if IN_TREE else INSTALL
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rankmixer_dist.environment.check import Check, guarded
+from rankmixer_dist.environment.check import INSTALL_FOR_GPUS, Check, guarded
 from rankmixer_dist.environment.driver import lacks_library, without_library
 from rankmixer_dist.environment.machine import nvidia_driver
 from rankmixer_dist.errors import UserError
 
-MEND = "RANKMIXER_DEVICE=cuda bash launch/install.sh"
 _DEVICES = Path("/dev")
 _HIDDEN = ("", "-1", "NoDevFiles")
 """What CUDA_VISIBLE_DEVICES is where somebody wants no GPU, or SLURM gave none."""
@@ -38,8 +37,8 @@ def require_kernels() -> None:
     """
     if not has_kernels():
         raise UserError(
-            f"torch sees GPUs, and this build of fbgemm has no kernels for them; run {MEND}, or hide the GPUs with "
-            "CUDA_VISIBLE_DEVICES= (nothing after it) to work on the CPU"
+            f"torch sees GPUs, and this build of fbgemm has no kernels for them; run {INSTALL_FOR_GPUS}, or hide the "
+            "GPUs with CUDA_VISIBLE_DEVICES= (nothing after it) to work on the CPU"
         )
 
 
@@ -71,4 +70,4 @@ def kernels() -> Check:
     found = f"none for the GPUs that torch sees ({torch.cuda.device_count()})"
     if os.environ.get("RANKMIXER_DEVICE") == "cpu":
         return Check(name, found, "warn", "hide the GPUs from verbs: CUDA_VISIBLE_DEVICES= (nothing after it)")
-    return Check(name, found, "bad", f"run: {MEND}")
+    return Check(name, found, "bad", f"run: {INSTALL_FOR_GPUS}")

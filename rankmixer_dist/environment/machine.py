@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from rankmixer_dist.environment.check import Check, gibibytes, guarded
+from rankmixer_dist.environment.check import REINSTALL_FOR_GPUS, Check, gibibytes, guarded
 
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
@@ -30,8 +30,7 @@ def cuda() -> Check:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return Check("cuda devices", "hidden by CUDA_VISIBLE_DEVICES", "warn", "unset CUDA_VISIBLE_DEVICES to use them")
     if torch.version.cuda is None:
-        mend = "let pip find a CUDA build of torch, then: rm -rf .venv; RANKMIXER_DEVICE=cuda bash launch/install.sh"
-        return Check("cuda devices", f"driver {driver}, but torch is a CPU build", "bad", mend)
+        return Check("cuda devices", f"driver {driver}, but torch is a CPU build", "bad", REINSTALL_FOR_GPUS)
     mend = f"install an NVIDIA driver that supports CUDA {torch.version.cuda}; see nvidia-smi"
     return Check("cuda devices", f"driver {driver}, but torch cannot use it", "bad", mend)
 

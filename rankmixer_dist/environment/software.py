@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from rankmixer_dist.environment.check import IN_TREE, INSTALL, REINSTALL, Check, guarded
+from rankmixer_dist.environment.check import IN_TREE, INSTALL, REINSTALL, REINSTALL_FOR_GPUS, Check, guarded
 from rankmixer_dist.environment.driver import FBGEMM_FOR_CUDA, lacks_library, without_library
 from rankmixer_dist.environment.pins import disagreement, installed, pinned
 
@@ -87,9 +87,7 @@ def fbgemm() -> Check:
 
     if builds[0] == FBGEMM_FOR_CUDA:
         if torch.version.cuda is None:
-            mend = "let pip find a CUDA build of torch (see: pip config list), then remove .venv and run: "
-            mend += "RANKMIXER_DEVICE=cuda bash launch/install.sh"
-            return Check("fbgemm", f"{builds[0]} is for CUDA, but torch is a CPU build", "bad", mend)
+            return Check("fbgemm", f"{builds[0]} is for CUDA, but torch is a CPU build", "bad", REINSTALL_FOR_GPUS)
         if lacks_library():
             return without_library("fbgemm", f"{installed(builds[0])} ({builds[0]})")
     import fbgemm_gpu  # noqa: F401  loads the operators

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import runpy
 import shutil
 import socket
 import subprocess
@@ -137,6 +138,16 @@ def test_the_project_is_the_installed_one(
     assert software.project().verdict == verdict
     monkeypatch.setattr(software, "IN_TREE", False)  # an installed copy, made from a tree that is elsewhere
     assert software.project().verdict == ("bad" if origin is None else "ok")
+
+
+def test_an_installed_copy_sends_nobody_to_the_installer_of_the_tree(tmp_path: Path) -> None:
+    folder = ROOT / "rankmixer_dist" / "environment"
+    assert [path.name for path in folder.glob("*.py") if "launch/install.sh" in path.read_text()] == ["check.py"]
+    copy = tmp_path / "site-packages" / "rankmixer_dist" / "environment" / "check.py"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(folder / "check.py", copy)
+    told = [value for name, value in runpy.run_path(str(copy)).items() if "INSTALL" in name]
+    assert len(told) == 4 and not [text for text in told if "launch/" in text or ".venv" in text]
 
 
 def test_python_and_the_installer_agree_with_pyproject() -> None:
