@@ -12,9 +12,9 @@ from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.parallel.topology import Topology, process_group
 from rankmixer_dist.train.step import TrainStep
+from rankmixer_dist.verbs import train
 from tests.cuda.contexts import active_contexts
 from tests.cuda.waits import waits
-from tests.distributed.train_cases import load_verb
 
 WARM_UP = 3
 """Steps that are not watched: first calls load kernels and reserve memory."""
@@ -46,7 +46,7 @@ def watched(config: RunConfig, topology: Topology) -> dict[str, Any]:
 
     TrainStep.__call__ = step  # type: ignore[method-assign]
     try:
-        load_verb().run_on(config, topology)
+        train.run_on(config, topology)
     finally:
         TrainStep.__call__ = take  # type: ignore[method-assign]
     on_gpu = topology.device.type == "cuda"

@@ -12,6 +12,7 @@ from tests.unit.test_structure import ROOT, code_files
 STARTERS = {"Thread", "Timer", "ThreadPoolExecutor", "ThreadPool", "start_new_thread", "to_thread", "run_in_executor"}
 WITHOUT_A_DEVICE = {
     "rankmixer_dist/threads.py": "the door itself",
+    "rankmixer_dist/launched.py": "it looks at the process of the launcher",
     "rankmixer_dist/parallel/meeting.py": "it waits for ranks before there is a device",
     "rankmixer_dist/parallel/watchdog.py": "it reports a rank that may hang in the driver, which it must not call then",
     "rankmixer_dist/parallel/stop_guard.py": "it ends a process that may hang in the driver, as the watchdog",
