@@ -1,22 +1,22 @@
 """launch/train.py on a disk that takes 0.6 s for each row group."""
 
 import time
-from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
+from data_pipeline.loader import _Chunks
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.verbs.train import main
 
-read = pq.ParquetFile.read_row_group
+load = _Chunks._load
 
 
-def slow_read(*arguments: Any, **options: Any) -> Any:
-    """As `read_row_group`, later."""
+def slow_load(chunks: _Chunks, chunk: int) -> pa.Table:
+    """As `_Chunks._load`, later."""
     time.sleep(0.6)
-    return read(*arguments, **options)
+    return load(chunks, chunk)
 
 
 if __name__ == "__main__":
-    pq.ParquetFile.read_row_group = slow_read
+    _Chunks._load = slow_load
     run_verb(main)
