@@ -109,6 +109,7 @@ def run_verb(main: Callable[[list[str]], int | None]) -> NoReturn:
     # Deprecations inside third-party packages are for the people who pin their versions, not for those who run a verb.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
+    sys.unraisablehook = _tell_unraisable
     sys.stderr = _stream(sys.stderr, 2, "stderr")
     sys.stdout = _stream(sys.stdout, 1, "stdout")
     code = _code_of(main)
@@ -154,6 +155,16 @@ def _code_of(main: Callable[[list[str]], int | None]) -> int:
             return 1
         _say(f"error: {line} ({_TRACEBACK}=1 shows where)", alone=True)
         return 1 if is_lost_rank(error) else EXIT_USER_ERROR
+
+
+def _tell_unraisable(unraisable: Any) -> None:
+    """Shows an exception that nobody can catch, but that of a file that is dropped and still cannot be written.
+
+    A full disk was told where the file was written. Python 3.13 tells it again when the file is dropped, with a
+    traceback, where earlier ones do not.
+    """
+    if not (isinstance(unraisable.object, io.IOBase) and isinstance(unraisable.exc_value, OSError)):
+        sys.__unraisablehook__(unraisable)
 
 
 class _Ranks:

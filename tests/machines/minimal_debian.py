@@ -143,6 +143,16 @@ def take_step(system: System, clone: Path, step: Step) -> int:
     return 0
 
 
+def reap_orphans() -> None:
+    """Leaves the work to a child, and does what the first process of a system does: it inherits processes whose parents
+    are gone, and asks how they ended. Else these are seen for ever."""
+    child = os.fork()
+    while child:
+        process, status = os.wait()
+        if process == child:
+            sys.exit(os.waitstatus_to_exitcode(status))
+
+
 def main() -> None:
     """Starts itself anew in namespaces of its own, and removes the system when that is over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,6 +172,7 @@ def main() -> None:
                     sys.exit(inside.wait())
                 finally:
                     inside.kill()  # and with it all that was started inside
+    reap_orphans()
     clone = options.folder / "clone"
     # By its protocol, not by copying files, which another git may be packing.
     _run("git", "clone", "--quiet", "--single-branch", ROOT.as_uri(), clone)

@@ -26,6 +26,8 @@ CASES = {
     "print('x'); sys.stdout.flush(); open('/dev/full', 'w').write('x' * 10**6)": (
         2, "error: no space is left on this disk; make room and start again (RANKMIXER_TRACEBACK=1 shows where)\n"
     ),
+    # Which Python 3.13 and later tell of with a traceback.
+    "file = open('/dev/full', 'w'); file.write('x'); del file": (0, ""),
 }  # fmt: skip
 
 
