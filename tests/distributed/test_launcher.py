@@ -120,7 +120,7 @@ def test_the_ranks_beside_one_that_failed_have_the_time_that_they_were_told(laun
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it has not ended. One has that nobody has asked how, as in a container whose first process asks nobody."""
+    """Whether it has not ended. An orphan that has stays a zombie where the first process asks nobody how it ended."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,16 @@ import torch
 import torchgen
 import yaml
 
+
+def has_cuda_wheels() -> bool:
+    """Whether torch and FBGEMM both are the builds for GPUs; torch is on many a machine without one."""
+    return torch.version.cuda is not None and any(
+        found.name.replace("_", "-") == "fbgemm-gpu" for found in distributions()
+    )
+
+
 needs_cuda_wheels = pytest.mark.skipif(
-    torch.version.cuda is None, reason="needs the CUDA wheels: bash tests/rehearsal/with_cuda_wheels.sh"
+    not has_cuda_wheels(), reason="needs the CUDA wheels: bash tests/rehearsal/with_cuda_wheels.sh"
 )
 
 
