@@ -80,7 +80,7 @@ def test_ray_is_for_this_machine_alone_and_ends_with_the_verb(launch, tmp_path: 
         }
         assert folder.is_dir()
         os.kill(process.pid, signal.SIGKILL)
-        until(lambda: not any(each.is_running() for each in family), "all of Ray has ended")
+        until(lambda: not any(map(runs, family)), "all of Ray has ended")
     heard = [address for own in addresses.values() for address in own]
     assert len(heard) > 3 and all(map(is_loopback, heard))
     assert len(os.fsencode(scratch)) > 107
