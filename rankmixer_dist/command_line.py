@@ -158,12 +158,13 @@ def _code_of(main: Callable[[list[str]], int | None]) -> int:
 
 
 def _tell_unraisable(unraisable: Any) -> None:
-    """Shows an exception that nobody can catch, but that of a file that is dropped and still cannot be written.
+    """Shows an exception that nobody can catch, but that of a file that is dropped and still cannot be written: an
+    `OSError`, or a `ValueError` where what lies below it is closed.
 
     A full disk was told where the file was written. Python 3.13 tells it again when the file is dropped, with a
     traceback, where earlier ones do not.
     """
-    if not (isinstance(unraisable.object, io.IOBase) and isinstance(unraisable.exc_value, OSError)):
+    if not (isinstance(unraisable.object, io.IOBase) and isinstance(unraisable.exc_value, OSError | ValueError)):
         sys.__unraisablehook__(unraisable)
 
 
