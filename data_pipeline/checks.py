@@ -1,7 +1,7 @@
 """What can be said to be wrong before any work starts."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_tables, load_m
 from data_pipeline.sources import ROW_HASH, Source
 from data_pipeline.sources.parquet_log import other_type
 from data_pipeline.transforms import has_truth
-from rankmixer_dist.config import RunConfig
+from rankmixer_dist.config import GroupConfig, RunConfig
 from rankmixer_dist.errors import UserError, nearest
 from rankmixer_dist.schema import (
     ROW_ID,
@@ -28,12 +28,12 @@ from rankmixer_dist.schema import (
 from rankmixer_dist.there import is_folder, is_there
 
 
-def check_columns(schema: Schema, source: Source) -> None:
+def check_columns(schema: Schema, source: Source, group: GroupConfig | None = None) -> None:
     """Checks that every feature and label can be made from the source's columns, and none from the future.
 
     Raises:
-        UserError: a column is missing (the nearest one is named) or of a type that does not fit, or a feature is made
-            from a label, an outcome or a column that leaks the future.
+        UserError: a column is missing (the nearest one is named) or of a type that does not fit, a feature is made from
+            a label, an outcome or a column that leaks the future, or rows are grouped by one.
     """
     names = source.names()
     for name in (ROW_ID, USER_ID, TIMESTAMP):
@@ -47,16 +47,26 @@ def check_columns(schema: Schema, source: Source) -> None:
             _require(names, needed, f"task {task}", source)
             _fits(needed, source, f"task {task}", lambda kind: _not_number(kind, "a label is a number, 0 or 1"))
     for name, column in schema.raw_columns().items():
-        if column in labels.values():
-            raise UserError(f"feature {name}: column {column!r} is the label of a task, so it can never be a feature")
-        if column in source.outcome_columns:
-            raise UserError(f"feature {name}: column {column!r} is an outcome, known only after the row was shown")
-        if column in source.leaking_columns or column in source.truth_columns.values():
-            raise UserError(f"feature {name}: column {column!r} holds the future, so it can never be a feature")
-        if column in source.flags or column in (ROW_ID, ROW_HASH):
-            raise UserError(f"feature {name}: column {column!r} is the pipeline's own mark, not a feature")
-        _require(names, column, f"feature {name}", source)
+        _known_beforehand(column, f"feature {name}", labels, source)
         _fits(column, source, f"feature {name}", partial(_misfit, schema.features[name]))
+    if group is not None:
+        _known_beforehand(group.by, "data.group.by", labels, source)
+        _fits(group.by, source, "data.group.by", lambda kind: None if kinds.is_id(kind) else "ids are needed")
+        if not schema.user_side():
+            raise UserError("data.group: no feature has `scope: user`, so rows of a group share nothing; declare some")
+
+
+def _known_beforehand(column: str, owner: str, labels: Mapping[str, str], source: Source) -> None:
+    """Refuses a column that is not there, or that nobody knows before the row is shown."""
+    if column in labels.values():
+        raise UserError(f"{owner}: column {column!r} is the label of a task, so it can never be a feature")
+    if column in source.outcome_columns:
+        raise UserError(f"{owner}: column {column!r} is an outcome, known only after the row was shown")
+    if column in source.leaking_columns or column in source.truth_columns.values():
+        raise UserError(f"{owner}: column {column!r} holds the future, so it can never be a feature")
+    if column in source.flags or column in (ROW_ID, ROW_HASH):
+        raise UserError(f"{owner}: column {column!r} is the pipeline's own mark, not a feature")
+    _require(source.names(), column, owner, source)
 
 
 def check_names(config: RunConfig) -> None:
@@ -79,10 +89,10 @@ def standing_manifest(folder: Path, prepared_from: dict[str, Any], schema: Schem
         raise UserError(f"{folder}: exists, but holds no data prepared by this version; {advice}")
     try:
         manifest = load_manifest(folder)
-        for key in prepared_from:
-            was = manifest.prepared_from.get(key)
-            if was != prepared_from[key]:
-                raise UserError(f"{folder}: was prepared from other input: {key} was {was}, is {prepared_from[key]}")
+        for key in {**prepared_from, **manifest.prepared_from}:
+            was, now = manifest.prepared_from.get(key), prepared_from.get(key)
+            if was != now:
+                raise UserError(f"{folder}: was prepared from other input: {key} was {was}, is {now}")
         check_tables(folder, manifest, schema)
         if verify:
             verify_checksums(folder, (shard for shards in manifest.splits.values() for shard in shards))

@@ -47,8 +47,8 @@ class Job(Protocol):
         """Calls `function(*call)` for each call; yields (its index, its held tables, its report) as each is done."""
         ...
 
-    def sort(self, tables: list[Handle], key: str) -> list[Handle]:
-        """The rows of all (non-empty) tables as tables whose ranges of `key` ascend and at most touch."""
+    def sort(self, tables: list[Handle], keys: list[str]) -> list[Handle]:
+        """The rows of all (non-empty) tables as tables whose ranges of `keys` ascend and at most touch."""
         ...
 
     def fetch(self, handle: Handle) -> pa.Table:
@@ -75,8 +75,8 @@ class SerialJob:
             *tables, report = function(*call)
             yield index, tuple(tables), report
 
-    def sort(self, tables: list[Handle], key: str) -> list[Handle]:
-        return [pa.concat_tables(tables).sort_by(key)]
+    def sort(self, tables: list[Handle], keys: list[str]) -> list[Handle]:
+        return [pa.concat_tables(tables).sort_by([(key, "ascending") for key in keys])]
 
     def fetch(self, handle: Handle) -> pa.Table:
         return handle
@@ -137,7 +137,7 @@ class RayJob:
                 # Whoever called removes what they were writing, and it must not come back.
                 self._ray.wait(list(running), num_returns=len(running), timeout=_PATIENCE_S, fetch_local=False)
 
-    def sort(self, tables: list[Handle], key: str) -> list[Handle]:
+    def sort(self, tables: list[Handle], keys: list[str]) -> list[Handle]:
         import logging
 
         import ray.data
@@ -149,7 +149,7 @@ class RayJob:
             # The default strategy of Ray 2.60 starts worker processes of its own, 5 s for a small sort instead of 1 s.
             context.shuffle_strategy = "sort_shuffle_pull_based"
         with self._errors_told():
-            return ray.data.from_arrow_refs(tables).sort(key).materialize().to_arrow_refs()
+            return ray.data.from_arrow_refs(tables).sort(keys).materialize().to_arrow_refs()
 
     def fetch(self, handle: Handle) -> pa.Table:
         return self._get(handle)

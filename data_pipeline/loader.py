@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
+from data_pipeline.groups import UserSide, group_fields, unfold
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
 from data_pipeline.shard_files import places_of, too_large
@@ -76,7 +77,8 @@ class Loader:
         )
         prepared = prepared_columns(schema, has_truth=manifest.has_truth)
         columns = pa.schema([prepared.field(name) for name in self._assemble.columns()])
-        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns)
+        side = {} if manifest.group is None else manifest.group.user_side
+        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns, side)
         self._schema = schema
         self.batch_size = batch_size
         self.rows = manifest.rows(split)
@@ -179,7 +181,9 @@ class _Order:
 class _Chunks:
     """The row groups of a split, numbered in the order of time; the last few read are kept for the next slice."""
 
-    def __init__(self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema) -> None:
+    def __init__(
+        self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema, side: UserSide
+    ) -> None:
         self._paths = [folder / shard.path for shard in shards]
         sizes, places = [], []
         for index, shard in enumerate(shards):
@@ -188,7 +192,8 @@ class _Chunks:
                 places.append((index, group))
         self.rows = np.array(sizes, dtype=np.int64)
         self._places = places
-        self._columns = columns
+        self._columns = pa.schema([*columns, *group_fields(side)]) if side else columns
+        self._side = side
         self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
@@ -212,6 +217,8 @@ class _Chunks:
             table = file.reader.read_row_group(group, column_indices=places, use_threads=False)
             if table.num_rows != self.rows[chunk]:
                 raise _DamagedError(f"it has {table.num_rows} rows, not {self.rows[chunk]}")
+            if self._side:
+                table = unfold(table, self._side)
         except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:
             raise self.unreadable(chunk, one_line(error)) from error
         return table

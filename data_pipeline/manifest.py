@@ -31,6 +31,8 @@ MANIFEST_NAME = "manifest.json"
 # Of the shards' bytes too: 3 = the manifest carries a checksum of itself, and the shards one of every page; 4 = an id
 # has the same row whether a string or an integer holds it; 5 = shards hold keys in the place of rows of tables.
 FORMAT_VERSION = 5
+GROUPED_FORMAT_VERSION = 6
+"""Of rows that hold the user side once a group: a reader of 5 would take it for missing in the others."""
 
 
 class Shard(Strict):
@@ -69,6 +71,16 @@ class NumericStatistics(Strict):
     std: NonNegativeFloat
 
 
+class GroupedRows(Strict):
+    """How rows were grouped (`config.data.GroupConfig`), what they share (`groups.UserSide`), and by split, how many
+    groups there are."""
+
+    by: str
+    window: str
+    user_side: dict[str, PositiveInt | None]
+    groups: dict[str, NonNegativeInt]
+
+
 class Manifest(Strict):
     """Everything a reader needs to know before it opens a shard.
 
@@ -76,6 +88,7 @@ class Manifest(Strict):
     fingerprint of the raw files, that decide the shards' bytes. `meaning` is what `schema_hash` is the checksum of.
     `raw_types` are the types that files hold each raw column in. `ids_per_row` is, by feature with several ids a row,
     their mean number in `data.statistics_of`. `key_ranges` is, by feature on an identity table, what its ids were.
+    `group` is None of rows without groups.
     """
 
     format_version: int = FORMAT_VERSION
@@ -94,6 +107,7 @@ class Manifest(Strict):
     has_truth: bool = False
     raw_types: dict[str, list[str]] = {}
     prepared_from: dict[str, Any] = {}
+    group: GroupedRows | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -104,11 +118,22 @@ class Manifest(Strict):
         named = Counter(shard.path for shard in shards)
         if len(named) < len(shards):
             raise ValueError(f"{named.most_common(1)[0][0]} is named twice")
+        if (self.group is not None) != (self.format_version == GROUPED_FORMAT_VERSION):
+            raise ValueError(f"rows of format {self.format_version} have groups, or those of another have none")
         return self
 
     def rows(self, split: str) -> int:
         """Rows of a split over all its shards."""
         return sum(shard.rows for shard in self.splits[split])
+
+    def rows_per_group(self, split: str) -> float:
+        """How many rows of a split share a user side, in the mean."""
+        return self.rows(split) / self.group.groups[split] if self.group is not None else 1.0
+
+    def span(self, split: str) -> tuple[int, int]:
+        """The first and the last timestamp of a split that has rows."""
+        shards = self.splits[split]
+        return min(shard.first_timestamp for shard in shards), max(shard.last_timestamp for shard in shards)
 
     def base_rate(self, split: str, task: str) -> float:
         """Share of a split's labelled rows whose label is 1; NaN where no label is known."""
@@ -157,7 +182,7 @@ def prepared_meaning(schema: Schema) -> dict[str, Any]:
     """
     features = {}
     for name, feature in schema.features.items():
-        features[name] = feature.model_dump(mode="json", exclude={"table", "group", "pooling", "query"})
+        features[name] = feature.model_dump(mode="json", exclude={"table", "group", "scope", "pooling", "query"})
         features[name]["column"] = feature.column or name
         if name in identity_features(schema):
             features[name]["ids"] = "identity"
@@ -183,7 +208,7 @@ def load_manifest(folder: Path) -> Manifest:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a manifest but {type(content).__name__}; prepare the data again")
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, GROUPED_FORMAT_VERSION):
         raise UserError(f"{path}: format version {version!r}, this is {FORMAT_VERSION}; prepare the data again")
     checksum = content.pop("checksum", None)
     if checksum != json_checksum(content):

@@ -1,7 +1,7 @@
 """From raw logs to prepared data: read and prepare, sort by time, drop duplicates, cut into shards."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,20 @@ import pyarrow as pa
 
 from data_pipeline import advice
 from data_pipeline.checks import check_columns, check_names, standing_manifest
+from data_pipeline.groups import Grouping, user_side
 from data_pipeline.hangup import signals_unwind
 from data_pipeline.job import Handle, Job, open_job
 from data_pipeline.key_range import KeyRange, identity_features
-from data_pipeline.manifest import Manifest, prepared_columns, prepared_meaning, read_manifest, schema_hash
+from data_pipeline.manifest import (
+    FORMAT_VERSION,
+    GROUPED_FORMAT_VERSION,
+    GroupedRows,
+    Manifest,
+    prepared_columns,
+    prepared_meaning,
+    read_manifest,
+    schema_hash,
+)
 from data_pipeline.own_folder import OwnFolder, sweep
 from data_pipeline.progress import Reporter
 from data_pipeline.set_aside import SET_ASIDE, SetAside
@@ -25,7 +35,7 @@ from data_pipeline.time_found import TimeFound
 from data_pipeline.transforms import DETAIL, DUPLICATE, REASON
 from rankmixer_dist.config import RunConfig, SyntheticSource
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.schema import TIMESTAMP, NumericFeature, Schema
+from rankmixer_dist.schema import NumericFeature, Schema
 
 
 def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = None) -> Manifest:
@@ -48,8 +58,9 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
     if isinstance(config.source, SyntheticSource) and write_synthetic_log(config.source):
         reporter.say(f"synthetic log: {config.source.rows:,} rows written to {config.source.path}")
     schema = config.features
-    source = open_source(config.source, [*schema.raw_columns().values(), *schema.label_columns().values()])
-    check_columns(schema, source)
+    group = [] if config.data.group is None else [config.data.group.by]
+    source = open_source(config.source, [*schema.raw_columns().values(), *schema.label_columns().values(), *group])
+    check_columns(schema, source, config.data.group)
     prepared_from = _prepared_from(config, source)
     folder = config.data.prepared
     standing = standing_manifest(folder, prepared_from, schema, verify=config.data.verify_checksums)
@@ -84,7 +95,7 @@ class _Preparation:
         self._config, self._source, self._job = config, source, job
         self._folder, self._reporter = folder, reporter
         ranges = {name: split.to_ms() for name, split in config.data.splits.items()}
-        self._recipe = Recipe(source, config.features, ranges)
+        self._recipe = Recipe(source, config.features, ranges, _grouping(config))
         self._shared_recipe = job.share(self._recipe)
 
     def run(self, units: Sequence[Unit], prepared_from: dict[str, Any]) -> Manifest:
@@ -100,6 +111,7 @@ class _Preparation:
         schema, has_truth = self._config.features, self._recipe.has_truth
         statistics_of = splits[self._config.data.statistics_of]
         return Manifest(
+            format_version=FORMAT_VERSION if self._recipe.grouping is None else GROUPED_FORMAT_VERSION,
             source=self._source.name,
             schema_hash=schema_hash(schema),
             meaning=prepared_meaning(schema),
@@ -118,7 +130,8 @@ class _Preparation:
             key_ranges=_key_ranges(schema, reports, splits.values()),
             raw_rows=sum(report.raw_rows for report in reports),
             set_aside={reason: counts[reason] for reason in sorted(counts) if counts[reason]},
-            notes=_notes(reports, self._source),
+            notes=_notes(reports, self._source) + _changes(splits.values()),
+            group=_group(self._config, splits),
             has_truth=has_truth,
             raw_types=_raw_types(self._source),
             prepared_from=prepared_from,
@@ -163,10 +176,11 @@ class _Preparation:
             self._reporter.warn(far)
 
     def _order(self, tables: list[Handle], set_aside: SetAside) -> tuple[list[Handle], list[OrderReport]]:
-        """Ordered partitions: each row's (timestamp, row_id) is above those of the partitions before."""
+        """Ordered partitions: each row stands in `Recipe.order()` above those of the partitions before."""
         with self._reporter.stage("sort", None):
-            blocks = self._job.sort(tables, TIMESTAMP)
-            ends = {index: ends for index, _, ends in self._job.map(block_range, [(b,) for b in blocks], held=0)}
+            order = self._recipe.order()
+            blocks = self._job.sort(tables, order)
+            ends = {index: ends for index, _, ends in self._job.map(block_range, [(b, order) for b in blocks], held=0)}
             groups = group_touching([ends[index] for index in range(len(blocks))])
             calls = [(self._shared_recipe, *(blocks[index] for index in group)) for group in groups]
             found = {index: (held, report) for index, held, report in self._job.map(order_rows, calls, held=2)}
@@ -192,24 +206,30 @@ class _Preparation:
 
     def _call(self, plan: ShardPlan, partitions: Sequence[Handle]) -> tuple[Any, ...]:
         config, has_truth = self._config, self._recipe.has_truth
-        target = ShardTarget(self._folder, config.features, config.data.row_group_rows, has_truth)
+        side = None if self._recipe.grouping is None else self._recipe.grouping.side
+        target = ShardTarget(self._folder, config.features, config.data.row_group_rows, has_truth, side)
         return (plan, target, *(partitions[piece.partition] for piece in plan.slices))
 
 
-def group_touching(ranges: Sequence[tuple[int, int] | None]) -> list[list[int]]:
-    """Indices of sorted blocks, those together that share a timestamp; empty blocks (None) are left out.
+def group_touching(ranges: Sequence[tuple[Any, Any] | None]) -> list[list[int]]:
+    """Indices of sorted blocks, those together that share a sort key; empty blocks (None) are left out.
 
-    Ray Data may cut one sorted range into several blocks between rows of equal timestamp.
+    Ray Data may cut one sorted range into several blocks between rows of equal key.
     """
     groups: list[list[int]] = []
-    last = -(1 << 63)
+    last = None
     for (first, end), index in sorted((ends, index) for index, ends in enumerate(ranges) if ends is not None):
-        if groups and first <= last:
+        if last is not None and first <= last:
             groups[-1].append(index)
         else:
             groups.append([index])
-        last = max(last, end)
+        last = end if last is None else max(last, end)
     return groups
+
+
+def _grouping(config: RunConfig) -> Grouping | None:
+    group = config.data.group
+    return None if group is None else Grouping(group.by, group.window_ms, user_side(config.features))
 
 
 def _prepared_from(config: RunConfig, source: Source) -> dict[str, Any]:
@@ -225,6 +245,7 @@ def _prepared_from(config: RunConfig, source: Source) -> dict[str, Any]:
         "shard_rows": data.shard_rows,
         "on_bad_row": data.on_bad_row,
         "on_unreadable_file": data.on_unreadable_file,
+        **({"group": {**data.group.model_dump(), "user_side": config.features.user_side()}} if data.group else {}),
     }
 
 
@@ -240,6 +261,23 @@ def _key_ranges(
         )
         for name, table in identity_features(schema).items()
     }
+
+
+def _group(config: RunConfig, splits: Mapping[str, Sequence[ShardResult]]) -> GroupedRows | None:
+    group = config.data.group
+    if group is None:
+        return None
+    groups = {split: sum(result.groups for result in results) for split, results in splits.items()}
+    return GroupedRows(by=group.by, window=group.window, user_side=dict(user_side(config.features)), groups=groups)
+
+
+def _changes(splits: Iterable[Sequence[ShardResult]]) -> list[str]:
+    """How often a column that is declared the user's changes among rows of one id and window."""
+    changes = sum((result.changes for results in splits for result in results), Counter())
+    return [
+        f"{count} rows begin a group because {name}, declared `scope: user`, is not what it was a row before"
+        for name, count in sorted(changes.items())
+    ]
 
 
 def _raw_types(source: Source) -> dict[str, list[str]]:

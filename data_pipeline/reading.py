@@ -115,8 +115,9 @@ def data_seen(config: RunConfig, manifest: Manifest) -> DataSeen:
 
 def _held(manifest: Manifest) -> str:
     """Splits that have rows, in the order of time: how many, from when to when."""
-    held = sorted((shards[0].first_timestamp, split) for split, shards in manifest.splits.items() if shards)
-    last = {split: moment(manifest.splits[split][-1].last_timestamp) for _, split in held}
+    spans = {split: manifest.span(split) for split, shards in manifest.splits.items() if shards}
+    held = sorted((first, split) for split, (first, _) in spans.items())
+    last = {split: moment(end) for split, (_, end) in spans.items()}
     return ", ".join(
         f"{manifest.rows(split):,} of {split!r} ({moment(first)} to {last[split]})" for first, split in held
     )

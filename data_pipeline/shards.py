@@ -1,6 +1,7 @@
 """Shards: the plan that cuts ordered rows into files, the file writer, and the statistics that go with it."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipeline.groups import ORDER_FIELDS, UserSide, fold, group_fields, side_metadata, side_of, unfold
 from data_pipeline.key_range import identity_features
-from data_pipeline.manifest import FORMAT_VERSION, NumericStatistics, Shard, prepared_columns
+from data_pipeline.manifest import (
+    FORMAT_VERSION,
+    GROUPED_FORMAT_VERSION,
+    NumericStatistics,
+    Shard,
+    prepared_columns,
+)
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import disk_errors_told
-from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, NumericFeature, Schema
+from rankmixer_dist.schema import GROUP_START, LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, NumericFeature, Schema
 
 # Measured on row groups of 128 to 1024 rows: lz4 reads 2 to 3 times as fast as zstd, for files 1.5 times as large, and
 # a dictionary makes ids no faster and small row groups slower. Statistics are kept where a reader can prune by them.
@@ -27,6 +35,7 @@ WRITE_OPTIONS = {
 }
 SHARD_FORMAT = {b"rankmixer_dist.format": str(FORMAT_VERSION).encode()}
 """What a shard's own Parquet metadata says: a shard of rows of tables has the columns of one of keys."""
+GROUPED_SHARD_FORMAT = {b"rankmixer_dist.format": str(GROUPED_FORMAT_VERSION).encode()}
 # No memory map: to read where a mapped file was cut short, or its disk fails, kills the process with a bus error.
 # Against a map without page checksums a loader's epoch took 0.97 to 1.04 times the CPU time, which is within the noise.
 READ_OPTIONS = {"memory_map": False, "page_checksum_verification": True}
@@ -57,12 +66,13 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardTarget:
-    """Where shards go and what they hold."""
+    """Where shards go and what they hold; `side` is what grouped rows share, None of rows without groups."""
 
     folder: Path
     schema: Schema
     row_group_rows: int
     has_truth: bool
+    side: UserSide | None = None
 
 
 @dataclass(frozen=True)
@@ -100,13 +110,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A written shard, the moments of its numeric features, the ids of those that have several a row, and the highest
-    id of those on identity tables that have any."""
+    """A written shard, the moments of its numeric features, the ids of those that have several a row, the highest id of
+    those on identity tables that have any, the groups of its rows, and by column, how many began because of it."""
 
     shard: Shard
     moments: Mapping[str, Moments]
     ids: Mapping[str, int]
     highest: Mapping[str, int]
+    groups: int
+    changes: Counter[str]
 
 
 def plan_shards(split_rows: Sequence[Mapping[str, tuple[int, int]]], shard_rows: int) -> list[ShardPlan]:
@@ -147,18 +159,26 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
     pieces = [
         table.slice(piece.start, piece.stop - piece.start) for table, piece in zip(partitions, plan.slices, strict=True)
     ]
-    rows = pa.concat_tables(pieces).select(columns.names).cast(columns.with_metadata(SHARD_FORMAT))
+    together = pa.concat_tables(pieces)
+    rows = together.select(columns.names).cast(columns.with_metadata(SHARD_FORMAT))
+    written, groups, changes = rows, rows.num_rows, Counter[str]()
+    if target.side is not None:
+        for field in ORDER_FIELDS:
+            written = written.append_column(field, together[field.name])
+        written, changes = fold(written, target.side, row_group_rows=target.row_group_rows)
+        written = written.replace_schema_metadata(GROUPED_SHARD_FORMAT | side_metadata(target.side))
+        groups = pc.sum(written[GROUP_START]).as_py()
     path = target.folder / plan.name
     with disk_errors_told(path):
-        pq.write_table(rows, path, row_group_size=target.row_group_rows, **WRITE_OPTIONS)
+        pq.write_table(written, path, row_group_size=target.row_group_rows, **WRITE_OPTIONS)
     timestamps = rows[TIMESTAMP].to_numpy()
     labels = {task: rows[LABEL_PREFIX + task].to_numpy() for task in target.schema.tasks}
     shard = Shard(
         path=plan.name,
         rows=rows.num_rows,
         row_groups=-(-rows.num_rows // target.row_group_rows),
-        first_timestamp=int(timestamps[0]),
-        last_timestamp=int(timestamps[-1]),
+        first_timestamp=int(timestamps.min()),
+        last_timestamp=int(timestamps.max()),
         labelled={task: int((~np.isnan(label)).sum()) for task, label in labels.items()},
         positives={task: int((label == 1).sum()) for task, label in labels.items()},
         checksum=file_checksum(path),
@@ -167,7 +187,17 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
     lists = [column.name for column in columns if pa.types.is_list(column.type)]
     ids = {name: pc.sum(pc.list_value_length(rows[name])).as_py() for name in lists}
     highest = {name: pc.max(_flat(rows[name])).as_py() for name in identity_features(target.schema)}
-    return (ShardResult(shard, moments, ids, {name: key for name, key in highest.items() if key is not None}),)
+    highest = {name: key for name, key in highest.items() if key is not None}
+    return (ShardResult(shard, moments, ids, highest, groups, changes),)
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A shard's rows, each with its own user side; all columns by default."""
+    with pq.ParquetFile(path, **READ_OPTIONS) as file:
+        side = side_of(file.schema_arrow.metadata)
+        own = [field.name for field in group_fields(side)] if side and columns is not None else []
+        rows = file.read(columns=None if columns is None else [*columns, *own])
+    return unfold(rows, side) if side else rows
 
 
 def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,7 +1,7 @@
 """The stage functions that a job runs: read and prepare units, order a partition. Each returns `(*held, report)`."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline import kinds
+from data_pipeline.groups import ORDER_FIELDS, Grouping
 from data_pipeline.manifest import prepared_columns
 from data_pipeline.sources import FILE_INDEX_SHIFT, ROW_HASH, Source, Unit, UnreadableError
 from data_pipeline.time_found import TimeFound
@@ -18,11 +19,12 @@ from rankmixer_dist.schema import ROW_ID, TIMESTAMP, Schema
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that reading a unit needs; `time_ranges` are the splits' [start, end) in ms."""
+    """All that reading a unit needs; `time_ranges` are the splits' [start, end) in ms, in which no two overlap."""
 
     source: Source
     schema: Schema
     time_ranges: Mapping[str, tuple[int, int]]
+    grouping: Grouping | None = None
 
     @property
     def has_truth(self) -> bool:
@@ -33,7 +35,11 @@ class Recipe:
         columns = prepared_columns(self.schema, has_truth=self.has_truth)
         if self.source.drops_duplicates:
             columns = columns.append(pa.field(ROW_HASH, pa.int64(), nullable=False))
-        return columns
+        return columns if self.grouping is None else pa.schema([*columns, *ORDER_FIELDS])
+
+    def order(self) -> list[str]:
+        """Columns that rows are sorted by before any other; rows that are equal in them go to one partition."""
+        return [TIMESTAMP] if self.grouping is None else [field.name for field in ORDER_FIELDS]
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ def read_units(
             raw,
             recipe.schema,
             truth_columns=recipe.source.truth_columns,
-            time_ranges=ranges,
+            time_ranges=recipe.time_ranges,
+            grouping=recipe.grouping,
         )
         good.append(prepared.rows)
         report.raw_rows += raw.num_rows
@@ -107,28 +114,33 @@ def read_units(
     return pa.concat_tables(good), aside, report
 
 
-def block_range(block: pa.Table) -> tuple[tuple[int, int] | None]:
-    """First and last timestamp of a sorted table, None when it is empty."""
+def block_range(block: pa.Table, order: Sequence[str]) -> tuple[tuple[tuple[int, ...], tuple[int, ...]] | None]:
+    """The first and the last row of a sorted table in the columns of its order, None when it is empty."""
     if not block.num_rows:
         return (None,)
-    return ((block[TIMESTAMP][0].as_py(), block[TIMESTAMP][-1].as_py()),)
+    first, last = (tuple(block[name][place].as_py() for name in order) for place in (0, -1))
+    return ((first, last),)
 
 
 def order_rows(recipe: Recipe, *blocks: pa.Table) -> tuple[pa.Table, pa.Table, OrderReport]:
-    """Puts the rows of blocks into their final order (timestamp, row_id), without exact duplicates; holds both.
+    """Puts the rows of blocks into their final order (`recipe.order()`, timestamp, row_id), without exact duplicates;
+    holds both.
 
-    Rows of equal timestamp must all be in these blocks.
+    Rows that are equal in `recipe.order()` must all be in these blocks.
     """
     rows = pa.concat_tables(blocks).select(recipe.columns().names).cast(recipe.columns())
-    rows = rows.take(np.lexsort((rows[ROW_ID].to_numpy(), rows[TIMESTAMP].to_numpy())))
+    order = dict.fromkeys([*recipe.order(), TIMESTAMP, ROW_ID])
+    rows = rows.take(np.lexsort([rows[name].to_numpy() for name in reversed(order)]))
     duplicate = np.zeros(rows.num_rows, dtype=bool)
     if recipe.source.drops_duplicates:
         duplicate = repeats(rows[TIMESTAMP].to_numpy(), rows[ROW_HASH].to_numpy())
         rows = rows.drop_columns([ROW_HASH])
     ordered, dropped = rows.filter(pa.array(~duplicate)), rows.filter(pa.array(duplicate))
-    timestamps = ordered[TIMESTAMP].to_numpy()
+    if recipe.grouping is not None:
+        dropped = dropped.drop_columns([field.name for field in ORDER_FIELDS])
+    times = ordered[recipe.order()[0]].to_numpy()  # a window lies in one split
     split_rows = {
-        name: (int(np.searchsorted(timestamps, start)), int(np.searchsorted(timestamps, end)))
+        name: (int(np.searchsorted(times, start)), int(np.searchsorted(times, end)))
         for name, (start, end) in recipe.time_ranges.items()
     }
     return ordered, dropped, OrderReport(split_rows, int(duplicate.sum()))

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline import kinds
+from data_pipeline.groups import ORDER_FIELDS, Grouping
 from data_pipeline.hashing import read_ids
 from data_pipeline.manifest import prepared_columns
 from data_pipeline.raw_values import floats, labels, milliseconds
@@ -85,13 +86,19 @@ class Prepared:
 
 
 def prepare(
-    raw: pa.Table, schema: Schema, *, truth_columns: Mapping[str, str], time_ranges: Sequence[tuple[int, int]]
+    raw: pa.Table,
+    schema: Schema,
+    *,
+    truth_columns: Mapping[str, str],
+    time_ranges: Mapping[str, tuple[int, int]],
+    grouping: Grouping | None = None,
 ) -> Prepared:
-    """Prepares the rows of a raw table whose time lies in one of the [start, end) ms ranges.
+    """Prepares the rows of a raw table whose time lies in one of the splits' [start, end) ms ranges.
 
     Args:
         raw: Raw joined columns, in any row order; `check_columns` has accepted their types.
         truth_columns: Label column -> raw column of its true probability; used when it covers every task.
+        grouping: Adds the columns that order groups (`groups.ORDER_FIELDS`).
     """
     faults = _Faults(raw.num_rows)
     users = read_ids(_column(raw, USER_ID))
@@ -100,7 +107,8 @@ def prepare(
     time, timed, bad_time = milliseconds(_column(raw, TIMESTAMP))
     faults.add(NO_TIMESTAMP, TIMESTAMP, ~timed)
     faults.add(BAD_TIMESTAMP, TIMESTAMP, bad_time)
-    faults.add(OUTSIDE, TIMESTAMP, ~np.any([(time >= start) & (time < end) for start, end in time_ranges], axis=0))
+    inside = [(time >= start) & (time < end) for start, end in time_ranges.values()]
+    faults.add(OUTSIDE, TIMESTAMP, ~np.any(inside, axis=0))
     columns: dict[str, pa.Array] = {
         ROW_ID: _column(raw, ROW_ID),
         USER_ID: pa.array(users.bits.view(np.int64)),
@@ -133,6 +141,10 @@ def prepare(
     if ROW_HASH in raw.column_names:
         columns[ROW_HASH] = _column(raw, ROW_HASH)
         target = target.append(pa.field(ROW_HASH, pa.int64(), nullable=False))
+    if grouping is not None:
+        row_id = raw[ROW_ID].to_numpy()
+        columns |= grouping.columns(_column(raw, grouping.by), row_id, time, time_ranges)
+        target = pa.schema([*target, *ORDER_FIELDS])
     rows = pa.table(columns).filter(pa.array(~faults.any))
     times = time[timed & ~bad_time]
     return Prepared(rows.cast(target), faults.take(raw), times, int(in_splits.sum()), refused, beyond_table)

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipeline.manifest import Manifest
-from data_pipeline.shards import READ_OPTIONS
+from data_pipeline.shards import read_rows
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.metrics import ValueCounts
 
@@ -25,7 +24,7 @@ def value_counts(
     for shard in shards[rank::world_size]:
         path = folder / shard.path
         try:
-            values = pq.read_table(path, columns=[column], **READ_OPTIONS)[column].drop_null().to_numpy()
+            values = read_rows(path, [column])[column].drop_null().to_numpy()
         except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
             raise UserError(
                 f"{path}: column {column} cannot be read ({one_line(error)}); prepare the data again"

@@ -76,7 +76,8 @@ class DataSeen(Strict):
 def parts(features: Schema, model: ModelConfig, *, defaults: bool = True) -> dict[str, dict[str, Any]]:
     """What decides the meaning of a model's weights, by part: `table video`, `feature watched`, ..., `model`, `order`.
 
-    How much a task weighs and how it takes unknown labels is how it learns, and no part.
+    How much a task weighs and how it takes unknown labels is how it learns, and no part. Whether rows may share a
+    feature's value is how rows are written and read, and no part either.
 
     Args:
         defaults: whether options of features and of the model that have their default are told too.
@@ -88,7 +89,7 @@ def parts(features: Schema, model: ModelConfig, *, defaults: bool = True) -> dic
         found[f"table {name}"] = {"rows": table.rows, "dim": table.dim, "ids": table.ids, **hashed}
     for name, feature in features.features.items():
         found[f"feature {name}"] = {
-            **feature.model_dump(**told),
+            **feature.model_dump(**told, exclude={"scope"}),
             "kind": feature.kind,
             "column": feature.column or name,
         }

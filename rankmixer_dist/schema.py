@@ -21,6 +21,9 @@ LABEL_PREFIX, TRUTH_PREFIX = "label_", "truth_"
 SCORE_PREFIX = "score_"
 """Columns of predictions `score_<task>`, beside `label_<task>`."""
 
+GROUP_START = "group_start"
+"""Prepared column of grouped rows: whether a row is the first of its group, which holds the group's user side."""
+
 
 TORCH_NAMES = frozenset(
     """
@@ -86,6 +89,10 @@ F = TypeVar("F", bound=Strict)
 class _Feature(Strict):
     column: str | None = Field(default=None, description="raw column; the feature's own name by default")
     group: str = Field(description="semantic group that it belongs to")
+    scope: Literal["row", "user"] = Field(
+        default="row",
+        description="user: the value is the user's, and rows that `data.group` groups share it; row: the row's own",
+    )
 
 
 class IdFeature(_Feature):
@@ -169,8 +176,10 @@ class Schema(Strict):
             column = feature.column or name
             if column in labels:
                 raise ValueError(f"feature {name}: column {column!r} is the label of task {labels[column]}")
-            if name in (ROW_ID, USER_ID, TIMESTAMP) or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)):
+            if name in (ROW_ID, USER_ID, TIMESTAMP, GROUP_START) or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)):
                 raise ValueError(f"feature {name}: the name is taken by prepared data; choose another and set `column`")
+            if name in {f"visible_{other}" for other in self.of_kind(SequenceFeature)}:
+                raise ValueError(f"feature {name}: grouped rows say there what they see of a sequence; choose another")
             if feature.group not in self.groups:
                 raise ValueError(f"feature {name}: group {feature.group!r} is not declared under `groups`")
             table = getattr(feature, "table", None)
@@ -228,6 +237,10 @@ class Schema(Strict):
     def of_kind(self, kind: type[F]) -> Mapping[str, F]:
         """Features of one kind, in declared order."""
         return {name: feature for name, feature in self.features.items() if isinstance(feature, kind)}
+
+    def user_side(self) -> tuple[str, ...]:
+        """Features whose values are the user's, in declared order."""
+        return tuple(name for name, feature in self.features.items() if feature.scope == "user")
 
     def features_of(self, table: str) -> tuple[str, ...]:
         """Features whose ids are a table's, in declared order."""

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.groups import group_fields, side_of, unfold
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import prepared_columns
-from data_pipeline.shards import READ_OPTIONS, SHARD_FORMAT
+from data_pipeline.shards import GROUPED_SHARD_FORMAT, READ_OPTIONS, SHARD_FORMAT
 from data_pipeline.streaming.windows import WindowPlan
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError, one_line
@@ -105,8 +106,10 @@ def read_groups(path: Path, columns: Sequence[str], schema: Schema, window: Wind
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a whole Parquet file ({one_line(error)}); publish it again") from error
     with file:
-        for key, version in SHARD_FORMAT.items():
-            found = (file.schema_arrow.metadata or {}).get(key)
+        metadata = file.schema_arrow.metadata or {}
+        side = side_of(metadata)
+        for key, version in (GROUPED_SHARD_FORMAT if side else SHARD_FORMAT).items():
+            found = metadata.get(key)
             if found != version:
                 was = "not there" if found is None else repr(found.decode(errors="replace"))
                 raise UserError(
@@ -123,7 +126,9 @@ def read_groups(path: Path, columns: Sequence[str], schema: Schema, window: Wind
             if window is not None and _outside(file.metadata.row_group(group), window):
                 continue
             try:
-                table = file.read_row_group(group, columns=list(columns), use_threads=False)
+                needed = [*columns, *(field.name for field in group_fields(side))] if side else [*columns]
+                table = file.read_row_group(group, columns=needed, use_threads=False)
+                table = unfold(table, side) if side else table
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise UserError(
                     f"{path}: row group {group} cannot be read ({one_line(error)}); publish it again"

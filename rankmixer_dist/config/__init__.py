@@ -1,6 +1,6 @@
 """A run, as one YAML file: strict, typed and immutable. Importing it needs no torch."""
 
-from rankmixer_dist.config.data import KuaiRandSource, Source, SyntheticSource, TimeRange
+from rankmixer_dist.config.data import GroupConfig, KuaiRandSource, Source, SyntheticSource, TimeRange
 from rankmixer_dist.config.load import load_config
 from rankmixer_dist.config.model import BackboneName, DTSIConfig, ModelConfig, SoftmaxTopKConfig
 from rankmixer_dist.config.run import (
@@ -19,6 +19,7 @@ __all__ = [
     "BestCheckpoint",
     "DTSIConfig",
     "DenseConfig",
+    "GroupConfig",
     "KuaiRandSource",
     "ModelConfig",
     "RunConfig",

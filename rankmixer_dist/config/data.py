@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt, model_validator
 
-from rankmixer_dist.schema import Strict
+from rankmixer_dist.schema import USER_ID, Strict
 
 
 class SyntheticSource(Strict):
@@ -52,6 +52,24 @@ class TimeRange(Strict):
         return round(self.start.timestamp() * 1000), round(self.end.timestamp() * 1000)
 
 
+class GroupConfig(Strict):
+    """Which rows stand together, so that what they have of the user is written, looked up and sent once."""
+
+    by: str = Field(default=USER_ID, description="raw column of ids: rows of one id and window are a group")
+    window: str = Field(
+        default="1d",
+        pattern=r"^(none|[1-9][0-9]{0,5}[smhd])$",
+        description="how much time a group spans, counted from its split's start: 30m, 12h, 1d; none: the whole split",
+    )
+
+    @property
+    def window_ms(self) -> int | None:
+        """The window in milliseconds, None where it is the whole split."""
+        if self.window == "none":
+            return None
+        return int(self.window[:-1]) * {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}[self.window[-1]]
+
+
 class DataConfig(Strict):
     """Where the prepared data lies and how it is made."""
 
@@ -61,6 +79,10 @@ class DataConfig(Strict):
         default="train",
         description="split whose rows give the numerics' statistics and the tasks' base rates; of a run over several "
         "splits the first, or what is trained and scored early knows of what comes later",
+    )
+    group: GroupConfig | None = Field(
+        default=None,
+        description="stands rows of a user together, by default none: each row is a group of its own, in order of time",
     )
     row_group_rows: PositiveInt = Field(default=1024, description="rows of a chunk, the unit of reading and shuffling")
     shard_rows: PositiveInt = Field(default=65_536, description="rows of a Parquet file, whole row groups")

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.reading import find_prepared, open_prepared
-from data_pipeline.shards import READ_OPTIONS
+from data_pipeline.shards import read_rows
 from data_pipeline.table_rows import with_table_rows
 from rankmixer_dist.command_line import config_parser
 from rankmixer_dist.config import RunConfig, load_config
@@ -85,7 +84,7 @@ def main(arguments: list[str]) -> None:
 
 def _rows(path: Path, schema: Schema) -> pa.Table:
     """A shard's rows, their ids as rows of tables that are there: SciPy does not look at those of multi-hot columns."""
-    rows = pq.read_table(path, **READ_OPTIONS)
+    rows = read_rows(path)
     beyond = id_beyond_table(rows, schema)
     if beyond is not None:
         raise UserError(f"{path}: {beyond}; prepare the data again")

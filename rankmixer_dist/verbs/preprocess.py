@@ -41,11 +41,13 @@ def show(manifest: Manifest) -> None:
     """Prints the rows and base rates of every split, the numerics, and what was set aside and why."""
     shown = console(soft_wrap=True)
     rows = Table("split", title=f"{manifest.source}: {manifest.raw_rows:,} raw rows")
-    for column in ("rows", "shards", "first (UTC)", "last (UTC)"):
+    grouped = ("rows a group",) if manifest.group is not None else ()
+    for column in ("rows", "shards", *grouped, "first (UTC)", "last (UTC)"):
         rows.add_column(column, justify="right")
     for split, shards in manifest.splits.items():
-        times = [_minute(shards[0].first_timestamp), _minute(shards[-1].last_timestamp)] if shards else []
-        rows.add_row(split, f"{manifest.rows(split):,}", str(len(shards)), *times)
+        times = [_minute(time) for time in manifest.span(split)] if shards else []
+        shared = [f"{manifest.rows_per_group(split):.2f}"] if grouped and shards else []
+        rows.add_row(split, f"{manifest.rows(split):,}", str(len(shards)), *shared, *times)
     rates = Table("base rate")
     for split in manifest.splits:
         rates.add_column(split, justify="right")

@@ -93,7 +93,7 @@ def test_ids_of_every_type_have_the_rows_that_they_had(seed, table):
     for values in some_values(seed):
         raw = {name: np.arange(len(values)) for name in ("row_id", "user_id", "timestamp")}
         raw = pa.table(raw | {"finish": np.zeros(len(values)), "id": values})
-        done = prepare(raw, schema, truth_columns={}, time_ranges=[(0, 99)])
+        done = prepare(raw, schema, truth_columns={}, time_ranges={"all": (0, 99)})
         assert done.rows.num_rows == len(values)
         ids = read_ids(values)
         wanted = [

@@ -45,7 +45,7 @@ def prepared(schema=SCHEMA, **columns):
     if isinstance(raw["watched"], list):
         raw["watched"] = pa.array(raw["watched"], pa.list_(pa.int64()))
     table = pa.table(raw)
-    done = prepare(table, schema, truth_columns={}, time_ranges=[(0, 100)])
+    done = prepare(table, schema, truth_columns={}, time_ranges={"all": (0, 100)})
     return done.rows.to_pylist(), done.set_aside.to_pylist()
 
 
@@ -119,7 +119,7 @@ def test_rows_that_a_larger_table_would_take_are_counted_by_feature():
     raw = {"row_id": range(5), "user_id": [7] * 5, "timestamp": [10, 11, 12, 13, 100], "finish": [0] * 5}
     raw |= {"video": [9, -1, None, 4, 9], "watched": pa.array([[9, 8], [1], [5], [], [9]]), "word": ["a"] * 5}
     raw |= {"tags": ["1"] * 5, "length": [99.0] * 5}
-    done = prepare(pa.table(raw), SCHEMA, truth_columns={}, time_ranges=[(0, 100)])
+    done = prepare(pa.table(raw), SCHEMA, truth_columns={}, time_ranges={"all": (0, 100)})
     assert done.beyond_table == {"video": 1, "watched": 2}  # the last row is of no split
 
 

@@ -1,0 +1,138 @@
+"""Preparation with groups: the same rows as without, the same bytes from Ray, and every reader expands them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_pipeline.assemble import BatchAssembler
+from data_pipeline.job import RayJob, SerialJob
+from data_pipeline.loader import Loader
+from data_pipeline.preprocess import preprocess
+from data_pipeline.reading import find_prepared
+from data_pipeline.shards import read_rows
+from data_pipeline.streaming.shards import scan
+from data_pipeline.streaming.windows import WindowPlan
+from rankmixer_dist.batch import Position
+from rankmixer_dist.config import load_config
+from rankmixer_dist.errors import UserError
+from tests.pipeline.test_preprocess import contents
+
+USER_SIDE = ("user", "watched", "liked_tags")
+SCOPES = tuple(f"features.features.{name}.scope=user" for name in USER_SIDE)
+DAY = ("data.group.by=user_id", "data.group.window=1d")
+SMALL = ("data.shard_rows=256", "data.row_group_rows=64")
+
+
+def prepare(small_config, folder, *overrides, job=None):
+    config = load_config(small_config, [f"data.prepared={folder}", *SMALL, *SCOPES, *overrides])
+    return config, preprocess(config, progress=False, job=job or SerialJob())
+
+
+def rows_of(config, manifest, split):
+    return pa.concat_tables(read_rows(config.data.prepared / shard.path) for shard in manifest.splits[split])
+
+
+def test_a_scope_alone_changes_no_byte(small_config, tmp_path):
+    prepare(small_config, tmp_path / "scoped")
+    config = load_config(small_config, [f"data.prepared={tmp_path / 'plain'}", *SMALL])
+    preprocess(config, progress=False, job=SerialJob())
+    assert contents(tmp_path / "scoped") == contents(tmp_path / "plain")
+    assert find_prepared(config, ["train"]).group is None
+
+
+@pytest.mark.parametrize("group", [DAY, ("data.group.window=none",), ("data.group.by=hour", "data.group.window=30m")])
+def test_grouped_rows_are_the_rows_without_groups(small_config, tmp_path, group):
+    plain_config, plain = prepare(small_config, tmp_path / "plain")
+    config, manifest = prepare(small_config, tmp_path / "grouped", *group)
+    assert manifest.format_version == 6
+    for split in manifest.splits:
+        rows, wanted = rows_of(config, manifest, split), rows_of(plain_config, plain, split)
+        assert rows.schema.equals(wanted.schema)
+        for name in wanted.column_names:
+            np.testing.assert_equal(
+                rows.sort_by("row_id")[name].to_pylist(), wanted.sort_by("row_id")[name].to_pylist(), err_msg=name
+            )
+        times = rows["timestamp"].to_numpy()
+        assert manifest.span(split) == (times.min(), times.max()) == plain.span(split)
+    for name, statistics in plain.numerics.items():
+        assert manifest.numerics[name].count == statistics.count
+        assert manifest.numerics[name].mean == pytest.approx(statistics.mean, rel=1e-12)
+    assert manifest.ids_per_row == pytest.approx(plain.ids_per_row)
+    assert manifest.key_ranges == plain.key_ranges
+
+
+def test_a_users_day_stands_together_in_order_of_days_and_of_time_within(small_config, tmp_path):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    rows = rows_of(config, manifest, "train")
+    start, _ = config.data.splits["train"].to_ms()
+    days = (rows["timestamp"].to_numpy() - start) // 86_400_000
+    assert (np.diff(days) >= 0).all()
+    changes = np.flatnonzero(np.diff(rows["user_id"].to_numpy()) | np.diff(days))
+    pairs = set(zip(days.tolist(), rows["user_id"].to_pylist(), strict=True))
+    assert len(changes) + 1 == len(pairs)
+    within = np.setdiff1d(np.arange(rows.num_rows - 1), changes)
+    assert (np.diff(rows["timestamp"].to_numpy())[within] >= 0).all()
+    # A row group begins a group, too, and so does a history that lost more events than it can show.
+    assert len(pairs) <= manifest.group.groups["train"] <= len(pairs) + rows.num_rows // 64 + 1
+    assert not any("watched" in note for note in manifest.notes)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("rows_per_task", [100, None])
+def test_ray_prepares_the_bytes_that_one_process_does(small_config, tmp_path, rows_per_task):
+    prepare(small_config, tmp_path / "serial", *DAY)
+    prepare(small_config, tmp_path / "ray", *DAY, job=RayJob(rows_per_task=rows_per_task))
+    assert contents(tmp_path / "ray") == contents(tmp_path / "serial")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_loader_gives_every_row_once_whatever_the_ranks(small_config, tmp_path, world_size):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    batches = []
+    for rank in range(world_size):
+        loader = Loader(
+            config.data.prepared, manifest, config.features, split="test", batch_size=30, rank=rank,
+            world_size=world_size, shuffle="chunks", seed=3, prefetch=2,
+        )  # fmt: skip
+        batches.append([batch for batch, _ in loader.epoch(Position(0, 0))])
+    found = [row for share in batches for batch in share for row in batch.row_id_B[batch.weight_B > 0].tolist()]
+    rows = rows_of(config, manifest, "test")
+    assert sorted(found) == sorted(rows["row_id"].to_pylist())
+    sent = sum(batch.ids.counts[batch.ids.features.index("watched")] for share in batches for batch in share)
+    assert sent == len(rows["watched"].combine_chunks().flatten())
+
+
+def test_a_streaming_evaluation_reads_them_too(small_config, tmp_path):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    (shard, *_) = manifest.splits["test"]
+    plan = WindowPlan(config.data.splits["test"].to_ms()[0], 3_600_000)
+    columns = BatchAssembler(config.features, rows=1, with_truth=False, pin_memory=False).columns()
+    facts = scan(config.data.prepared / shard.path, config.features, columns, plan)
+    assert facts.problem is None
+    assert sum(facts.rows.values()) == shard.rows
+
+
+def test_other_groups_are_other_data(small_config, tmp_path):
+    prepare(small_config, tmp_path / "p", *DAY)
+    for overrides in ((), ("data.group.window=2d",), (*DAY, "features.features.age_segment.scope=user")):
+        with pytest.raises(UserError, match="was prepared from other input: group was"):
+            prepare(small_config, tmp_path / "p", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("data.group.by=user_ix",), "has no column 'user_ix'"),
+        (("data.group.by=finish",), "is the label of a task"),
+        (("data.group.by=watched",), "ids are needed"),
+    ],
+)
+def test_what_rows_cannot_be_grouped_by(small_config, tmp_path, overrides, told):
+    with pytest.raises(UserError, match=told):
+        prepare(small_config, tmp_path / "p", *overrides)
+
+
+def test_rows_that_share_nothing_are_not_grouped(small_config, tmp_path):
+    config = load_config(small_config, [f"data.prepared={tmp_path / 'p'}", *DAY])
+    with pytest.raises(UserError, match="no feature has `scope: user`"):
+        preprocess(config, progress=False, job=SerialJob())
