@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from data_pipeline.preprocess import preprocess
 from rankmixer_dist.config import load_config
+from tests.warm import Warm
 
 ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("untimed", deadline=None)  # on a busy machine any example may take a second
@@ -113,6 +114,7 @@ class Launch:
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
+        self._warm: Warm | None = None
 
     def python(self, script: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`python script arguments`."""
@@ -127,6 +129,20 @@ class Launch:
         """`deepspeed --num_gpus ranks script arguments`."""
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", f"--num_gpus={ranks}", "--master_addr=127.0.0.1"]
         return self._run([*launcher, str(ROOT / script), *arguments])
+
+    def forked(self, script: Path | str, *arguments: str, ranks: int | None = None) -> subprocess.CompletedProcess[str]:
+        """What `torchrun` does, or `python` without ranks, by processes that have loaded torch and its kin already.
+
+        The return code is that of the first rank that failed.
+        """
+        if self._warm is None:
+            self._warm = Warm(self._env)
+        return self._warm.run(str(ROOT / script), arguments, ranks)
+
+    def close(self) -> None:
+        """Ends what was started for `forked`."""
+        if self._warm is not None:
+            self._warm.close()
 
     @contextmanager
     def started(self, *command: str, log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -161,6 +177,8 @@ class Launch:
 
 
 @pytest.fixture(scope="session")
-def launch() -> Launch:
+def launch() -> Iterator[Launch]:
     """Starts the verbs and other scripts in processes of their own."""
-    return Launch()
+    started = Launch()
+    yield started
+    started.close()

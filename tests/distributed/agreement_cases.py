@@ -1,4 +1,4 @@
-"""Run by torchrun: trains a run with an evaluation beside training, and writes the scores of such a one down."""
+"""Run on ranks: trains a run with an evaluation beside training, and writes the scores of such a one down."""
 
 import json
 import sys

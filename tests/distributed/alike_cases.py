@@ -1,4 +1,4 @@
-"""Run by torchrun on three ranks, one of which begins otherwise than the others, in one way a case."""
+"""Run on three ranks, one of which begins otherwise than the others, in one way a case."""
 
 import json
 import os

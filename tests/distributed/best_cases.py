@@ -1,4 +1,4 @@
-"""Run by torchrun: trains configs and evaluates configs, one after the other in one process group."""
+"""Run on ranks: trains configs and evaluates configs, one after the other in one process group."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Run by torchrun: saves the state of each kind of engine and goes on from it in every other kind."""
+"""Run on ranks: saves the state of each kind of engine and goes on from it in every other kind."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""Run by torchrun: trains configs on rows of which some are made to overflow, and tells how each run ended."""
+"""Run on ranks: trains configs on rows of which some are made to overflow, and tells how each run ended."""
 
 import dataclasses
 import json

@@ -14,7 +14,7 @@ from tests.distributed.train_cases import NEAREST_GATE
 def trained(launch, small_config: Path, ranks: int, cases: dict[str, list[str]]) -> dict[str, dict]:
     """Losses per step and final tensors of each case."""
     overrides = [[f"name={name}", *extra] for name, extra in cases.items()]
-    ended = launch.torchrun("tests/distributed/train_cases.py", str(small_config), json.dumps(overrides), ranks=ranks)
+    ended = launch.forked("tests/distributed/train_cases.py", str(small_config), json.dumps(overrides), ranks=ranks)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return {name: outcome(small_config, [f"name={name}", *extra]) for name, extra in cases.items()}
 

@@ -1,4 +1,4 @@
-"""Run by torchrun: loops in which one rank, or each of them, gets a signal at a random moment."""
+"""Run on ranks: loops in which one rank, or each of them, gets a signal at a random moment."""
 
 import json
 import os

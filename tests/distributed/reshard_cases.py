@@ -1,4 +1,4 @@
-"""Run by torchrun: takes up checkpoints on other ranks, shows what was taken up, and trains on."""
+"""Run on ranks: takes up checkpoints on other ranks, shows what was taken up, and trains on."""
 
 import json
 import shutil

@@ -55,7 +55,7 @@ def told(launch, small_config, tmp_path_factory):
         },
         "end": {"rank": 1, "overrides": ["sparse.lr=0.3"]},
     }
-    ended = launch.torchrun(
+    ended = launch.forked(
         "tests/distributed/alike_cases.py", str(small_config), str(folder), json.dumps(cases), ranks=3
     )
     assert ended.returncode == 2, ended.stderr[-3000:]

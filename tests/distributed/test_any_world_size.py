@@ -40,7 +40,7 @@ def shared_out(model, ranks, stage):
 
 
 def run(launch, script, small_config, cases, ranks):
-    ended = launch.torchrun(f"tests/distributed/{script}", str(small_config), json.dumps(cases), ranks=ranks)
+    ended = launch.forked(f"tests/distributed/{script}", str(small_config), json.dumps(cases), ranks=ranks)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended
 

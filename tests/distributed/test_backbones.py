@@ -17,7 +17,7 @@ def losses(launch, small_config):
     runs = [(f"{kind}-{name}", name, steps) for name in BACKBONES for kind, steps in (("whole", 6), ("cut", 3))]
     runs += [(f"cut-{name}", name, 6) for name in BACKBONES]
     cases = [[f"name={run}", f"model.backbone={name}", f"train.max_steps={steps}"] for run, name, steps in runs]
-    ended = launch.torchrun("tests/distributed/train_cases.py", str(small_config), json.dumps(cases), ranks=2)
+    ended = launch.forked("tests/distributed/train_cases.py", str(small_config), json.dumps(cases), ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("goes on from") == len(BACKBONES)
 

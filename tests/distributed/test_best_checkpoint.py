@@ -38,7 +38,7 @@ def trained(launch, small_config):
     found = {}
     for ranks, to_train in ((2, runs), (1, [])):
         arguments = (str(small_config), json.dumps(to_train), json.dumps(evaluations))
-        ended = launch.torchrun("tests/distributed/best_cases.py", *arguments, ranks=ranks)
+        ended = launch.forked("tests/distributed/best_cases.py", *arguments, ranks=ranks)
         assert ended.returncode == 0, ended.stderr[-3000:]
         for name in ENGINES:
             path = run_dir(small_config, f"best-{name}") / "eval.json"

@@ -9,7 +9,7 @@ import pytest
     ("precision", "optimizer"), [("fp32", "adam"), ("fp32", "rmsprop"), ("fp32", "adagrad"), ("bf16", "adam")]
 )
 def test_state_moves_between_stages(launch, precision, optimizer):
-    ended = launch.torchrun("tests/distributed/engine_state_cases.py", precision, optimizer, ranks=2)
+    ended = launch.forked("tests/distributed/engine_state_cases.py", precision, optimizer, ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
     *told, groups = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     bucketed, cases = told[:2], told[2:]

@@ -23,11 +23,11 @@ def config(small_config):
 @pytest.fixture(scope="module")
 def found(launch, small_config, config):
     """Way of scoring -> its predictions by row id, and eval.json of evaluate.py on as many ranks."""
-    ended = launch.torchrun("tests/distributed/agreement_cases.py", str(small_config), *RUN, ranks=2)
+    ended = launch.forked("tests/distributed/agreement_cases.py", str(small_config), *RUN, ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
     rows, evaluations = {"beside training": predictions(config.run_dir / PREDICTIONS)}, {}
     for ranks in (1, 2):
-        ended = launch.torchrun("launch/evaluate.py", str(small_config), *RUN, ranks=ranks)
+        ended = launch.forked("launch/evaluate.py", str(small_config), *RUN, ranks=ranks)
         assert ended.returncode == 0, ended.stderr[-3000:]
         rows[f"{ranks} ranks"] = predictions(config.run_dir / "predictions")
         evaluations[ranks] = json.loads((config.run_dir / "eval.json").read_text())

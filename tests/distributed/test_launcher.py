@@ -15,6 +15,8 @@ import pytest
 from rankmixer_dist.errors import EXIT_PREEMPTED, EXIT_USER_ERROR
 
 CASES = "tests/distributed/launcher_cases.py"
+THOROUGH = pytest.mark.thorough
+"""Of variants: each costs three starts of Python, and one of its kind is in the ordinary suite."""
 NOHUP = """
 import os, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -36,7 +38,13 @@ def wait_for(log: Path, words: str, times: int = 1) -> None:
 
 @pytest.mark.parametrize(
     ("end", "code", "starts"),
-    [("killed", 0, 2), *((end, EXIT_USER_ERROR, 1) for end in ("mistaken", "alone0", "alone1")), ("well", 0, 1)],
+    [
+        ("killed", 0, 2),
+        ("alone0", EXIT_USER_ERROR, 1),
+        pytest.param("alone1", EXIT_USER_ERROR, 1, marks=THOROUGH),
+        pytest.param("mistaken", EXIT_USER_ERROR, 1, marks=THOROUGH),
+        pytest.param("well", 0, 1, marks=THOROUGH),
+    ],
 )
 def test_what_cannot_get_better_is_not_started_again(launch, end, code, starts):
     ended = launch.python(*command(end))
@@ -47,7 +55,7 @@ def test_what_cannot_get_better_is_not_started_again(launch, end, code, starts):
 
 
 def test_a_rank_that_computes_longer_than_the_other_is_found(launch):
-    ended = launch.torchrun(CASES, "slow", ranks=2)
+    ended = launch.forked(CASES, "slow", ranks=2)
     assert ended.returncode == 0, ended.stderr
     told = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     assert len(told) == 2 and told[0] == told[1]
@@ -60,11 +68,11 @@ def test_a_rank_that_computes_longer_than_the_other_is_found(launch):
 @pytest.mark.parametrize(
     ("end", "number", "code"),
     [
-        ("stopped", signal.SIGTERM, EXIT_PREEMPTED),
+        pytest.param("stopped", signal.SIGTERM, EXIT_PREEMPTED, marks=THOROUGH),
         ("stopped", signal.SIGUSR1, EXIT_PREEMPTED),
         ("unready", signal.SIGUSR1, EXIT_PREEMPTED),
-        ("last", signal.SIGTERM, 0),
-        ("full", signal.SIGTERM, EXIT_USER_ERROR),
+        pytest.param("last", signal.SIGTERM, 0, marks=THOROUGH),
+        pytest.param("full", signal.SIGTERM, EXIT_USER_ERROR, marks=THOROUGH),
         ("gone", signal.SIGTERM, 128 + signal.SIGTERM),
     ],
 )
@@ -137,7 +145,9 @@ def still_there(processes: list[psutil.Process], *, timeout_s: float) -> list[ps
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("number", "trains"), [(signal.SIGTERM, True), (signal.SIGKILL, False)])
+@pytest.mark.parametrize(
+    ("number", "trains"), [(signal.SIGTERM, True), pytest.param(signal.SIGKILL, False, marks=THOROUGH)]
+)
 def test_the_end_of_the_deepspeed_command_stops_its_ranks(launch, tmp_path, number, trains):
     log = tmp_path / "log"
     runner = ["-m", "deepspeed.launcher.runner", "--num_gpus=2", "--master_addr=127.0.0.1", "--no_local_rank"]

@@ -1,6 +1,5 @@
 """A loss that is not finite ends the run or is left out, on all ranks at one step, before it reaches a checkpoint."""
 
-import functools
 import itertools
 import json
 
@@ -86,8 +85,7 @@ def ended(request, launch, small_config, bad_rows):
     cases["resumed"] = case("stop-10-3", "overflow", skip, "train.max_steps=14", "train.log_every=10")
     cases["ends"] = case("ends", "overflow", stop, "train.max_steps=14", "train.log_every=5")
     script, listed = "tests/distributed/non_finite_cases.py", json.dumps([*cases.values()])
-    how = {1: launch.python, 2: functools.partial(launch.torchrun, ranks=2)}[ranks]
-    process = how(script, str(small_config), listed)
+    process = launch.forked(script, str(small_config), listed, ranks=None if ranks == 1 else ranks)
     found = Ended(small_config, process, cases, ranks)
     assert [*found.errors] == [*cases][:-1], process.stderr[-3000:]
     return found

@@ -14,7 +14,7 @@ from rankmixer_dist.parallel.topology import Topology
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_all_ranks_stop_at_the_same_step(launch, ranks):
-    ended = launch.torchrun("tests/distributed/preemption_cases.py", ranks=ranks)
+    ended = launch.forked("tests/distributed/preemption_cases.py", ranks=ranks)
     trials = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     assert len(trials) == 4 * (ranks + 1), ended.stderr[-3000:]
     for trial in trials:

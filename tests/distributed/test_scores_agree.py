@@ -31,12 +31,12 @@ def config(small_config):
 @pytest.fixture(scope="module")
 def found(launch, small_config, config):
     """Way of scoring -> its predictions by row id, and eval.json of each evaluate.py."""
-    ended = launch.torchrun("tests/distributed/agreement_cases.py", str(small_config), *RUN, ranks=2)
+    ended = launch.forked("tests/distributed/agreement_cases.py", str(small_config), *RUN, ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
     rows, evaluations = {"beside training": predictions(config.run_dir / PREDICTIONS)}, {}
     for ranks in (1, 2):
         override = f"eval.slices=[{','.join(SLICES)}]"
-        ended = launch.torchrun("launch/evaluate.py", str(small_config), *RUN, override, ranks=ranks)
+        ended = launch.forked("launch/evaluate.py", str(small_config), *RUN, override, ranks=ranks)
         assert ended.returncode == 0, ended.stderr[-3000:]
         assert "by user_activity" in ended.stdout and "report: " in ended.stdout
         rows[f"evaluate.py, {ranks} ranks"] = predictions(config.run_dir / "predictions")

@@ -55,7 +55,7 @@ def trained(launch, windows_config):
     of_late = load_config(windows_config, cases[-1]).run_dir
     for steps in (1, 2):
         cases.append(["name=back", "train.split=early", f"train.max_steps={steps}", f"train.start_from.run={of_late}"])
-    ended = launch.torchrun("tests/distributed/train_cases.py", str(windows_config), json.dumps(cases), ranks=2)
+    ended = launch.forked("tests/distributed/train_cases.py", str(windows_config), json.dumps(cases), ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("goes on from") == 2
     return [load_config(windows_config, [f"name={name}"]).run_dir for name in ("whole", "stopped", "back")]

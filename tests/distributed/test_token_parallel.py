@@ -63,7 +63,7 @@ def start(launch, folder):
 
     def run(ranks, **kinds):
         script = "tests/distributed/token_parallel_cases.py"
-        ended = launch.torchrun(script, str(folder), json.dumps(kinds), ranks=ranks)
+        ended = launch.forked(script, str(folder), json.dumps(kinds), ranks=ranks)
         assert ended.returncode == 0, ended.stderr[-3000:]
         found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
         assert len(found) == sum(map(len, kinds.values()))

@@ -64,14 +64,14 @@ def test_a_rank_that_is_stopped_is_named_by_the_other(launch, tmp_path):
 
 
 def test_a_rank_that_keeps_the_gil_shows_its_stack(launch, tmp_path):
-    ended = launch.torchrun(CASES, "keeps_gil", str(TIMEOUT_S), str(tmp_path), ranks=2)
+    ended = launch.forked(CASES, "keeps_gil", str(TIMEOUT_S), str(tmp_path), ranks=2)
     assert ended.returncode != 0
     assert "in keeps_the_gil" in ended.stderr
 
 
 def test_a_slow_run_is_left_alone(launch, tmp_path):
     start = time.monotonic()
-    ended = launch.torchrun(CASES, "slow", "2", str(tmp_path), ranks=2)
+    ended = launch.forked(CASES, "slow", "2", str(tmp_path), ranks=2)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert time.monotonic() - start > 6, "it was to be slower in all than the timeout"
     assert "watchdog" not in ended.stderr
@@ -80,7 +80,7 @@ def test_a_slow_run_is_left_alone(launch, tmp_path):
 
 @pytest.mark.parametrize(("case", "frame"), [("sleeps", "in sleeps_for_ever"), ("keeps_gil", "in keeps_the_gil")])
 def test_one_process_without_a_launcher(launch, tmp_path, case, frame):
-    ended = launch.python(CASES, case, "1", str(tmp_path))
+    ended = launch.forked(CASES, case, "1", str(tmp_path))
     assert ended.returncode == (EXIT_STALLED if case == "sleeps" else 1)
     assert frame in ended.stderr
     if case == "sleeps":

@@ -1,4 +1,4 @@
-"""Run by torchrun: trains and checks a small RankMixer that is spread over ranks, and writes down what came out."""
+"""Run on ranks: trains and checks a small RankMixer that is spread over ranks, and writes down what came out."""
 
 import json
 from pathlib import Path

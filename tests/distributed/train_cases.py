@@ -1,4 +1,4 @@
-"""Run by torchrun: trains several configs one after the other in one process group, through launch/train.py."""
+"""Run on ranks: trains several configs one after the other in one process group, through launch/train.py."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Run by torchrun: a loop in which the last rank hangs, is stopped, or is only slow."""
+"""Run on ranks: a loop in which the last rank hangs, is stopped, or is only slow."""
 
 import ctypes
 import os

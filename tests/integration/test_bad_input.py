@@ -47,7 +47,7 @@ def test_an_unknown_key(launch, copied):
 
 
 def test_a_batch_that_the_ranks_cannot_share(launch, copied):
-    process = launch.torchrun("launch/train.py", str(copied), "loader.batch_size=127", ranks=2)
+    process = launch.forked("launch/train.py", str(copied), "loader.batch_size=127", ranks=2)
     assert process.returncode == 2
     lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert lines == ["error: batch size 127 cannot be shared evenly by 2 ranks; use 126 or 128, say"]
@@ -63,7 +63,7 @@ def test_a_batch_that_the_ranks_cannot_share(launch, copied):
     ],
 )
 def test_experts_that_the_ranks_cannot_share(launch, copied, ranks, overrides, told):
-    process = launch.torchrun("launch/train.py", str(copied), "loader.batch_size=126", *overrides, ranks=ranks)
+    process = launch.forked("launch/train.py", str(copied), "loader.batch_size=126", *overrides, ranks=ranks)
     assert process.returncode == 2
     lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and lines[0].startswith(f"error: {told}"), process.stderr[-2000:]
@@ -77,7 +77,7 @@ def test_a_shard_that_changed(launch, copied):
     shard.write_bytes(data)
     split = "train" if "train" in str(shard) else "test"
     verb, key = ("train", "train.split") if split == "train" else ("evaluate", "eval.split")
-    refuse(launch.python(f"launch/{verb}.py", str(copied), f"{key}={split}"), shard.name, "checksum")
+    refuse(launch.forked(f"launch/{verb}.py", str(copied), f"{key}={split}"), shard.name, "checksum")
     assert not load_config(copied).runs.exists()
 
 
@@ -177,7 +177,7 @@ def test_an_unreadable_log_among_good_ones(launch, copied):
 
 
 def test_a_run_directory_of_another_config(launch, copied):
-    process = launch.python("launch/train.py", str(copied), "train.max_steps=2")
+    process = launch.forked("launch/train.py", str(copied), "train.max_steps=2")
     assert process.returncode == 0, process.stderr[-2000:]
     before = sorted((path, path.stat().st_mtime_ns) for path in load_config(copied).run_dir.rglob("*"))
     other = launch.python("launch/train.py", str(copied), "dense.lr=0.5")

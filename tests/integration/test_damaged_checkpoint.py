@@ -17,7 +17,7 @@ def error_lines(process):
 @pytest.mark.thorough
 def test_a_damaged_checkpoint(launch, small_config):
     run_dir = load_config(small_config, OVERRIDES).run_dir
-    trained = launch.python("launch/train.py", str(small_config), *OVERRIDES, "train.max_steps=15")
+    trained = launch.forked("launch/train.py", str(small_config), *OVERRIDES, "train.max_steps=15")
     assert trained.returncode == 0, trained.stderr[-3000:]
     *_, before, newest = checkpoints(run_dir)
     assert (before.name, newest.name) == ("step-00000012", "step-00000015")
@@ -28,9 +28,9 @@ def test_a_damaged_checkpoint(launch, small_config):
 
     lines = (run_dir / "metrics.jsonl").read_text()
     longer = [*OVERRIDES, "train.max_steps=18"]
-    for verb, ranks in (("train", 2), ("evaluate", 1)):
+    for verb, ranks in (("train", 2), ("evaluate", None)):
         arguments = (f"launch/{verb}.py", str(small_config), *longer)
-        refused = launch.torchrun(*arguments, ranks=2) if ranks == 2 else launch.python(*arguments)
+        refused = launch.forked(*arguments, ranks=ranks)
         (line,) = error_lines(refused)
         assert line.startswith(f"error: {damaged}: damaged: ")
         assert line.endswith(f"; to go on from step-00000012, the one before it, move the folder {newest} away")
@@ -39,10 +39,10 @@ def test_a_damaged_checkpoint(launch, small_config):
     assert not (run_dir / "eval.json").exists()
 
     newest.rename(newest.with_name(newest.name + "_damaged"))
-    evaluated = launch.python("launch/evaluate.py", str(small_config), *longer)
+    evaluated = launch.forked("launch/evaluate.py", str(small_config), *longer)
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert json.loads((run_dir / "eval.json").read_text())["checkpoint"] == "checkpoints/step-00000012"
-    again = launch.python("launch/train.py", str(small_config), *longer)
+    again = launch.forked("launch/train.py", str(small_config), *longer)
     assert again.returncode == 0, again.stderr[-3000:]
     assert f"goes on from {before}" in again.stdout
     found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -378,7 +378,7 @@ def test_a_stream_is_scored_by_the_order_that_the_run_has(runs, expected, launch
     config = runs.config(features=features, **start)
     path = runs.folder / "stream.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    ended = launch.python("launch/stream_evaluate.py", str(path))
+    ended = launch.forked("launch/stream_evaluate.py", str(path))
     assert ended.returncode == 0, ended.stderr[-2000:]
     files = sorted((config.run_dir / "stream" / "scores").glob("*/*.parquet"))
     table = pq.read_table(files[0].parent).sort_by("row_id")

@@ -31,8 +31,8 @@ def whole(launch, small_config):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_stopped_run_goes_on_exactly(launch, small_config, whole, ranks):
     name = f"name=stopped{ranks}"
-    succeed(launch.python("launch/train.py", str(small_config), name, "train.max_steps=29"))
-    again = succeed(launch.torchrun("launch/train.py", str(small_config), name, ranks=ranks))
+    succeed(launch.forked("launch/train.py", str(small_config), name, "train.max_steps=29"))
+    again = succeed(launch.forked("launch/train.py", str(small_config), name, ranks=ranks))
     assert "goes on from" in again.stdout
     found = losses(small_config, f"stopped{ranks}")
     assert [step for step, _ in found] == [step for step, _ in whole]
@@ -40,7 +40,7 @@ def test_a_stopped_run_goes_on_exactly(launch, small_config, whole, ranks):
         assert found == whole
     else:  # the sum over two ranks rounds differently; 1e-7 seen
         np.testing.assert_allclose([loss for _, loss in found], [loss for _, loss in whole], rtol=1e-6)
-    finished = succeed(launch.python("launch/train.py", str(small_config), name))
+    finished = succeed(launch.forked("launch/train.py", str(small_config), name))
     assert "nothing to do" in finished.stdout
 
 
@@ -50,10 +50,10 @@ def test_a_stopped_run_with_experts_goes_on_exactly(launch, small_config, mode):
     experts = ["model.rankmixer.hidden_ratio=0.5", "model.rankmixer.moe.kind=dtsi", "train.log_every=5"]
     experts += ["parallel.expert_size=2", f"parallel.mode={mode}"]
     script = ("launch/train.py", str(small_config))
-    succeed(launch.torchrun(*script, f"name=experts-{mode}", *experts, "train.max_steps=30", ranks=2))
+    succeed(launch.forked(*script, f"name=experts-{mode}", *experts, "train.max_steps=30", ranks=2))
     stopped = [f"name=experts-{mode}-stopped", *experts]
-    succeed(launch.torchrun(*script, *stopped, "train.max_steps=15", ranks=2))
-    succeed(launch.torchrun(*script, *stopped, "train.max_steps=30", ranks=2))
+    succeed(launch.forked(*script, *stopped, "train.max_steps=15", ranks=2))
+    succeed(launch.forked(*script, *stopped, "train.max_steps=30", ranks=2))
     found, expected = (
         read_whole(checkpoints(load_config(small_config, [f"name=experts-{mode}{end}"]).run_dir)[-1] / "tensors")
         for end in ("-stopped", "")
@@ -77,7 +77,7 @@ def test_torchrun_and_deepspeed_make_the_same_run(launch, small_config):
 
 
 def test_a_runs_predictions_have_its_figures(launch, small_config, whole):
-    succeed(launch.python("launch/evaluate.py", str(small_config), "name=whole"))
+    succeed(launch.forked("launch/evaluate.py", str(small_config), "name=whole"))
     run_dir = load_config(small_config, ["name=whole"]).run_dir
     before = (run_dir / "eval.json").read_bytes()
     process = launch.python("launch/evaluate.py", "--predictions", str(run_dir / "predictions"))

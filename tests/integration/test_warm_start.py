@@ -29,7 +29,7 @@ def one_rank():
 @pytest.fixture(scope="module")
 def first(launch, small_config):
     """The directory of a run of 20 steps."""
-    ended = launch.python("launch/train.py", str(small_config), "name=first", "train.max_steps=20")
+    ended = launch.forked("launch/train.py", str(small_config), "name=first", "train.max_steps=20")
     assert ended.returncode == 0, ended.stderr[-2000:]
     return load_config(small_config, ["name=first"]).run_dir
 
@@ -122,7 +122,7 @@ def test_groups_whose_features_changed_are_named(small_config, first, one_rank):
 @pytest.mark.thorough
 def test_two_ranks_start_where_one_stopped(launch, small_config, first):
     arguments = ["name=second", f"train.start_from.run={first}", "train.max_steps=1"]
-    ended = launch.torchrun("launch/train.py", str(small_config), *arguments, ranks=2)
+    ended = launch.forked("launch/train.py", str(small_config), *arguments, ranks=2)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "7 of 7 tables" in ended.stdout
     run_dir = load_config(small_config, ["name=second"]).run_dir
@@ -130,13 +130,13 @@ def test_two_ranks_start_where_one_stopped(launch, small_config, first):
     # The first batch of both runs is the same; the loss is taken before the first update.
     losses = [json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"] for folder in (first, run_dir)]
     assert losses[1] < losses[0] - 0.1
-    again = launch.python("launch/train.py", str(small_config), *arguments[:2], "train.max_steps=2")
+    again = launch.forked("launch/train.py", str(small_config), *arguments[:2], "train.max_steps=2")
     assert "goes on from" in again.stdout
     assert "starts from" not in again.stdout
 
 
 def test_nothing_to_start_from_is_refused(launch, small_config, first, tmp_path):
-    refused = launch.python(
+    refused = launch.forked(
         "launch/train.py", str(small_config), "name=third", f"train.start_from.run={tmp_path}", "train.max_steps=1"
     )
     assert refused.returncode == 2

@@ -1,4 +1,4 @@
-"""Run by torchrun: trains a config through launch/train.py, and counts what some of its steps do on the first rank.
+"""Run on ranks: trains a config through launch/train.py, and counts what some of its steps do on the first rank.
 
 All tensors are on the CPU here, and all are taken for the device's. Prints a line of JSON.
 """
