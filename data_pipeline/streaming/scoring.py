@@ -1,9 +1,11 @@
 """One shard's rows of one window to scores on disk, and a window's scores to its figures."""
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +19,9 @@ from data_pipeline.streaming.shards import rows_of
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError, one_line
-from rankmixer_dist.metrics import Window, WindowMetrics
+from rankmixer_dist.evaluation.figures import SerialWorkers, figures_of
+from rankmixer_dist.evaluation.sorting import Room, Sorter
+from rankmixer_dist.metrics import Window
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, Schema
 from rankmixer_dist.there import matching
 
@@ -25,6 +29,8 @@ SCORE_PREFIX = "score_"
 _KEY = (ROW_ID, USER_ID, TIMESTAMP)
 _PARTIAL = ".partial"
 _CHECKPOINT = b"checkpoint"
+_HELD_ROWS, _MEMORY_ROWS = 1 << 21, 1 << 20
+"""Rows times tasks of a window that stay in memory; rows of a larger one that are sorted or counted at a time."""
 
 
 class Scorer(Protocol):
@@ -112,14 +118,28 @@ def figures(files: Sequence[Path], window: Window, checkpoint: str, tasks: Seque
         np.stack([table[name].to_numpy() for name in _KEY]) for table in (_read(path, list(_KEY)) for path in files)
     ]
     first = _first_of_each(np.concatenate([np.empty((len(_KEY), 0), np.int64), *keys], axis=1))
-    total = WindowMetrics(window, checkpoint, tasks)
-    start = not_finite = 0
-    for path, own_keys in zip(files, keys, strict=True):
-        kept_R = first[start : start + own_keys.shape[1]]
-        start += own_keys.shape[1]
-        not_finite += _add_file(path, kept_R, window, tasks, into=total)
+    counts = [own_keys.shape[1] for own_keys in keys]
+    del keys
+    not_finite = 0
+    with _room(len(first) * len(tasks), files) as room:
+        sorter = Sorter(list(tasks), room)
+        for path, kept_R in zip(files, np.split(first, np.cumsum(counts)[:-1]) if files else (), strict=True):
+            not_finite += _add_file(path, kept_R, window, checkpoint, tasks, into=sorter)
+        sorter.finish()
+        found = figures_of([sorter.rows], SerialWorkers(), room)
     rows = int(first.sum())
-    return Figures(rows, len(first) - rows, not_finite, {} if not_finite else dict(total.compute()))
+    figures = {} if not_finite else {task: found[task][None].figures for task in tasks}
+    return Figures(rows, len(first) - rows, not_finite, figures)
+
+
+@contextmanager
+def _room(rows: int, files: Sequence[Path]) -> Iterator[Room]:
+    """Memory for few rows, a folder beside the files for many."""
+    if rows <= _HELD_ROWS:
+        yield Room(None, _MEMORY_ROWS)
+        return
+    with tempfile.TemporaryDirectory(dir=files[0].parent, suffix=_PARTIAL) as name:
+        yield Room(Path(name), _MEMORY_ROWS)
 
 
 def _first_of_each(keys_KR: np.ndarray) -> np.ndarray:
@@ -135,22 +155,29 @@ def _first_of_each(keys_KR: np.ndarray) -> np.ndarray:
 def sweep(folder: Path) -> None:
     """Removes what actors that died while they wrote left in a folder of windows."""
     for left in matching(folder, f"*/*{_PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True)  # a window's sorted rows
         with suppress(FileNotFoundError):
             left.unlink()
 
 
-def _add_file(path: Path, kept_R: np.ndarray, window: Window, tasks: Sequence[str], *, into: WindowMetrics) -> int:
-    """Adds a file's kept rows to a window's state; returns how many of them have a score that is not finite."""
+def _add_file(
+    path: Path, kept_R: np.ndarray, window: Window, checkpoint: str, tasks: Sequence[str], *, into: Sorter
+) -> int:
+    """Adds a file's kept rows to those of its window; returns how many of them have a score that is not finite."""
     table = _read(path, None)
-    state = WindowMetrics(window, table.schema.metadata[_CHECKPOINT].decode(), tasks)
+    scored_by = table.schema.metadata[_CHECKPOINT].decode()
+    if scored_by != checkpoint:
+        raise UserError(
+            f"{path}: scores of {scored_by}, which do not rank against those of {checkpoint}; remove it, and rows of "
+            f"{window} are scored again"
+        )
     scores = {task: table[SCORE_PREFIX + task].to_numpy() for task in tasks}
     finite_R = np.logical_and.reduce([np.isfinite(of_task) for of_task in scores.values()])
     users_R = table[USER_ID].to_numpy()
     for task in tasks:
         labels_R = table[LABEL_PREFIX + task].to_numpy()
         used_R = kept_R & finite_R & ~np.isnan(labels_R)
-        state.update(task, scores[task][used_R], labels_R[used_R], users_R[used_R])
-    into.merge(state)
+        into.add(task, {"scores": scores[task][used_R], "labels": labels_R[used_R], "user_ids": users_R[used_R]})
     return int((kept_R & ~finite_R).sum())
 
 

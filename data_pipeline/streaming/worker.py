@@ -44,7 +44,10 @@ class Worker:
 
     def figures(self, files: list[Path], window: Window, checkpoint: str) -> Figures:
         """A window's figures."""
-        return figures(files, window, checkpoint, tuple(self._schema.tasks))
+        try:
+            return figures(files, window, checkpoint, tuple(self._schema.tasks))
+        except OSError as error:
+            raise UserError(f"{window}: no room to sort its scores ({one_line(error)}); free some space") from error
 
 
 class Pool(Protocol):

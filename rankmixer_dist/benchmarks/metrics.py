@@ -3,10 +3,8 @@
 import math
 import resource
 import statistics
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -22,19 +20,16 @@ from rankmixer_dist.benchmarks.metric_peers import (
     sklearn_auc,
 )
 from rankmixer_dist.config import RunConfig
-from rankmixer_dist.metrics import AUC, HistogramAUC, SpilledAUC, SpilledUserAUC, UserAUC
+from rankmixer_dist.metrics import AUC, UserAUC
 from rankmixer_dist.train.memory import keep_freed_memory
 
-BATCH_ROWS = 1 << 18
 SKLEARN, PANDAS = "sklearn.metrics.roc_auc_score", "pandas, ranks grouped by user"
 
 
-def measure(
-    config: RunConfig, *, rows: int, users: int, loop_users: int, largest: int, memory_rows: int
-) -> list[Figure]:
+def measure(config: RunConfig, *, rows: int, users: int, loop_users: int, largest: int) -> list[Figure]:
     """All figures; prints the growth table."""
     data = ScoredRows.random(config.seed, rows, users)
-    figures = compared(data, memory_rows)
+    figures = compared(data)
     uauc = next(figure.value for figure in figures if figure.name == "UAUC")
     for name, auc_of in (("roc_auc_score", roc_auc_score), ("numpy ranks", rank_auc)):
         against = (
@@ -45,35 +40,22 @@ def measure(
     return figures + growth(config.seed, largest)
 
 
-def compared(data: ScoredRows, memory_rows: int) -> list[Figure]:
+def compared(data: ScoredRows) -> list[Figure]:
     """Seconds (medians of three) and peak memory of each state and its peer; all must agree."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        runs: dict[str, Callable[[], float]] = {
-            "AUC": lambda: exact_auc(data),
-            "AUC from disk": lambda: spilled_auc(data, folder, memory_rows),
-            "AUC histogram": lambda: histogram_auc(data),
-            SKLEARN: lambda: sklearn_auc(data),
-            "UAUC": lambda: exact_user_auc(data),
-            "UAUC from disk": lambda: spilled_user_auc(data, folder, memory_rows),
-            PANDAS: lambda: pandas_user_auc(data),
-        }
-        found = {name: run() for name, run in runs.items()}
-        assert found["AUC from disk"] == found["AUC"] and found["UAUC from disk"] == found["UAUC"], found
-        assert abs(found["AUC"] - found[SKLEARN]) < 1e-12 and abs(found["UAUC"] - found[PANDAS]) < 1e-9, found
-        seconds = interleaved(runs, repeats=3)
-        megabytes = {name: peak_bytes(run) / 1e6 for name, run in runs.items()}
-    peers = {
-        "AUC": SKLEARN,
-        "AUC from disk": SKLEARN,
-        "AUC histogram": SKLEARN,
-        "UAUC": PANDAS,
-        "UAUC from disk": PANDAS,
+    runs: dict[str, Callable[[], float]] = {
+        "AUC": lambda: exact_auc(data),
+        SKLEARN: lambda: sklearn_auc(data),
+        "UAUC": lambda: exact_user_auc(data),
+        PANDAS: lambda: pandas_user_auc(data),
     }
+    found = {name: run() for name, run in runs.items()}
+    assert abs(found["AUC"] - found[SKLEARN]) < 1e-12 and abs(found["UAUC"] - found[PANDAS]) < 1e-9, found
+    seconds = interleaved(runs, repeats=3)
+    megabytes = {name: peak_bytes(run) / 1e6 for name, run in runs.items()}
     return [
         Figure(f"{name}{suffix}", values[name], unit, values[peer], peer)
         for values, unit, suffix in ((seconds, "s", ""), (megabytes, "MB", ", peak memory beside the rows"))
-        for name, peer in peers.items()
+        for name, peer in (("AUC", SKLEARN), ("UAUC", PANDAS))
     ]
 
 
@@ -126,32 +108,3 @@ def exact_user_auc(data: ScoredRows) -> float:
     state = UserAUC()
     state.update(data.scores, data.labels, data.user_ids)
     return state.compute().uauc
-
-
-def spilled_auc(data: ScoredRows, folder: Path, memory_rows: int) -> float:
-    """From disk, batch by batch."""
-    state = SpilledAUC(folder, memory_rows)
-    for rows in batches(data):
-        state.update(data.scores[rows], data.labels[rows])
-    return state.compute().auc
-
-
-def spilled_user_auc(data: ScoredRows, folder: Path, memory_rows: int) -> float:
-    """From disk, batch by batch."""
-    state = SpilledUserAUC(folder, memory_rows)
-    for rows in batches(data):
-        state.update(data.scores[rows], data.labels[rows], data.user_ids[rows])
-    return state.compute().uauc
-
-
-def histogram_auc(data: ScoredRows) -> float:
-    """The middle of the interval, batch by batch."""
-    state = HistogramAUC()
-    for rows in batches(data):
-        state.update(data.scores[rows], data.labels[rows])
-    return state.compute().auc
-
-
-def batches(data: ScoredRows) -> list[slice]:
-    """Slices of the rows."""
-    return [slice(start, start + BATCH_ROWS) for start in range(0, len(data.scores), BATCH_ROWS)]

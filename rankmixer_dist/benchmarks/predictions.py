@@ -1,4 +1,4 @@
-"""Exact figures of predictions on disk over Ray: time and memory, beside one process that reads and spills them too."""
+"""Exact figures of predictions on disk over Ray: time and memory, beside one process that reads and sorts them too."""
 
 import math
 import tempfile
@@ -16,10 +16,11 @@ from data_pipeline.predictions import ColumnNames, evaluate_predictions, find_pr
 from rankmixer_dist.benchmarks.figure import Figure
 from rankmixer_dist.benchmarks.metric_peers import ScoredRows
 from rankmixer_dist.config import RunConfig
-from rankmixer_dist.metrics import Calibration, SpilledAUC, SpilledUserAUC, TaskMetrics
-from rankmixer_dist.metrics.tasks import task_figures
+from rankmixer_dist.evaluation.figures import SerialWorkers, figures_of
+from rankmixer_dist.evaluation.sorting import Room, Sorter
+from rankmixer_dist.metrics import TaskMetrics
 
-FILE_ROWS, ROW_GROUP_ROWS = 1 << 22, 1 << 18
+FILE_ROWS, ROW_GROUP_ROWS, MEMORY_ROWS = 1 << 22, 1 << 18, 1 << 20
 COLUMNS = ["user_id", "label", "score"]
 
 
@@ -46,7 +47,7 @@ def measure(config: RunConfig, *, rows: int, users: int, check_rows: int, memory
     print(
         f"AUC {figures['auc']!r}, UAUC {figures['uauc']!r} of {figures['users_scored']:,} users: equal to the last bit"
     )
-    against = "one process, the states that spill"
+    against = "one process, a million rows in memory"
     return [
         Figure(f"predictions over Ray, {rows:,} rows, all figures", seconds, "s", alone, against),
         Figure("the same", rows / seconds, "rows/s", rows / alone, against),
@@ -101,12 +102,10 @@ def batches(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def one_process(folder: Path, spill: Path) -> Any:
-    """The same figures by the states that keep their rows on disk."""
-    auc, users, calibration = SpilledAUC(spill), SpilledUserAUC(spill), Calibration()
+    """The same figures by the same engine in this process, a million rows in memory."""
+    room = Room(spill, MEMORY_ROWS)
+    sorter = Sorter(["label"], room)
     for scores, labels, user_ids in batches(folder):
-        auc.update(scores, labels)
-        users.update(scores, labels, user_ids)
-        calibration.update(scores, labels)
-    figures = dict(task_figures(auc.compute(), math.nan, users.compute(), calibration.compute()))
-    del figures["pr_auc"]  # it has no state that spills
-    return figures
+        sorter.add("label", {"scores": scores, "labels": labels, "user_ids": user_ids})
+    sorter.finish()
+    return figures_of([sorter.rows], SerialWorkers(), room)["label"][None].figures

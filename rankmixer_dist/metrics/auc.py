@@ -27,8 +27,7 @@ def exact_auc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> AUCRes
 class AUC(RowState):
     """Mergeable exact AUC; bit-identical for every split of the rows and every order of updates and merges.
 
-    Keeps the rows: 5 bytes a row with float32 scores, 8 more with weights; `SpilledAUC` keeps them on disk and
-    `HistogramAUC` does without. Scores may be probabilities or logits.
+    Keeps the rows: 5 bytes a row with float32 scores, 8 more with weights. Scores may be probabilities or logits.
     """
 
     checks = {"scores": check_scores, "labels": check_labels}

@@ -108,7 +108,7 @@ def bootstrap_uauc(parts: Iterable[UserAUCs], replicates: int, seed: int) -> Boo
 class UserAUC(RowState):
     """Mergeable exact UAUC; bit-identical for every split of the rows, even where a user's rows are apart.
 
-    Keeps the rows: 13 bytes a row with float32 scores, 8 more with weights; `SpilledUserAUC` keeps them on disk.
+    Keeps the rows: 13 bytes a row with float32 scores, 8 more with weights.
     """
 
     checks = {"scores": check_scores, "labels": check_labels, "user_ids": check_user_ids}

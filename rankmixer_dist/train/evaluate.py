@@ -76,8 +76,10 @@ def evaluate(
                 rows,
                 tasks=tasks,
                 predictions=predictions,
+                scratch=config.run_dir / "scored_rows.partial",
                 topology=topology,
                 on_batch=shown.advance,
+                on_count=shown.counted,
                 way=way,
                 slices=slices if way == "served" else (),
             )

@@ -69,13 +69,13 @@ class TrainProgress:
 
 
 class EvaluateProgress:
-    """Rows scored so far; on a terminal only, since scoring is short beside training."""
+    """Rows scored so far, then parts counted; on a terminal only, since scoring is short beside training."""
 
     def __init__(self, *, rows: int, enabled: bool) -> None:
         self._bar: Progress | None = None
         if enabled and sys.stderr.isatty():
             columns = (
-                TextColumn("[bold]score"),
+                TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -96,3 +96,10 @@ class EvaluateProgress:
         """That many rows more, over all ranks."""
         if self._bar is not None:
             self._bar.advance(self._task, rows)
+
+    def counted(self, stage: str, done: int, parts: int) -> None:
+        """So many parts of a stage of counting are done."""
+        if self._bar is not None:
+            if self._bar.tasks[-1].description != stage:
+                self._task = self._bar.add_task(stage, total=parts)
+            self._bar.update(self._task, completed=done)

@@ -172,8 +172,9 @@ class RunHooks:
             self._validation_rows,
             tasks=tasks,
             predictions=None,
+            # evaluate.py has a folder of its own: it may score while the run goes on.
+            scratch=self._config.run_dir / "validated_rows.partial",
             topology=self._topology,
-            on_batch=lambda rows: None,
         )
         self._forget_exchanges()
         return broadcast_object(None if result is None else figures_of(result))

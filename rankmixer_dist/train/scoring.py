@@ -1,7 +1,8 @@
-"""Scores a split with all ranks: predictions to Parquet, exact metrics to rank 0."""
+"""Scores a split with all ranks: predictions to Parquet, exact figures to rank 0."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,16 +14,15 @@ from torch import nn
 
 from rankmixer_dist.batch import Batch, Position
 from rankmixer_dist.errors import RankError, UserError, disk_errors_told
-from rankmixer_dist.metrics import TaskMetrics
-from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together, gather_objects
+from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, SCORE_PREFIX, TIMESTAMP, USER_ID
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.loop import Epochs
 from rankmixer_dist.train.non_finite import ADVICE
 from rankmixer_dist.train.paths import Way, evaluating, logits
+from rankmixer_dist.train.rank_counting import OnCount, RankCounting
 from rankmixer_dist.train.routing_counts import RoutingCounts, mixtures
 from rankmixer_dist.train.slice_columns import SliceColumn
-from rankmixer_dist.train.sliced_scores import SlicedScores
 
 
 class ScoredRows(Epochs, Protocol):
@@ -39,8 +39,10 @@ def score_split(
     *,
     tasks: tuple[str, ...],
     predictions: Path | None,
+    scratch: Path,
     topology: Topology,
-    on_batch: Callable[[int], None],
+    on_batch: Callable[[int], None] = lambda rows: None,
+    on_count: OnCount = lambda stage, done, parts: None,
     way: Way = "served",
     slices: Sequence[SliceColumn] = (),
 ) -> dict[str, Any] | None:
@@ -49,7 +51,9 @@ def score_split(
     Args:
         rows: this rank's batches of the split.
         predictions: folder for the scores, `part-<rank>.parquet`, made anew; None to keep the figures alone.
+        scratch: folder that all ranks see, for the sorted rows of a large split; gone at the end.
         on_batch: told the global batch's rows after each one.
+        on_count: told how far counting is.
         way: through a mixture of experts.
         slices: columns whose values get figures of their own.
 
@@ -58,16 +62,15 @@ def score_split(
         `routing` where there are experts, `slices` where there are columns to slice by), None elsewhere.
 
     Raises:
-        UserError: rows have a score that is not finite, or predictions cannot be written.
+        UserError: rows have a score that is not finite, or predictions or sorted rows cannot be written.
     """
-    writer = _PredictionWriter(predictions, tasks, topology) if predictions is not None else None
-    scored = {task: TaskMetrics() for task in tasks}
-    truth: dict[str, TaskMetrics] = {}
-    sliced = [SlicedScores(column, tasks) for column in slices]
     scored_rows, lost_rows = 0, 0
     experts = mixtures(module)
     routing = RoutingCounts(experts) if experts else None
-    with evaluating(tables, module):
+    with ExitStack() as stack:
+        counting = stack.enter_context(RankCounting(tasks, slices, topology, rows=rows.rows, scratch=scratch))
+        writer = _PredictionWriter(predictions, tasks, topology) if predictions is not None else None
+        stack.enter_context(evaluating(tables, module))
         for batch, _ in rows.epoch(Position(0, 0)):
             on_device = batch.to(topology.device)
             scores_BK = torch.sigmoid(logits(tables, module, on_device, way).float()).cpu().numpy()
@@ -77,40 +80,21 @@ def score_split(
             finite = np.isfinite(scores_BK).all(axis=1)
             lost_rows += int((real & ~finite).sum())
             real &= finite
-            labels_BK, user_id = batch.labels_BK.numpy()[real], batch.user_id_B.numpy()[real]
-            for place, task in enumerate(tasks):
-                labelled = ~np.isnan(labels_BK[:, place])
-                labels, users = labels_BK[labelled, place], user_id[labelled]
-                scored[task].update(scores_BK[real, place][labelled], labels, users)
-                if batch.truth_BK is not None:
-                    known = truth.setdefault(task, TaskMetrics())
-                    known.update(batch.truth_BK.numpy()[real, place][labelled], labels, users)
-            for column in sliced:
-                column.update(batch, real, scores_BK)
             scored_rows += int(real.sum())
+            counting.add(batch, real, scores_BK)
             if writer is not None:
                 writer.write(batch, real, scores_BK[real])
             on_batch(int(batch.global_weight))
-    lost_rows = sum(all_gather_objects(lost_rows))
-    if lost_rows:
-        raise UserError(
-            f"{lost_rows} of {rows.rows} rows have a score that is not finite: the weights have diverged; {ADVICE}"
-        )
-    if writer is not None:
-        writer.close()
-    routed = {} if routing is None else {"routing": routing.summed().figures()}
-    states = {
-        name: {t: m.to_arrays() for t, m in by_task.items()} for name, by_task in (("scored", scored), ("truth", truth))
-    }
-    parts = gather_objects({**states, "rows": scored_rows, "slices": [column.to_arrays() for column in sliced]})
-    if parts is None:
-        return None
-    figures: dict[str, Any] = {task: _merged(parts, "scored", task).compute() for task in tasks}
-    for task in truth:
-        best = _merged(parts, "truth", task).compute()
-        figures[task]["reachable"] = {"auc": best["auc"], "uauc": best["uauc"]}
-    by_column = _by_column(slices, tasks, [part["slices"] for part in parts])
-    return {"rows": sum(part["rows"] for part in parts), "tasks": figures, **routed, **by_column}
+        lost, scored = (sum(counts) for counts in zip(*all_gather_objects((lost_rows, scored_rows)), strict=True))
+        if lost:
+            raise UserError(
+                f"{lost} of {rows.rows} rows have a score that is not finite: the weights have diverged; {ADVICE}"
+            )
+        if writer is not None:
+            writer.close()
+        routed = {} if routing is None else {"routing": routing.summed().figures()}
+        figures = counting.figures(on_count)
+    return None if figures is None else {"rows": scored, **figures, **routed}
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
@@ -119,28 +103,6 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
     for task, figures in result["tasks"].items():
         found |= {f"{task}.{name}": float(value) for name, value in figures.items() if isinstance(value, int | float)}
     return found
-
-
-def _by_column(slices: Sequence[SliceColumn], tasks: Sequence[str], parts: list[Any]) -> dict[str, Any]:
-    """`slices` of eval.json, and `slice_legends`, from every rank's states of every column."""
-    if not slices:
-        return {}
-    merged = [SlicedScores(column, tasks) for column in slices]
-    for part in parts:
-        for state, arrays in zip(merged, part, strict=True):
-            state.merge(arrays)
-    return {
-        "slices": {state.column.name: state.compute() for state in merged},
-        "slice_legends": {column.name: column.legend for column in slices},
-    }
-
-
-def _merged(parts: list[Any], name: str, task: str) -> TaskMetrics:
-    total = TaskMetrics()
-    for part in parts:
-        if task in part[name]:
-            total.merge(TaskMetrics.from_arrays(part[name][task]))
-    return total
 
 
 class _PredictionWriter:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.metrics import MAX_SLICES, ValueCounts
+from rankmixer_dist.evaluation.sorting import MAX_SLICES
+from rankmixer_dist.metrics import ValueCounts
 from rankmixer_dist.parallel.topology import all_gather_objects, failing_together
 from rankmixer_dist.schema import USER_ID, USER_SLICES, IdFeature
 

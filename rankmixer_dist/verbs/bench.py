@@ -18,6 +18,7 @@ from rankmixer_dist.small_file import require_place
 WHAT = {
     "checkpoint": "rankmixer_100m",
     "dense": "rankmixer_100m",
+    "evaluation": "quickstart",
     "loader": "quickstart",
     "metrics": "quickstart",
     "moe": "rankmixer_moe",
@@ -27,18 +28,18 @@ WHAT = {
 """What can be measured, and the config that it is measured with by default; roofline estimates, for a GPU it names."""
 
 SIZES = {
+    "evaluation": {"rows": 20_000_000, "users": 1_000_000, "tasks": 5},
     "metrics": {
         "rows": 10_000_000,
         "users": 1_000_000,
         "loop_users": 2000,
         "largest": 30_000_000,
-        "memory_rows": 1 << 20,
     },
     "predictions": {"rows": 5_000_000, "users": 500_000, "check_rows": 1_000_000, "memory_mib": 4096},
 }
-"""Of metrics: rows and users that all are compared on; users of the loops' sample; rows of the last line of the growth
-table, which has ten rows a user; rows that the states on disk hold in memory. Of predictions: rows and users in the
-files; rows of the small run whose figures have to be those of the state in memory; memory that a worker may use."""
+"""Of evaluation: rows, at most so many users, and tasks. Of metrics: rows and users that all are compared on; users of
+the loops' sample; rows of the last line of the growth table, which has ten rows a user. Of predictions: rows and users
+in the files; rows of the small run whose figures have to be those of the state in memory; memory of a worker."""
 
 ON_GPU = {"checkpoint", "dense", "moe"}
 """What is measured on the first GPU where there is one; the others are work of the CPU everywhere."""
@@ -52,7 +53,11 @@ def main(arguments: list[str]) -> None:
     parser = verb_parser("bench", __doc__)
     parser.add_argument("--what", required=True, choices=sorted(WHAT), help="loader needs the config's prepared data")
     parser.add_argument(
-        "--size", action="append", default=[], metavar="NAME=NUMBER", help="metrics, predictions: rows, users, ..."
+        "--size",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="evaluation, metrics, predictions: rows, users, ...",
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     parser.add_argument("--config", help="YAML file of a run; one of configs/ that fits by default")

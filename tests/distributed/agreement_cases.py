@@ -38,7 +38,7 @@ def score_beside_training(config: RunConfig, topology: Topology) -> None:
     resume(checkpoints(config.run_dir)[-1], tables, engine, topology)
     score_split(
         tables, engine.module, rows, tasks=tuple(config.features.tasks), predictions=config.run_dir / PREDICTIONS,
-        topology=topology, on_batch=lambda rows: None,
+        topology=topology, scratch=config.run_dir / "rows.partial",
     )  # fmt: skip
     _, scored = open_model(config, topology, checkpoints(config.run_dir)[-1], rows_per_rank=share)
     held = {name: parameter.numel() for name, parameter in scored.named_parameters()}

@@ -14,8 +14,9 @@ import pytest
 
 from data_pipeline.job import RayJob, SerialJob
 from data_pipeline.predictions import ColumnNames, evaluate_predictions, find_predictions
-from data_pipeline.predictions.stages import Room, read_units
+from data_pipeline.predictions.stages import read_units
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.evaluation.sorting import Room
 from rankmixer_dist.metrics import TaskMetrics
 from tests.pipeline.killing_job import KillingJob
 
@@ -101,7 +102,12 @@ def test_workers_that_are_killed_change_no_bit(tmp_path: Path) -> None:
     found = evaluated(
         tmp_path / "p", tmp_path / "spill", job=KillingJob(tmp_path / "killed", rows_per_task=300), memory_rows=300
     )
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"read_units", "count", "take_precision"}
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        "read_units",
+        "find_ranges",
+        "count",
+        "take_precision",
+    }
     assert found == {"click": in_memory(columns, "click", weighted=False)}
 
 
@@ -230,10 +236,10 @@ def test_a_task_with_few_labels_does_not_make_as_many_runs_as_the_others(tmp_pat
     columns["label_rare"][np.arange(4000) % 50 > 0] = np.nan
     predictions = find_predictions(write(tmp_path / "p", columns, files=1), ColumnNames())
     (tmp_path / "spill").mkdir()
-    (report,) = read_units(predictions.units, predictions.columns, Room(tmp_path / "spill", 1000))
-    assert len(report.tasks["rare"].runs["AUC"]) == 1
+    report = read_units(predictions.units, predictions.columns, Room(tmp_path / "spill", 1000))
+    assert len(report.tasks["rare"].runs["by score"]) == 1
     # 3,600 rows of each have a label.
-    assert all(len(report.tasks[task].runs["AUC"]) < 10 for task in "abc")
+    assert all(len(report.tasks[task].runs["by score"]) < 10 for task in "abc")
 
 
 @pytest.mark.ray

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rankmixer_dist.metrics import TaskMetrics
+from data_pipeline.streaming import scoring
+from rankmixer_dist.errors import UserError
+from rankmixer_dist.metrics import TaskMetrics, Window
 from tests.pipeline.stream_harness import WINDOWS, Killed, Stream, bring, publish
 
 
@@ -39,6 +41,25 @@ def test_each_window_has_the_exact_figures_of_its_day(stream, undisturbed):
             scores = ((seed % 1009) / 1009).astype(np.float32)
             metrics.update(scores, rows[f"label_{task}"].to_numpy(), rows["user_id"].to_numpy())
             assert line["tasks"][task] == metrics.compute()
+
+
+def test_a_window_of_many_rows_is_sorted_on_disk(stream, undisturbed, monkeypatch):
+    monkeypatch.setattr(scoring, "_HELD_ROWS", 0)
+    monkeypatch.setattr(scoring, "_MEMORY_ROWS", 70)
+    left = stream.run_dir / "stream" / "scores" / "20260102T000000Z" / "killed.partial" / "run-0"
+    left.mkdir(parents=True)
+    stream.evaluate(*publish(stream, 1, 2, 3, 4), *bring(stream, stream.shards(*WINDOWS)))
+    assert stream.final() == undisturbed
+    assert not list((stream.run_dir / "stream").rglob("*.partial"))
+
+
+def test_scores_of_two_checkpoints_are_not_pooled(stream):
+    stream.evaluate(*publish(stream, 1, 2), *bring(stream, stream.shards(*WINDOWS[:2])))
+    one, other = (
+        sorted((stream.run_dir / "stream" / "scores" / f"2026010{day}T000000Z").glob("*.parquet"))[0] for day in (2, 3)
+    )
+    with pytest.raises(UserError, match=r"scores of step-00000002, which do not rank against those of step-00000001; "):
+        scoring.figures([one, other], Window(0, 1000), "step-00000001", tuple(stream.config.features.tasks))
 
 
 @pytest.mark.parametrize("seed", range(4))

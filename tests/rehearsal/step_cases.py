@@ -155,7 +155,13 @@ def rehearse(config: RunConfig, topology: Topology, census: Any, *, sharded: boo
     tasks, weights_K = tuple(config.features.tasks), torch.tensor(weights, device=DEVICE)
     census.start()
     score_split(
-        tables, model, Rows(config, 1), tasks=tasks, predictions=None, topology=topology, on_batch=lambda rows: None
+        tables,
+        model,
+        Rows(config, 1),
+        tasks=tasks,
+        predictions=None,
+        topology=topology,
+        scratch=Path(tempfile.gettempdir()) / "no rows",
     )
     path_gap(tables, model, Rows(config, 1).batch().to(DEVICE), weights_K)
     return found | {"scoring": census.take()}

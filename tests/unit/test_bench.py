@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_metrics_are_measured_beside_their_peers(tmp_path: Path) -> None:
-    sizes = {"rows": 6000, "users": 600, "loop_users": 10, "largest": 6000, "memory_rows": 1000}
+    sizes = {"rows": 6000, "users": 600, "loop_users": 10, "largest": 6000}
     arguments = [word for name, number in sizes.items() for word in ("--size", f"{name}={number}")]
     # That all states and peers find the same AUC and UAUC is asserted by the measurement itself.
     command = [sys.executable, "launch/bench.py", "--what", "metrics", "--json", str(tmp_path / "figures.json")]
@@ -27,16 +27,26 @@ def test_metrics_are_measured_beside_their_peers(tmp_path: Path) -> None:
     assert said[0] == f"measured on: {found['device']}"
     assert all(figure["value"] > 0 and figure["reference"] > 0 for figure in figures if figure["unit"] == "s")
     timed = [figure["name"] for figure in figures if figure["unit"] == "s"]
-    assert timed == ["AUC", "AUC from disk", "AUC histogram", "UAUC", "UAUC from disk", "UAUC", "UAUC"]
+    assert timed == ["AUC", "UAUC", "UAUC", "UAUC"]
     table = [line.split()[:2] for line in said[2:10]]
     assert table == [[rows, name] for rows in ("200", "600", "2,000", "6,000") for name in ("AUC", "UAUC")]
+
+
+def test_evaluation_on_two_ranks_is_measured_beside_one_process(tmp_path: Path) -> None:
+    sizes = ["--size", "rows=50000", "--size", "users=900", "--size", "tasks=2"]
+    # That the ranks and the state in memory find the same bits is asserted by the measurement itself.
+    command = [sys.executable, "launch/bench.py", "--what", "evaluation", "--json", str(tmp_path / "figures.json")]
+    run = subprocess.run([*command, *sizes], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert [figure["unit"] for figure in figures] == ["s", "s", "MiB", "MiB", "MiB"]
 
 
 @pytest.mark.ray
 def test_predictions_are_measured_beside_one_process(tmp_path: Path) -> None:
     sizes = {"rows": 30_000, "users": 3000, "check_rows": 5000}
     arguments = [word for name, number in sizes.items() for word in ("--size", f"{name}={number}")]
-    # That Ray, the states on disk and the state in memory find the same bits is asserted by the measurement itself.
+    # That Ray, one process and the state in memory find the same bits is asserted by the measurement itself.
     command = [sys.executable, "launch/bench.py", "--what", "predictions", "--json", str(tmp_path / "figures.json")]
     run = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -25,7 +25,7 @@ MAX_LINES = 500
 # Floor 0, in the order in which its parts may build on each other; none of it knows torch.
 FLOOR_0 = (
     "errors", "imports", "there", "launched", "library_errors", "small_file", "checksum", "schema", "config",
-    "identity", "command_line", "cost", "metrics", "report", "environment",
+    "identity", "command_line", "cost", "metrics", "evaluation", "report", "environment",
 )  # fmt: skip
 ALLOWED: dict[str, set[str]] = {component: set(FLOOR_0[:index]) for index, component in enumerate(FLOOR_0)}
 # Floor 1: tensors. A layer never asks for a config, so layers stand on nothing but torch.

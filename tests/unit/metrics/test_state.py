@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.metrics import AUC, PRAUC, Calibration, HistogramAUC, TaskMetrics, UserAUC, UserAUCTotals
+from rankmixer_dist.metrics import AUC, PRAUC, Calibration, TaskMetrics, UserAUC, UserAUCTotals
 from rankmixer_dist.metrics.user_auc import exact_user_aucs
 
 ROWS = (np.array([0.5, 0.25, 0.75, 0.5]), np.array([True, False, True, False]))
@@ -24,7 +24,7 @@ def filled(make: type) -> Any:
     return state
 
 
-@pytest.mark.parametrize("make", [AUC, PRAUC, Calibration, HistogramAUC, TaskMetrics, UserAUC, UserAUCTotals])
+@pytest.mark.parametrize("make", [AUC, PRAUC, Calibration, TaskMetrics, UserAUC, UserAUCTotals])
 def test_what_is_saved_is_what_is_loaded(make: type, tmp_path: Path) -> None:
     state = filled(make)
     state.save(tmp_path / "state")

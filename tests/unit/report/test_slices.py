@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rankmixer_dist.metrics import SlicedMetrics
+from rankmixer_dist.metrics import TaskMetrics
 from rankmixer_dist.report.page import render_report
 from rankmixer_dist.report.slices import MAX_DRAWN, read_slices, slices_plot
 
@@ -16,9 +16,12 @@ def evaluation(names: list[str], *, rows: int = 60) -> dict[str, Any]:
     rng = np.random.default_rng(4)
     which, scores = np.repeat(np.arange(len(names)), rows), rng.random(len(names) * rows, dtype=np.float32)
     labels = (rng.random(len(scores)) < scores) | (which == 0)
-    state = SlicedMetrics()
-    state.update(which, scores, labels, rng.integers(0, 5, len(scores)))
-    values = {names[value]: {"rows": rows, "tasks": {"like": figures}} for value, figures in state.compute().items()}
+    users = rng.integers(0, 5, len(scores))
+    values = {}
+    for value, name in enumerate(names):
+        state, own = TaskMetrics(), which == value
+        state.update(scores[own], labels[own], users[own])
+        values[name] = {"rows": rows, "tasks": {"like": {**state.compute(), "rows": rows}}}
     whole = {k: v for k, v in values[names[-1]]["tasks"]["like"].items() if k != "rows"}
     return {
         "rows": len(scores),

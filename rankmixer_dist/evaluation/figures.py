@@ -1,0 +1,177 @@
+"""From sorted rows to figures: find ranges of keys, count each, put the counts together; by any number of workers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rankmixer_dist.errors import UserError, one_line
+from rankmixer_dist.evaluation.counting import (
+    Standing,
+    average_precision_of,
+    count_scores,
+    counts_together,
+    standings,
+    sum_precision,
+    total_users,
+)
+from rankmixer_dist.evaluation.runs import KeyBounds, Run, SortedRuns
+from rankmixer_dist.evaluation.sorting import Group, Order, Owner, Room, SortedRows
+from rankmixer_dist.metrics import Calibration, UserAUCTotals
+from rankmixer_dist.metrics.exact_sum import ExactSums
+from rankmixer_dist.metrics.tasks import TaskFigures, task_figures
+
+_ORDERS: tuple[Order, Order] = ("by score", "by user")
+
+
+class Workers(Protocol):
+    """Who counts: this process, the ranks of a job, or Ray."""
+
+    def share(self, value: Any) -> Any:
+        """What stands in calls for a value that many of them need."""
+        ...
+
+    def map(self, title: str, function: Callable[..., Any], calls: Sequence[tuple]) -> list[Any]:
+        """What `function(*call)` returns for each call, in order, wherever it ran."""
+        ...
+
+
+class SerialWorkers:
+    """The null twin: one call after the other in this process."""
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def map(self, title: str, function: Callable[..., Any], calls: Sequence[tuple]) -> list[Any]:
+        return [function(*call) for call in calls]
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """The figures of a group of rows, and how many these are, those of weight 0 left out."""
+
+    rows: int
+    figures: TaskFigures
+
+
+def figures_of(
+    parts: Sequence[Mapping[Owner, SortedRows]],
+    workers: Workers,
+    room: Room,
+    *,
+    weighted: bool = False,
+    rows_per_range: Callable[[int], int] | None = None,
+) -> dict[Owner, dict[Group, GroupFigures]]:
+    """The exact figures of each owner's rows and of each slice of them, those of `TaskMetrics` to the last bit.
+
+    Args:
+        parts: what each process sorted, the same owners in all.
+        room: the same folder as theirs, seen by all workers.
+        weighted: whether any rows came with weights.
+        rows_per_range: how many of so many rows a range has, at most `room.memory_rows`; that many by default.
+
+    Raises:
+        UserError: more runs than a process may have open files.
+    """
+    owners = list(parts[0])
+    merged = {owner: _together([part[owner] for part in parts]) for owner in owners}
+    orders = [(owner, order) for owner in owners for order in _ORDERS]
+    shared = {(owner, order): workers.share(merged[owner].runs[order]) for owner, order in orders}
+    per_range = {owner: _size(merged[owner].rows, room, rows_per_range) for owner in owners}
+    found = workers.map("find ranges", find_ranges, [(shared[key], per_range[key[0]], room) for key in orders])
+    bounds = dict(zip(orders, found, strict=True))
+    counted = _map_nested(
+        workers,
+        "count",
+        count,
+        {key: [(key[1], shared[key], own, weighted, room) for own in bounds[key]] for key in orders},
+    )
+    precise = _map_nested(
+        workers,
+        "PR-AUC",
+        take_precision,
+        {
+            owner: [
+                (shared[owner, "by score"], own, standing, weighted, room)
+                for own, standing in zip(bounds[owner, "by score"], standings(counted[owner, "by score"]), strict=True)
+            ]
+            for owner in owners
+        },
+    )
+    return {
+        owner: {
+            group: _group_figures(
+                group, calibration, counted[owner, "by score"], counted[owner, "by user"], precise[owner], weighted
+            )
+            for group, calibration in merged[owner].calibration.items()
+        }
+        for owner in owners
+    }
+
+
+def find_ranges(runs: Sequence[Run], max_rows: int, room: Room) -> list[KeyBounds]:
+    """Cuts the rows of all runs, in one order, into ranges of at most so many rows.
+
+    Raises:
+        UserError: more runs than this process may have open files.
+    """
+    try:
+        return SortedRuns(runs).bounds(max_rows)
+    except OSError as error:
+        raise UserError(f"{len(runs)} sorted runs cannot be opened, {room.fewer_runs}: {one_line(error)}") from error
+
+
+def count(order: Order, runs: Sequence[Run], bounds: KeyBounds, weighted: bool, room: Room) -> dict[Group, Any]:
+    """Counts a range of scores (`AUCCounts`, `WeightedAUCCounts`) or of users (`UserAUCTotals`) in the runs."""
+    rows = SortedRuns(runs).between(bounds)
+    return count_scores(rows, room.memory_rows, weighted=weighted) if order == "by score" else total_users(rows, room)
+
+
+def take_precision(
+    runs: Sequence[Run], bounds: KeyBounds, standing: Mapping[Group, Standing], weighted: bool, room: Room
+) -> dict[Group, ExactSums]:
+    """Sums a range of scores up for PR-AUC, which takes what lies above it."""
+    return sum_precision(SortedRuns(runs).between(bounds), standing, room.memory_rows, weighted=weighted)
+
+
+def _size(rows: int, room: Room, rows_per_range: Callable[[int], int] | None) -> int:
+    return room.memory_rows if rows_per_range is None else min(rows_per_range(rows), room.memory_rows)
+
+
+def _together(parts: Sequence[SortedRows]) -> SortedRows:
+    whole = SortedRows()
+    for part in parts:
+        whole.rows += part.rows
+        for group, calibration in part.calibration.items():
+            whole.calibration.setdefault(group, Calibration()).merge(calibration)
+        for order, runs in part.runs.items():
+            whole.runs[order].extend(runs)
+    return whole
+
+
+def _map_nested(
+    workers: Workers, title: str, function: Callable[..., Any], calls: Mapping[Any, Sequence[tuple]]
+) -> dict[Any, list]:
+    """The results of every key's calls, in their order, all as one stage."""
+    results = iter(workers.map(title, function, [call for own in calls.values() for call in own]))
+    return {key: [next(results) for _ in own] for key, own in calls.items()}
+
+
+def _group_figures(
+    group: Group,
+    calibration: Calibration,
+    scores: Sequence[Mapping[Group, Any]],
+    users: Sequence[Mapping[Group, UserAUCTotals]],
+    precise: Sequence[Mapping[Group, ExactSums]],
+    weighted: bool,
+) -> GroupFigures:
+    totals, precision = UserAUCTotals(), ExactSums(1)
+    for own in users:
+        if group in own:
+            totals.merge(own[group])
+    for terms in precise:
+        if group in terms:
+            precision.merge(terms[group])
+    auc = counts_together(own[group] for own in scores if group in own)
+    pr_auc = average_precision_of(precision, auc.class_totals, weighted=weighted)
+    calibrated = calibration.compute()
+    return GroupFigures(calibrated.rows, task_figures(auc.result(), pr_auc, totals.compute(), calibrated))
