@@ -155,7 +155,7 @@ def _passes(backbone: torch.nn.Module, x_BTD: torch.Tensor) -> tuple[Callable[[]
     def train() -> None:
         backbone.zero_grad(set_to_none=True)
         x_BTD.grad = None
-        backbone(x_BTD).sum().backward()
+        backbone(x_BTD).out_BD.sum().backward()
 
     return forward, train
 

@@ -96,7 +96,7 @@ def passes(shape: Shape, rows: int) -> dict[str, Counted]:
             backbone(x_BTD)
 
     def train() -> None:
-        backbone(x_BTD).backward(gradient_BD)
+        backbone(x_BTD).out_BD.backward(gradient_BD)
 
     return {"forward": counted(forward), "train": counted(train)}
 

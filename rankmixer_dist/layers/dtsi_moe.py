@@ -10,7 +10,7 @@ from torch import Tensor
 from rankmixer_dist.layers.experts import PerTokenExperts
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.layers.relu_router import ReLURouter
-from rankmixer_dist.layers.routing_report import RoutedRows, real_rows, report_on, sum_over_rows
+from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport, real_rows, report_on, sum_over_rows
 
 Fusion = Literal["stochastic_rows", "stochastic_steps", "mean", "straight_through"]
 """How the two routers share the training forward, which the paper does not say. With each, the task trains both.
@@ -29,7 +29,7 @@ squared, of G_infer from G_train, is to keep the two near enough for that to mak
 
 
 class DTSIMoE(PerTokenMoE):
-    """Eq. 10 and 11 with dense training and sparse inference (section 3.4): a drop-in for the per-token FFN.
+    """Eq. 10 and 11 with dense training and sparse inference (section 3.4), in the place of the per-token FFN.
 
     In training mode all experts are computed, with gates fused from the train and the infer router. In eval mode only
     the infer router exists, and experts with closed gates cost nothing. The penalty acts on the infer router alone.
@@ -81,27 +81,26 @@ class DTSIMoE(PerTokenMoE):
         self.train_router, self.infer_router = router(), router()
         self.infer_router.load_state_dict(self.train_router.state_dict())
 
-    def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> Tensor:
+    def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> tuple[Tensor, RoutingReport]:
         """[T, B, D] -> [T, B, D]; `rows.served_B` take the infer router's gates with the fusions `stochastic_*`."""
         logits_TBE = self.infer_router.logits(x_TBD)
         infer_TBE = F.relu(logits_TBE)
         real_B = real_rows(rows, infer_TBE)
         pressed_TE = sum_over_rows(infer_TBE, real_B)
         if not self.training:
-            self.report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE)
-            return self.experts.sparse(x_TBD, infer_TBE)
+            report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE)
+            return self.experts.sparse(x_TBD, infer_TBE), report
         closed = sum_over_rows(F.relu(-logits_TBE), real_B).sum()
         train_TBE = self.train_router(x_TBD)
         distance = None
         if self.fusion == "straight_through":
             distance = sum_over_rows(torch.square(infer_TBE - train_TBE.detach()), real_B).sum()
-        self.report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE, closed=closed, distance=distance)
-        return self.experts.dense(x_TBD, self._fuse(train_TBE, infer_TBE, rows))
+        report = report_on(infer_TBE, real_B, pressed_TR=pressed_TE, closed=closed, distance=distance)
+        return self.experts.dense(x_TBD, self._fuse(train_TBE, infer_TBE, rows)), report
 
-    def penalty(self, used_TE: Tensor, rows: Tensor) -> Tensor:
+    def penalty(self, report: RoutingReport, used_TE: Tensor, rows: Tensor) -> Tensor:
         """Eq. 11 without lambda: the sum of a row's infer gates, as a mean over rows."""
-        assert self.report is not None
-        return self.report.pressed_TR.sum() / rows.clamp(min=1)
+        return report.pressed_TR.sum() / rows.clamp(min=1)
 
     def _fuse(self, train_TBE: Tensor, infer_TBE: Tensor, rows: RoutedRows | None) -> Tensor:
         if self.fusion == "mean":

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from rankmixer_dist.layers.experts import PerTokenExperts
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
-from rankmixer_dist.layers.routing_report import RoutedRows, real_rows, report_on, sum_over_rows
+from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport, real_rows, report_on, sum_over_rows
 from rankmixer_dist.layers.stacked_linear import StackedLinear
 
 
 class SoftmaxTopKMoE(PerTokenMoE):
-    """y_t = alpha sum_{j in top-k} softmax(h_t(s_t))_j e_tj(s_t), per token: a drop-in for the per-token FFN.
+    """y_t = alpha sum_{j in top-k} softmax(h_t(s_t))_j e_tj(s_t), per token, in the place of the per-token FFN.
 
     With a shared expert (arXiv 2602.06563, Sparse-Pertoken MoE) expert 0 serves every row with gate 1, and k - 1 of the
     other E - 1 come on top, so that neither E nor the active share k / E depends on the option. That paper gives alpha
@@ -63,7 +63,7 @@ class SoftmaxTopKMoE(PerTokenMoE):
         self.routed, self.chosen = num_experts - self.shared, top_k - self.shared
         self.router = StackedLinear(count=num_tokens, in_dim=token_dim, out_dim=self.routed)
 
-    def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> Tensor:
+    def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> tuple[Tensor, RoutingReport]:
         """[T, B, D] -> [T, B, D]; training and inference are the same function."""
         logits_TBR = self.router(x_TBD)
         shares_TBR = logits_TBR.softmax(dim=2, dtype=torch.promote_types(logits_TBR.dtype, torch.float32))
@@ -73,14 +73,13 @@ class SoftmaxTopKMoE(PerTokenMoE):
         gates_TBE = torch.cat([shared_TBS, self.alpha * routed_TBR], dim=2).to(x_TBD.dtype)
 
         real_B = real_rows(rows, gates_TBE)
-        self.report = report_on(gates_TBE, real_B, pressed_TR=sum_over_rows(shares_TBR, real_B))
+        report = report_on(gates_TBE, real_B, pressed_TR=sum_over_rows(shares_TBR, real_B))
 
-        sparse = self.sparse_training or not self.training
-        return self.experts.sparse(x_TBD, gates_TBE) if sparse else self.experts.dense(x_TBD, gates_TBE)
+        evaluate = self.experts.sparse if self.sparse_training or not self.training else self.experts.dense
+        return evaluate(x_TBD, gates_TBE), report
 
-    def penalty(self, used_TE: Tensor, rows: Tensor) -> Tensor:
+    def penalty(self, report: RoutingReport, used_TE: Tensor, rows: Tensor) -> Tensor:
         """The balance loss."""
-        assert self.report is not None
         rows = rows.clamp(min=1)
         choices_TR = used_TE[:, self.shared :] / (self.chosen * rows)
-        return self.routed * (choices_TR * self.report.pressed_TR / rows).sum()
+        return self.routed * (choices_TR * report.pressed_TR / rows).sum()

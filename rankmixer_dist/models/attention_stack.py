@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from rankmixer_dist.layers.attention_block import AttentionBlock
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.sizes import check_sizes
 from rankmixer_dist.layers.token_attention import CompositeAttention, PerTokenAttention, head_width
-from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.backbone import Backbone, Pooled
 
 Norm = Literal["post", "pre"]
 """post: LN(x + f(x)), the Transformer's. pre: x + f(LN(x)), which trains deep stacks more easily."""
@@ -71,12 +72,12 @@ class AttentionStack(Backbone):
         )
         self.final_norm = nn.LayerNorm(token_dim) if norm == "pre" else nn.Identity()
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Pooled:
         """Tokens [B, T, D] -> pooled [B, D]."""
         x_TBD = x_BTD.transpose(0, 1)
         for block in self.blocks:
             x_TBD = block(x_TBD)
-        return self.final_norm(x_TBD).mean(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
+        return Pooled(self.final_norm(x_TBD).mean(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32)))
 
 
 class HeteroAttention(AttentionStack):

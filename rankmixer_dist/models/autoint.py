@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 
 from rankmixer_dist.layers.precision import widen
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.token_attention import attend, head_width
-from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.backbone import Backbone, Pooled
 
 
 class InteractingLayer(nn.Module):
@@ -84,9 +85,9 @@ class AutoInt(Backbone):
             for layer in range(num_layers)
         )
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Pooled:
         """Tokens [B, T, D] -> pooled [B, T H d'], fp32 or wider."""
         x_TBA = x_BTD.transpose(0, 1)
         for layer in self.layers:
             x_TBA = layer(x_TBA)
-        return widen(x_TBA.transpose(0, 1).flatten(1))
+        return Pooled(widen(x_TBA.transpose(0, 1).flatten(1)))

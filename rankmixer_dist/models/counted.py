@@ -21,7 +21,7 @@ def count(model: Ranker) -> DenseCost:
     """Parameters, and FLOPs a row, of the poolings, the tokenizer, the backbone, the heads and the auxiliary heads.
 
     Each part is counted alone, on inputs that all need gradients. Nothing is computed, whatever device `model` lies on:
-    neither its weights nor its reports nor a random generator change. All values of `model` have to be whole, so that
+    neither its weights nor a random generator change. All values of `model` have to be whole, so that
     a backbone that is to be spread over ranks is counted before.
 
     Raises:
@@ -59,7 +59,9 @@ def count_part(name: str, module: nn.Module, *inputs: Tensor | None) -> Part:
         with FlopCounterMode(display=False) as scoring:
             module.eval()(*inputs)
         with FlopCounterMode(display=False) as training:
-            module.train()(*inputs).sum().backward()
+            made = module.train()(*inputs)
+            out: Tensor = made[0] if isinstance(made, tuple) else made  # without what a part reports beside
+            out.sum().backward()
     return Part(
         name,
         sum(parameter.numel() for parameter in module.parameters()),

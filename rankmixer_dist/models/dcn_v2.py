@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from rankmixer_dist.layers.cross import CrossLayer, CrossNetwork, MixtureCrossLayer
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.sizes import check_sizes
-from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.backbone import Backbone, Pooled
 
 Structure = Literal["parallel", "stacked"]
 """parallel: cross network and MLP both read the tokens. stacked: the MLP reads what the cross network found."""
@@ -66,10 +67,10 @@ class DCNv2(Backbone):
             return CrossLayer(width=width, rank=self.rank)
         return MixtureCrossLayer(width=width, rank=self.rank, num_experts=self.num_experts)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Pooled:
         """Tokens [B, T, D] -> pooled [B, out_dim]; in parallel the crosses come first."""
         x_BW = x_BTD.flatten(1)
         crossed_BW = self.cross(x_BW)
         if self.parallel:
-            return widen(torch.cat([crossed_BW, self.deep(x_BW)], dim=1))
-        return widen(self.deep(crossed_BW))
+            return Pooled(widen(torch.cat([crossed_BW, self.deep(x_BW)], dim=1)))
+        return Pooled(widen(self.deep(crossed_BW)))

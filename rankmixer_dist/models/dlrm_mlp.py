@@ -6,8 +6,9 @@ from torch import Tensor
 
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.sizes import check_sizes
-from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.backbone import Backbone, Pooled
 
 
 class DLRMMLP(Backbone):
@@ -32,6 +33,6 @@ class DLRMMLP(Backbone):
         self.mlp = MLP(in_dim=num_tokens * token_dim, hidden_dims=hidden_dims)
         self.out_dim = self.mlp.out_dim
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Pooled:
         """Tokens [B, T, D] -> pooled [B, last hidden width]."""
-        return widen(self.mlp(x_BTD.flatten(1)))
+        return Pooled(widen(self.mlp(x_BTD.flatten(1))))

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankmixer_dist.layers.precision import widen
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.sizes import check_sizes
 from rankmixer_dist.layers.stacked_linear import StackedLinear
-from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.backbone import Backbone, Pooled
 
 
 class MMoE(Backbone):
@@ -53,11 +54,11 @@ class MMoE(Backbone):
         self.gates = nn.Linear(width, num_gates * num_experts, bias=False)
         self.out_dim = num_gates * hidden_dims[-1]
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Pooled:
         """Tokens [B, T, D] -> pooled [B, K * last width], gate after gate."""
         x_BW = x_BTD.flatten(1)
         h_EBF = x_BW.expand(self.num_experts, -1, -1)
         for layer in self.experts:
             h_EBF = F.relu(layer(h_EBF))
         weights_BKE = self.gates(x_BW).unflatten(1, (self.num_gates, self.num_experts)).softmax(dim=2)
-        return widen(torch.bmm(weights_BKE, h_EBF.transpose(0, 1)).flatten(1))
+        return Pooled(widen(torch.bmm(weights_BKE, h_EBF.transpose(0, 1)).flatten(1)))

@@ -1,13 +1,13 @@
 """The dense model: embeddings and numerics -> tokens -> backbone -> a logit a task."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rankmixer_dist.layers.numeric import NumericNormalizer
-from rankmixer_dist.layers.routing_report import RoutedRows
+from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport
 from rankmixer_dist.layers.stacked_linear import keeping_part
 from rankmixer_dist.layers.target_attention import MeanPooling, TargetAttention
 from rankmixer_dist.layers.task_heads import TaskHeads
@@ -17,6 +17,20 @@ from rankmixer_dist.models.backbones import build_backbone
 from rankmixer_dist.models.features import Features, FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 
 TokenizerKind = Literal["group", "chunk", "auto_split"]
+
+
+class Scored(NamedTuple):
+    """What a ranker makes of a batch; a tuple, since DeepSpeed looks for what has a gradient in tuples.
+
+    Attributes:
+        logits_BK: [B, K], fp32.
+        stages: in training mode [B, K], fp32, of each auxiliary head.
+        routing: the reports of the backbone's mixtures of experts.
+    """
+
+    logits_BK: Tensor
+    stages: tuple[Tensor, ...]
+    routing: tuple[RoutingReport, ...]
 
 
 class Ranker(nn.Module):
@@ -61,7 +75,7 @@ class Ranker(nn.Module):
         lengths: dict[str, Tensor],
         numerics_BN: Tensor,
         rows: RoutedRows | None = None,
-    ) -> Tensor:
+    ) -> Scored:
         """Scores a batch.
 
         Args:
@@ -69,10 +83,7 @@ class Ranker(nn.Module):
             sequences: name -> [B, L, dim], finite beyond each row's length.
             lengths: name -> [B], valid positions of each row's sequence.
             numerics_BN: [B, N] in the order of `build_ranker(numerics=...)`, NaN = missing.
-            rows: for a backbone with a mixture of experts, in training.
-
-        Returns:
-            Logits [B, K], fp32; while training with auxiliary heads [S, B, K], the last of the S stages the output's.
+            rows: for a backbone with a mixture of experts.
         """
         dtype = self.tokenizer.dtype
         embedded = dict(fields)
@@ -82,13 +93,10 @@ class Ranker(nn.Module):
         numerics_B2N = self.numerics(numerics_BN)
         parts = [embedded[c] if isinstance(c, str) else numerics_B2N[:, c] for c in self._columns]
         x_BTD = self.tokenizer(torch.cat(parts, dim=1).to(dtype))
-        if rows is not None:
-            return self.heads(self.backbone(x_BTD, rows))
-        if not (self.training and len(self.auxiliary_heads)):
-            return self.heads(self.backbone(x_BTD))
-        heads = [*self.auxiliary_heads, self.heads]
-        stages = zip(heads, self.backbone.stages(x_BTD), strict=True)
-        return torch.stack([head(pooled_BD) for head, pooled_BD in stages])
+        pooled = self.backbone(x_BTD, rows)
+        # A stage without a head is one that has no loss.
+        stages = zip(self.auxiliary_heads, pooled.stages, strict=False)
+        return Scored(self.heads(pooled.out_BD), tuple(head(out_BD) for head, out_BD in stages), pooled.routing)
 
 
 def build_ranker(

@@ -1,19 +1,17 @@
 """The RankMixer backbone (arXiv 2507.15551): token mixing and per-token FFNs or experts, and its ablations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
-import torch
 from torch import Tensor, nn
 
 from rankmixer_dist.layers.norm import NormKind, norm_layer
 from rankmixer_dist.layers.per_token_ffn import PerTokenFFN, SharedFFN
-from rankmixer_dist.layers.routing_report import RoutedRows
-from rankmixer_dist.layers.token_mixing import add_mixed, check_mixable, mix_tokens
+from rankmixer_dist.layers.token_mixing import check_mixable, mix_tokens
 from rankmixer_dist.layers.token_routing import AllShareFFN, ConcatMLP, TokenSelfAttention
-from rankmixer_dist.models.backbone import Backbone
 from rankmixer_dist.models.mixture import Mixture
+from rankmixer_dist.models.seams import Block, Course, Feed, Home, Mix, Spreadable, WholeCourse
 
 Norm = Literal["post", "pre", "none"]
 """post: LN(x + f(x)), the paper's. pre: x + f(LN(x)), which trains deep stacks more easily. none: x + f(x)."""
@@ -26,15 +24,14 @@ in the place of mixing and per-token FFN."""
 Exchange = Callable[[Tensor], Tensor]
 
 
-class RankMixerBlock(nn.Module):
+class RankMixerBlock(Block):
     """One block, eq. 1 with `norm="post"`:
 
         S^{n-1} = LN(TokenMixing(X^{n-1}) + X^{n-1}),    X^n = LN(FFN(S^{n-1}) + S^{n-1})
 
     and X + TokenMixing(LN(X)), then S + FFN(LN(S)), with `norm="pre"`. One norm over D serves all tokens.
 
-    `mix` and `ffn` are the two places where a block can be spread over ranks: `mix` is any [T, B, D] -> [T, B, D]
-    function, and all else acts on each token alone.
+    Each line is a sublayer with one seam, at TokenMixing and at FFN; all else acts on each token alone.
 
     Args:
         token_dim: D.
@@ -68,33 +65,27 @@ class RankMixerBlock(nn.Module):
         self.ffn = ffn
         self.ffn_norm = _norm(norm, norm_kind, mixed_dim, mixed_dim)
 
-    def forward(self, x_TBD: Tensor, rows: RoutedRows | None = None) -> Tensor:
-        """[T, B, D] -> [T, B, D]; `rows`, if known, go to `ffn` too, which is then a mixture of experts."""
-        if self.mix is not None:
-            x_TBD = self._sublayer(x_TBD, self.mix, self.mixing_norm)
-        return self._sublayer(x_TBD, routed(self.ffn, rows), self.ffn_norm)
+    def course(self, x_TBD: Tensor) -> Course:
+        """Both sublayers."""
+        return (yield from self.fed((yield from self.mixed(x_TBD))))
 
-    def _sublayer(self, x_TBD: Tensor, layer: Exchange, norm: nn.Module) -> Tensor:
-        read_TBD = norm(x_TBD) if self.norm == "pre" else x_TBD
-        if self.skip and layer is mix_tokens and x_TBD.device.type != "cpu":
-            # The same bits in one pass over memory; a CPU is faster in two (at D / T = 8 by 7 % in fp32, 20 % in bf16).
-            y_TBD = add_mixed(x_TBD, read_TBD)
-        else:
-            y_TBD = layer(read_TBD)
-            y_TBD = x_TBD + y_TBD if self.skip else y_TBD
-        return norm(y_TBD) if self.norm == "post" else y_TBD
+    def mixed(self, x_TBD: Tensor) -> Course:
+        """The first sublayer, [T, B, D] -> [T, B, D]."""
+        if self.mix is None:
+            return x_TBD
+        read_TBD = self.mixing_norm(x_TBD) if self.norm == "pre" else x_TBD
+        y_TBD = yield Mix(self.mix, read_TBD, x_TBD if self.skip else None)
+        return self.mixing_norm(y_TBD) if self.norm == "post" else y_TBD
 
-
-def routed(ffn: nn.Module, rows: RoutedRows | None) -> Exchange:
-    """`ffn`, told of the rows if there is anything to tell."""
-    return ffn if rows is None else partial(ffn, rows=rows)
+    def fed(self, s_TBD: Tensor) -> Course:
+        """The second sublayer, [T, B, D] -> [T, B, D]."""
+        y_TBD = yield Feed(self.ffn, self.ffn_norm(s_TBD) if self.norm == "pre" else s_TBD)
+        y_TBD = s_TBD + y_TBD if self.skip else y_TBD
+        return self.ffn_norm(y_TBD) if self.norm == "post" else y_TBD
 
 
-class RankMixer(Backbone):
-    """L blocks, then the mean over tokens; with pre-norm, a final norm before the mean.
-
-    Token-major inside. The pooled vector is fp32 (or wider) even for bf16 parameters: it is the mean of T values and
-    feeds fp32 heads, so rounding it would only lose what the blocks computed.
+class RankMixer(Spreadable):
+    """L blocks, then the mean over tokens; with pre-norm, a final norm before the mean. Token-major inside.
 
     The defaults are the paper's model; the options from `norm_kind` on are there for its ablations (Tables 2 and 3).
 
@@ -165,17 +156,25 @@ class RankMixer(Backbone):
         self.out_dim = dim
         self.final_norm = norm_layer(norm_kind, dim) if norm == "pre" else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Tensor:
-        """Tokens [B, T, D] -> pooled [B, D]; free of copies at the door when x_BTD lies token-major in memory.
+    def course(self, x_TBD: Tensor) -> WholeCourse:
+        """Tokens [T, B, D] to the last norm; they are mixed once before they go home, which saves an exchange."""
+        first, *others = (cast(RankMixerBlock, block) for block in self.blocks)
+        x_TBD = yield Home((yield from first.mixed(x_TBD)))
+        x_TBD = yield from first.fed(x_TBD)
+        for block in others:
+            x_TBD = yield from block.course(x_TBD)
+        return (self.final_norm(x_TBD),)
 
-        `rows` is for a mixture of experts in training, which can do without.
-        """
-        x_TBD = x_BTD.transpose(0, 1)
-        for block in self.blocks:
-            x_TBD = block(x_TBD, rows)
-        # The mean; divided last, so that the backward pass divides [B, D] and not its copy for every token.
-        total_BD = self.final_norm(x_TBD).sum(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
-        return total_BD / len(x_TBD)
+    def fed_layers(self) -> Sequence[nn.Module]:
+        """The per-token FFN, or its mixture, of each block."""
+        return [cast(RankMixerBlock, block).ffn for block in self.blocks]
+
+    def check_exchanges(self) -> None:
+        """See `Spreadable`."""
+        if self.mixing != "heads":
+            raise ValueError(f"tokens can be spread with mixing 'heads', not with {self.mixing!r}")
+        if self.num_heads not in (None, self.num_tokens):
+            raise ValueError("tokens cannot be spread with a num_heads that is not the number of tokens")
 
 
 def _norm(norm: Norm, kind: NormKind, dim: int, out_dim: int) -> nn.Module:

@@ -8,8 +8,9 @@ from torch import Tensor
 from rankmixer_dist.layers.cross import AttentionCrossLayer, CrossLayer, CrossNetwork
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.sizes import check_sizes
-from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.backbone import Backbone, Pooled
 
 
 class RDCN(Backbone):
@@ -57,8 +58,8 @@ class RDCN(Backbone):
         self.deep = MLP(in_dim=width, hidden_dims=hidden_dims) if hidden_dims else None
         self.out_dim = width + (width if plain_cross else 0) + (self.deep.out_dim if self.deep else 0)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Pooled:
         """Tokens [B, T, D] -> pooled [B, out_dim]."""
         x_BW = x_BTD.flatten(1)
         branches = [branch for branch in (self.attention_cross, self.cross, self.deep) if branch is not None]
-        return widen(torch.cat([branch(x_BW) for branch in branches], dim=1))
+        return Pooled(widen(torch.cat([branch(x_BW) for branch in branches], dim=1)))

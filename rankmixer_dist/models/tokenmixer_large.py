@@ -1,25 +1,24 @@
 """The TokenMixer-Large backbone (arXiv 2602.06563): mixing and reverting, per-token SwiGLU, auxiliary stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from rankmixer_dist.layers.norm import norm_layer
 from rankmixer_dist.layers.per_token_ffn import PerTokenSwiGLU
 from rankmixer_dist.layers.token_mixing import check_mixable, mix_tokens, revert_tokens
-from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.seams import Block, Course, Feed, Home, Mix, Spreadable, WholeCourse
 
 
-class TokenMixerLargeBlock(nn.Module):
+class TokenMixerLargeBlock(Block):
     """One block; both residuals join values that mean the same, the first in the mixed space, the second in X's:
 
         M  = Mix(X),        M' = M + pSwiGLU_mix(RMSNorm(M))
         R  = Revert(M'),    X' = X + pSwiGLU_rev(RMSNorm(R))
 
-    `mix` and `revert` are the two exchanges between tokens, and may be replaced by ones that spread them over ranks;
-    all else acts on each token alone.
+    Its seams are at Mix, Revert and both pSwiGLUs; all else acts on each token alone.
 
     Args:
         num_tokens: T.
@@ -44,14 +43,15 @@ class TokenMixerLargeBlock(nn.Module):
             num_tokens=num_tokens, token_dim=token_dim, hidden_dim=hidden_dim, init_scales=scales
         )
 
-    def forward(self, x_TBD: Tensor) -> Tensor:
+    def course(self, x_TBD: Tensor) -> Course:
         """[T, B, D] -> [T, B, D]."""
-        mixed_HBE = self.mix(x_TBD)
-        mixed_HBE = mixed_HBE + self.mixed_ffn(self.mixed_norm(mixed_HBE))
-        return x_TBD + self.reverted_ffn(self.reverted_norm(self.revert(mixed_HBE)))
+        mixed_HBE = yield Mix(self.mix, x_TBD)
+        mixed_HBE = mixed_HBE + (yield Feed(self.mixed_ffn, self.mixed_norm(mixed_HBE)))
+        reverted_TBD = yield Mix(self.revert, mixed_HBE)
+        return x_TBD + (yield Feed(self.reverted_ffn, self.reverted_norm(reverted_TBD)))
 
 
-class TokenMixerLarge(Backbone):
+class TokenMixerLarge(Spreadable):
     """L blocks with residuals over several of them, a final RMSNorm and the mean over tokens.
 
     Block l for l = n, 2n, ... adds the input of block l - n + 1 to its output once more, the last block excepted, and
@@ -95,7 +95,8 @@ class TokenMixerLarge(Backbone):
             raise ValueError(f"inter_residual {inter_residual} must be a number of blocks, or 0 for none")
         if not 0 <= down_init <= 1:
             raise ValueError(f"down_init {down_init} must be in 0..1")
-        self.num_blocks = num_blocks
+        self.num_tokens, self.num_blocks = num_tokens, num_blocks
+        self.num_heads = num_tokens if num_heads is None else num_heads
         self.inter_residual = inter_residual
         self.num_auxiliary = (num_blocks - 1) // inter_residual if inter_residual else 0
         self.out_dim = token_dim
@@ -103,7 +104,7 @@ class TokenMixerLarge(Backbone):
             TokenMixerLargeBlock(
                 num_tokens=num_tokens,
                 token_dim=token_dim,
-                num_heads=num_tokens if num_heads is None else num_heads,
+                num_heads=self.num_heads,
                 hidden_dim=token_dim if hidden_dim is None else hidden_dim,
                 down_init=down_init,
             )
@@ -111,23 +112,26 @@ class TokenMixerLarge(Backbone):
         )
         self.final_norm = norm_layer("rms", token_dim)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Tokens [B, T, D] -> pooled [B, D], the last stage."""
-        return self._pool(self._stages(x_BTD)[-1])
-
-    def stages(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
-        """Tokens [B, T, D] -> pooled [B, D] of the `num_auxiliary` intermediate stages and of the last, in order."""
-        return tuple(self._pool(x_TBD) for x_TBD in self._stages(x_BTD))
-
-    def _stages(self, x_BTD: Tensor) -> list[Tensor]:
-        x_TBD = start_TBD = x_BTD.transpose(0, 1)
-        found = []
-        for number, block in enumerate(self.blocks, start=1):
-            x_TBD = block(x_TBD)
+    def course(self, x_TBD: Tensor) -> WholeCourse:
+        """Tokens [T, B, D] to the final norm, after those of the auxiliary stages in training."""
+        x_TBD = start_TBD = yield Home(x_TBD)
+        stages: list[Tensor] = []
+        for number, block in enumerate(self._blocks(), start=1):
+            x_TBD = yield from block.course(x_TBD)
             if self.inter_residual and number % self.inter_residual == 0 and number < self.num_blocks:
                 x_TBD = start_TBD = x_TBD + start_TBD
-                found.append(x_TBD)
-        return [*found, x_TBD]
+                if self.training:
+                    stages.append(x_TBD)
+        return tuple(self.final_norm(end_TBD) for end_TBD in (*stages, x_TBD))
 
-    def _pool(self, x_TBD: Tensor) -> Tensor:
-        return self.final_norm(x_TBD).mean(dim=0, dtype=torch.promote_types(x_TBD.dtype, torch.float32))
+    def fed_layers(self) -> Sequence[nn.Module]:
+        """Both SwiGLUs of each block."""
+        return [layer for block in self._blocks() for layer in (block.mixed_ffn, block.reverted_ffn)]
+
+    def check_exchanges(self) -> None:
+        """See `Spreadable`; with as many heads as tokens, reverting is mixing."""
+        if self.num_heads != self.num_tokens:
+            raise ValueError("tokens cannot be spread with a num_heads that is not the number of tokens")
+
+    def _blocks(self) -> list[TokenMixerLargeBlock]:
+        return [cast(TokenMixerLargeBlock, block) for block in self.blocks]

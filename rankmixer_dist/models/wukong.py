@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from rankmixer_dist.layers.interactions import FactorizationBlock
 from rankmixer_dist.layers.mlp import MLP
 from rankmixer_dist.layers.precision import widen
+from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.layers.sizes import check_sizes
 from rankmixer_dist.layers.token_linear import TokenLinear
-from rankmixer_dist.models.backbone import Backbone
+from rankmixer_dist.models.backbone import Backbone, Pooled
 
 
 class WukongLayer(nn.Module):
@@ -108,9 +109,9 @@ class Wukong(Backbone):
         self.top = MLP(in_dim=out_tokens * token_dim, hidden_dims=hidden_dims)
         self.out_dim = self.top.out_dim
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Pooled:
         """Tokens [B, T, D] -> pooled [B, out_dim]; free of copies at the door when x_BTD lies token-major in memory."""
         x_TBD = x_BTD.transpose(0, 1)
         for layer in self.layers:
             x_TBD = layer(x_TBD)
-        return widen(self.top(x_TBD.transpose(0, 1).flatten(1)))
+        return Pooled(widen(self.top(x_TBD.transpose(0, 1).flatten(1))))

@@ -34,7 +34,9 @@ class DenseEngine(Protocol):
 
     module: nn.Module
 
-    def __call__(self, *args: Any) -> Tensor: ...
+    def __call__(self, *args: Any) -> Any:
+        """What the module returns: a tensor, or a tuple in which tensors are; DeepSpeed finds them there alone."""
+        ...
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagates a rank's loss, through to the tables, and exchanges the dense gradients."""
@@ -98,7 +100,7 @@ class PlainEngine:
         self.optimizer = build_optimizer(module.parameters(), settings)
         self._clip_norm = settings.clip_norm
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Any:
         return self.module(*args)
 
     def backward(self, loss: Tensor) -> None:
@@ -184,7 +186,7 @@ class DeepSpeedEngine:
         if not self._is_partitioned and self.optimizer is not self._base_optimizer:
             self._base_optimizer.state.clear()
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Any:
         return self._engine(*args)
 
     def backward(self, loss: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The exchanges that spread a RankMixer's tokens over the ranks of a group: differentiable, counted, with local twins.
+"""The exchanges that spread a backbone's tokens over the ranks of a group: differentiable, counted, with local twins.
 
 Legend: n ranks of a group, t = T / n tokens a rank, N = n B rows of the group, rank by rank; all ranks have equal B.
 """

@@ -1,34 +1,37 @@
-"""RankMixer with per-token FFNs or experts spread over ranks, each the owner of some tokens (token parallel, arXiv
-2602.06563)."""
+"""A backbone whose tokens are spread over ranks, each the owner of some of them (token parallel, arXiv 2602.06563).
+
+The mathematics is the backbone's own: what is here takes its tokens past its seams (`models.seams`).
+"""
 
 import functools
+import itertools
 import operator
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Literal, cast, get_args
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
-from rankmixer_dist.layers.per_token_ffn import PerTokenFFN
+from rankmixer_dist.layers.per_token_ffn import PerTokenFFN, PerTokenSwiGLU
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport
 from rankmixer_dist.models.backbone import Backbone
-from rankmixer_dist.models.rankmixer import RankMixer, RankMixerBlock, routed
-from rankmixer_dist.parallel.exchange import LocalTransport, TokenExchange, Traffic
+from rankmixer_dist.models.backbones import BACKBONES
+from rankmixer_dist.models.seams import Feed, Home, Mix, Seam, Spreadable, WholeCourse, here, passed, share_of_mean
+from rankmixer_dist.parallel.exchange import TokenExchange, Traffic
 from rankmixer_dist.parallel.expert_groups import ExpertGrid, ExpertsBelow, keep_own_share
 
 Spread = Literal["token", "plain"]
-"""token: every rank keeps its tokens from the first block to the pooling, and token mixing is the exchange.
+"""token: every rank keeps its tokens from where they may lie at home to the pooling, and token mixing is the exchange.
 plain: tokens go to their owners before each per-token FFN and come back after it."""
 
-PER_TOKEN_LAYERS: tuple[type[nn.Module], ...] = (PerTokenFFN, PerTokenMoE)
+PER_TOKEN_LAYERS: tuple[type[nn.Module], ...] = (PerTokenFFN, PerTokenSwiGLU, PerTokenMoE)
 """Layers [T, B, D] -> [T, B, D] that treat each token and row alone, and whose parameters all have T, or T times as
 many as a token has, in front: they work on any of the tokens with these tokens' share of the parameters."""
 
 
-def spread(backbone: RankMixer, grid: ExpertGrid, mode: Spread, pieces: int = 1) -> "SpreadRankMixer":
-    """A rank's part of `backbone`, which is used up: its tokens' weights, under the names that they have there.
+def spread(backbone: Spreadable, grid: ExpertGrid, mode: Spread, pieces: int = 1) -> Traffic:
+    """Makes `backbone` a rank's part of it, in place: its tokens' weights, under the names that they had.
 
     In mode "token" a rank's rows go through in that many `pieces`, each of which computes while others are exchanged.
 
@@ -36,13 +39,25 @@ def spread(backbone: RankMixer, grid: ExpertGrid, mode: Spread, pieces: int = 1)
     tokens of all rows of its group, a norm some tokens of these rows, so that owned parameters need the sum over the
     ranks that own the same, and all others that over all ranks, both divided by the number of ranks.
 
+    Returns:
+        What the backbone is going to send.
+
     Raises:
         ValueError: the tokens cannot be shared out evenly, or tokens meet elsewhere than in token mixing.
     """
     if mode not in get_args(Spread):
         raise ValueError(f"mode {mode!r} is unknown; use 'token' or 'plain'")
     check_spreadable(backbone, grid.size)
-    return SpreadRankMixer(backbone, grid, mode, pieces)
+    layers = backbone.fed_layers()
+    if grid.size > 1:
+        for layer in layers:
+            keep_own_share(layer, grid)
+        backbone.add_module("experts_below", ExpertsBelow(grid))
+    transport = grid.transport()
+    routes = any(isinstance(layer, PerTokenMoE) for layer in layers)
+    passes = _ByToken if mode == "token" else _Plainly
+    backbone.passes = passes(TokenExchange(transport), transport.traffic, backbone.num_tokens, routes, pieces)
+    return transport.traffic
 
 
 def check_spreadable(backbone: Backbone, size: int) -> None:
@@ -51,11 +66,14 @@ def check_spreadable(backbone: Backbone, size: int) -> None:
     Raises:
         ValueError: it cannot.
     """
-    if not isinstance(backbone, RankMixer) or backbone.mixing != "heads":
-        raise ValueError("only the rankmixer backbone with mixing 'heads' can be spread; use expert size 1")
-    if backbone.num_heads not in (None, backbone.num_tokens):
-        raise ValueError("a backbone whose num_heads is not the number of tokens cannot be spread; use expert size 1")
-    if not all(isinstance(block.ffn, PER_TOKEN_LAYERS) for block in _blocks(backbone)):
+    if not isinstance(backbone, Spreadable):
+        names = " and ".join(name for name, kind in BACKBONES.items() if issubclass(kind, Spreadable))
+        raise ValueError(f"only the backbones {names} can be spread; use expert size 1")
+    try:
+        backbone.check_exchanges()
+    except ValueError as error:
+        raise ValueError(f"{error}; use expert size 1") from error
+    if not all(isinstance(layer, PER_TOKEN_LAYERS) for layer in backbone.fed_layers()):
         raise ValueError("only per-token FFNs and experts can be spread; use expert size 1 or leave shared_ffn out")
     tokens = backbone.num_tokens
     if tokens % size:
@@ -63,104 +81,102 @@ def check_spreadable(backbone: Backbone, size: int) -> None:
         raise ValueError(f"expert size {size} does not divide the {tokens} tokens; use one of {usable}")
 
 
-class SpreadRankMixer(Backbone):
-    """Computes on its group what the backbone computes on one rank; built by `spread`.
+def traffic_of(module: nn.Module) -> Traffic | None:
+    """What the part of a model sends that is spread over ranks, if any is."""
+    passes = (part.passes for part in module.modules() if isinstance(part, Spreadable))
+    return next((each.traffic for each in passes if isinstance(each, _Spread)), None)
 
-    mode "token": L all-to-alls and one small reduce-scatter forward. The first block mixes before its rows leave the
-    rank, and from then on token mixing is the exchange. mode "plain": 2 L all-to-alls, to the owners of the tokens and
-    back around each FFN. Backward mirrors either. All ranks of a group have equally many rows.
 
-    Attributes:
-        traffic: what this rank has sent.
+@dataclass(frozen=True)
+class _Spread:
+    """`Passes` over the ranks of a group, all of which have equally many rows.
+
+    routes: whether there are mixtures, which have to know of the group's rows.
     """
 
-    def __init__(self, backbone: RankMixer, grid: ExpertGrid, mode: Spread, pieces: int) -> None:
-        super().__init__()
-        self._pieces = pieces
-        self.out_dim, self.mode = backbone.out_dim, mode
-        self._num_tokens = backbone.num_tokens
-        self.blocks, self.final_norm = backbone.blocks, backbone.final_norm
-        if grid.size > 1:
-            for block in _blocks(self):
-                keep_own_share(block.ffn, grid)
-            self.experts_below = ExpertsBelow(grid)
-        transport = grid.transport()
-        self._alone, self._exchange = TokenExchange(LocalTransport()), TokenExchange(transport)
-        self.traffic: Traffic = transport.traffic
+    exchange: TokenExchange
+    traffic: Traffic
+    num_tokens: int
+    routes: bool
+    pieces: int
 
-    def forward(self, x_BTD: Tensor, rows: RoutedRows | None = None) -> Tensor:
-        """Tokens [B, T, D] of own rows, and what is known of these -> pooled [B, D] of own rows."""
-        x_TBD = x_BTD.transpose(0, 1)
-        if self.mode == "plain":
-            return self._plain(x_TBD, None if rows is None else self._exchange.rows_of_group(rows, 1)[0])
-        pieces = x_TBD.chunk(self._pieces, dim=1)
-        known = [None] * len(pieces) if rows is None else self._exchange.rows_of_group(rows, self._pieces)
-        return self._token_parallel(pieces, known)
-
-    def _token_parallel(self, pieces: Sequence[Tensor], rows: Sequence[RoutedRows | None]) -> Tensor:
-        """While a piece of the rows is under way, the FFNs of another compute."""
-        blocks, exchange = _blocks(self), self._exchange
-        starts = [exchange.start_scatter(_mixed(blocks[0], x_TBD, self._alone)) for x_TBD in pieces]
-        arrivals: list[Callable[[], Tensor]] = [partial(exchange.finish_scatter, start) for start in starts]
-        outputs: list[Tensor] = []
-        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
-            reports: list[RoutingReport] = []
-            for n, arrival in enumerate(arrivals):
-                x_tND = _fed(block, arrival(), routed(block.ffn, rows[n]))
-                if isinstance(block.ffn, PerTokenMoE) and block.ffn.report is not None:
-                    reports.append(block.ffn.report)
-                if after is None:
-                    outputs.append(self.final_norm(x_tND))
-                else:
-                    arrivals[n] = _departed(after, x_tND, exchange)
-            if isinstance(block.ffn, PerTokenMoE):
-                block.ffn.report = functools.reduce(operator.add, reports)
-        partials = [x_tND.sum(dim=0, dtype=_pooled_dtype(x_tND)) / self._num_tokens for x_tND in outputs]
-        return exchange.sum_tokens(partials)
-
-    def _plain(self, x_TBD: Tensor, rows: RoutedRows | None) -> Tensor:
-        for block in _blocks(self):
-            ffn = partial(self._at_owners, routed(block.ffn, rows))
-            x_TBD = _fed(block, _mixed(block, x_TBD, self._alone), ffn)
-        x_TBD = self.final_norm(x_TBD)
-        return x_TBD.mean(dim=0, dtype=_pooled_dtype(x_TBD))
-
-    def _at_owners(self, ffn: Callable[[Tensor], Tensor], x_TBD: Tensor) -> Tensor:
-        return self._exchange.gather(ffn(self._exchange.scatter(x_TBD)))
+    def rows_of_group(self, rows: RoutedRows | None, pieces: int) -> Sequence[RoutedRows | None]:
+        """What is known of the group's rows, piece by piece."""
+        if rows is None or not self.routes:
+            return [None] * pieces
+        return self.exchange.rows_of_group(rows, pieces)
 
 
-def spread_part(module: nn.Module) -> SpreadRankMixer | None:
-    """The part of a model that is spread over ranks."""
-    return next((part for part in module.modules() if isinstance(part, SpreadRankMixer)), None)
+class _Plainly(_Spread):
+    """Two all-to-alls around each FFN, forward, to the owners of the tokens and back; backward mirrors them."""
+
+    def __call__(
+        self, course: Callable[[Tensor], WholeCourse], x_TBD: Tensor, rows: RoutedRows | None
+    ) -> tuple[Sequence[Tensor], Iterable[RoutingReport]]:
+        (known,) = self.rows_of_group(rows, 1)
+        reports: list[RoutingReport] = []
+
+        def at_seam(seam: Seam) -> Tensor:
+            if not isinstance(seam, Feed):
+                return here(seam, known, reports)
+            of_others = Feed(seam.layer, self.exchange.scatter(seam.x_TBD))
+            return self.exchange.gather(here(of_others, known, reports))
+
+        ends = passed(course(x_TBD), at_seam)
+        return [share_of_mean(end_TBD, self.num_tokens) for end_TBD in ends], reports
 
 
-def _blocks(backbone: "RankMixer | SpreadRankMixer") -> list[RankMixerBlock]:
-    return [cast(RankMixerBlock, block) for block in backbone.blocks]
+class _ByToken(_Spread):
+    """An all-to-all where tokens go home and at each exchange from there on, forward, and one reduce-scatter for each
+    vector that is pooled; backward mirrors them."""
+
+    def __call__(
+        self, course: Callable[[Tensor], WholeCourse], x_TBD: Tensor, rows: RoutedRows | None
+    ) -> tuple[Sequence[Tensor], Iterable[RoutingReport]]:
+        parts = x_TBD.chunk(self.pieces, dim=1)
+        known = self.rows_of_group(rows, len(parts))
+        pieces = [_Piece(self.exchange, course(part), of) for part, of in zip(parts, known, strict=True)]
+        for _ in itertools.zip_longest(*(piece.legs() for piece in pieces)):
+            pass  # while a piece is under way, the FFNs of another compute
+        reports = [functools.reduce(operator.add, of_all) for of_all in zip(*(p.reports for p in pieces), strict=True)]
+        pooled = []
+        for ends in zip(*(piece.ends for piece in pieces), strict=True):
+            pooled.append(self.exchange.sum_tokens([share_of_mean(x_tND, self.num_tokens) for x_tND in ends]))
+        return pooled, reports
 
 
-# `RankMixerBlock.forward` in two halves: between those of the first block the rows change hands.
+@dataclass
+class _Piece:
+    """Some of a rank's rows on their way past the seams, and from home on as many rows of each rank of the group."""
 
+    exchange: TokenExchange
+    course: WholeCourse
+    rows: RoutedRows | None
+    at_home: bool = False
+    reports: list[RoutingReport] = field(default_factory=list)
+    ends: tuple[Tensor, ...] = ()
 
-def _mixed(block: RankMixerBlock, x: Tensor, exchange: TokenExchange) -> Tensor:
-    return _departed(block, x, exchange)()
+    def legs(self) -> Iterator[None]:
+        """Goes on to the next exchange each time, and in the end leaves its `ends`."""
+        seam = next(self.course)
+        while True:
+            came = yield from self._at_seam(seam)
+            try:
+                seam = self.course.send(came)
+            except StopIteration as end:
+                self.ends = end.value
+                return
+            del came  # else it would take memory while the next layer computes
 
-
-def _departed(block: RankMixerBlock, x: Tensor, exchange: TokenExchange) -> Callable[[], Tensor]:
-    """`_mixed` under way: called, it waits for what arrives."""
-    start = exchange.start_mix(block.mixing_norm(x) if block.norm == "pre" else x)
-
-    def arrive() -> Tensor:
-        y = exchange.finish_mix(start, x if block.skip else None)
-        return block.mixing_norm(y) if block.norm == "post" else y
-
-    return arrive
-
-
-def _fed(block: RankMixerBlock, x: Tensor, ffn: Callable[[Tensor], Tensor]) -> Tensor:
-    y = ffn(block.ffn_norm(x) if block.norm == "pre" else x)
-    y = x + y if block.skip else y
-    return block.ffn_norm(y) if block.norm == "post" else y
-
-
-def _pooled_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    def _at_seam(self, seam: Seam) -> Generator[None, None, Tensor]:
+        match seam:
+            case Mix() if self.at_home:
+                start = self.exchange.start_mix(seam.x_TBD)
+                yield
+                return self.exchange.finish_mix(start, seam.residual_TBD)
+            case Home():
+                self.at_home, start = True, self.exchange.start_scatter(seam.x_TBD)
+                yield
+                return self.exchange.finish_scatter(start)
+            case _:
+                return here(seam, self.rows, self.reports)

@@ -14,7 +14,7 @@ from rankmixer_dist.identity import DataSeen, NumericScale
 from rankmixer_dist.models.features import FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 from rankmixer_dist.models.mixture import DTSI, Mixture, SoftmaxTopK
 from rankmixer_dist.models.ranker import Ranker, build_ranker
-from rankmixer_dist.models.rankmixer import RankMixer
+from rankmixer_dist.models.seams import Spreadable
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, DenseEngine, OptimizerSettings, PlainEngine
 from rankmixer_dist.parallel.expert_groups import ExpertGrid, check_whole_rows, expert_grid
 from rankmixer_dist.parallel.token_parallel import check_spreadable, spread
@@ -189,8 +189,8 @@ def expert_grid_of(config: RunConfig) -> ExpertGrid:
 def spread_out(config: RunConfig, model: Ranker, grid: ExpertGrid) -> None:
     """Cuts the model down to this rank's part of it, in place; a group of one keeps it as it is."""
     if grid.size > 1:
-        assert isinstance(model.backbone, RankMixer)
-        model.backbone = spread(model.backbone, grid, config.parallel.mode, config.parallel.pieces)
+        assert isinstance(model.backbone, Spreadable), "build_model has checked it"
+        spread(model.backbone, grid, config.parallel.mode, config.parallel.pieces)
 
 
 def room_on(

@@ -10,34 +10,29 @@ from torch import Tensor, nn
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.losses import multi_task_loss
+from rankmixer_dist.models.ranker import Scored
 from rankmixer_dist.parallel.topology import sum_over_ranks
 from rankmixer_dist.sparse.shard import Tables
-from rankmixer_dist.train.routing_counts import mixtures
 
 Way = Literal["served", "trained"]
-"""served: sparse, by the infer router. trained: as in training; where rows draw their router, the train router's."""
+"""served: in eval mode, sparse, by the infer router. trained: in training mode; where rows draw their router, by the
+train router."""
 
 
-def logits(tables: Tables, module: nn.Module, batch: Batch, way: Way = "served") -> Tensor:
-    """[B, K] logits of a model in eval mode."""
+def score(tables: Tables, module: nn.Module, batch: Batch) -> Scored:
+    """What a model makes of a batch, the way that its mode says; no row draws its router."""
     embeddings = tables(batch.ids)
-    experts = mixtures(module)
     real_B = batch.weight_B > 0
-    told = (RoutedRows(real_B, torch.zeros_like(real_B)),) if experts else ()
-    for layer in experts:
-        layer.train(way == "trained")
-    logits_BK = module(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN, *told)
-    for layer in experts:
-        layer.eval()
-    return logits_BK
+    rows = RoutedRows(real_B, torch.zeros_like(real_B))
+    return module(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN, rows)
 
 
 @contextmanager
-def evaluating(tables: Tables, module: nn.Module) -> Iterator[None]:
-    """Both in eval mode, and without gradients; afterwards as they were."""
+def evaluating(tables: Tables, module: nn.Module, way: Way = "served") -> Iterator[None]:
+    """Without gradients, the tables in eval mode, the model in that of the way; afterwards both as they were."""
     was_training = module.training
     tables.module.eval()
-    module.eval()
+    module.train(way == "trained")
     try:
         with torch.no_grad():
             yield
@@ -48,17 +43,11 @@ def evaluating(tables: Tables, module: nn.Module) -> Iterator[None]:
 
 def path_gap(tables: Tables, module: nn.Module, batch: Batch, task_weights_K: Tensor) -> float:
     """How much higher the loss of a global batch is as served than as trained, relative to the latter."""
-    ways: tuple[Way, Way] = ("served", "trained")
-    with evaluating(tables, module):
-        losses = [
-            multi_task_loss(
-                logits(tables, module, batch, way),
-                batch.labels_BK,
-                batch.weight_B,
-                task_weights_K,
-                batch.global_weight,
-            )[0]
-            for way in ways
-        ]
-    served, trained = sum_over_ranks(torch.stack(losses)).tolist()
+
+    def loss(way: Way) -> Tensor:
+        with evaluating(tables, module, way):
+            logits_BK = score(tables, module, batch).logits_BK
+            return multi_task_loss(logits_BK, batch.labels_BK, batch.weight_B, task_weights_K, batch.global_weight)[0]
+
+    served, trained = sum_over_ranks(torch.stack([loss("served"), loss("trained")])).tolist()
     return served / trained - 1

@@ -1,5 +1,6 @@
 """The mixtures of experts of a run: their part of the loss, what steers it, and what their experts do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.config import DTSIConfig, SoftmaxTopKConfig
 from rankmixer_dist.layers.adaptive_lambda import AdaptiveLambda
-from rankmixer_dist.layers.routing_report import RoutedRows
+from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport
 from rankmixer_dist.parallel.topology import sum_over_ranks
 from rankmixer_dist.pieces import Piece, whole
 from rankmixer_dist.train.routing_counts import RoutingCounts, mixtures
@@ -49,16 +50,15 @@ class Routing:
         draw_B = batch.row_id_B if by_row else torch.zeros_like(batch.row_id_B)
         return RoutedRows(real_B, drawn(draw_B, self._seed, step, self._moe.served_share))
 
-    def loss(self) -> Tensor:
-        """This rank's share of the last forward's penalties; the sum over the ranks is a mean over the global batch."""
-        counts = sum_over_ranks(self._counts.of_last_forward())
+    def loss(self, reports: Sequence[RoutingReport]) -> Tensor:
+        """This rank's share of a batch's penalties; the sum over the ranks is a mean over the global batch."""
+        counts = sum_over_ranks(self._counts.of(reports))
         self._newest = counts
         penalties, closed, distances = [], [], []
-        for used_TE, rows, layer in self._counts.own(counts):
-            assert layer.report is not None
-            penalties.append(layer.penalty(used_TE, rows))
-            closed.append(layer.report.closed / rows.clamp(min=1))
-            distances.append(layer.report.distance / rows.clamp(min=1))
+        for layer, report, (used_TE, rows) in zip(self._layers, reports, self._counts.own(counts), strict=True):
+            penalties.append(layer.penalty(report, used_TE, rows))
+            closed.append(report.closed / rows.clamp(min=1))
+            distances.append(report.distance / rows.clamp(min=1))
         penalty = torch.stack(penalties).sum()
         if self._lambda is None:
             assert isinstance(self._moe, SoftmaxTopKConfig)
@@ -68,7 +68,7 @@ class Routing:
         return self._lambda(penalty, torch.stack(closed).sum()) + weight * torch.stack(distances).sum()
 
     def update(self) -> None:
-        """Counts the last forward, and moves lambda by its active ratio; after the step that it belonged to."""
+        """Counts the batch of the last `loss`, and moves lambda by its active ratio; after the batch's step."""
         assert self._newest is not None
         self._counts.add(self._newest)
         if self._lambda is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
+from rankmixer_dist.layers.routing_report import RoutingReport
 from rankmixer_dist.parallel.topology import sum_over_ranks
 from rankmixer_dist.pieces import place_of
 
@@ -28,24 +29,21 @@ class RoutingCounts:
         self._num_experts = layers[0].experts.num_experts
         self._total: Tensor | None = None
 
-    def of_last_forward(self) -> Tensor:
-        """This rank's counts."""
-        reports = [layer.report for layer in self._layers]
-        shape = (len(reports), self._places[0].shape[0], 2 * self._num_experts + 1)
-        counts_LTX = torch.zeros(shape, device=self._layers[0].experts.up.weight.device)
+    def of(self, reports: Sequence[RoutingReport]) -> Tensor:
+        """This rank's counts of a batch, from the report of each layer."""
+        counts_LTX = self._none()
         for layer, (report, place) in enumerate(zip(reports, self._places, strict=True)):
-            assert report is not None
             rows_T1 = report.rows.to(torch.float32).expand(len(report.used_TE), 1)
             own = slice(place.first, place.first + len(report.used_TE))
             counts_LTX[layer, own] = torch.cat([report.used_TE.float(), report.gates_TE.float(), rows_T1], dim=1)
         return counts_LTX
 
-    def own(self, counts_LTX: Tensor) -> Iterator[tuple[Tensor, Tensor, PerTokenMoE]]:
+    def own(self, counts_LTX: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """For each layer, how many rows of a global batch use its own tokens' experts, and how many rows there are."""
         for layer, place, counts_TX in zip(self._layers, self._places, counts_LTX, strict=True):
             tokens = layer.experts.num_tokens
             used_TE = counts_TX[place.first : place.first + tokens, : self._num_experts]
-            yield used_TE, counts_TX[place.first, -1], layer
+            yield used_TE, counts_TX[place.first, -1]
 
     def add(self, counts_LTX: Tensor) -> None:
         """Counts of the global batch."""
@@ -54,7 +52,7 @@ class RoutingCounts:
     def summed(self) -> Self:
         """What the ranks added together, each its own counts; all ranks call it."""
         if self._total is None:
-            self._total = torch.zeros_like(self.of_last_forward())
+            self._total = self._none()
         self._total = sum_over_ranks(self._total)
         return self
 
@@ -87,6 +85,10 @@ class RoutingCounts:
                 for token, share in enumerate(shares)
             },
         }
+
+    def _none(self) -> Tensor:
+        shape = (len(self._layers), self._places[0].shape[0], 2 * self._num_experts + 1)
+        return torch.zeros(shape, device=self._layers[0].experts.up.weight.device)
 
     def _active_LT(self, counts_LTX: Tensor) -> Tensor:
         return counts_LTX[..., : self._num_experts].sum(dim=2) / (counts_LTX[..., -1] * self._num_experts)

@@ -12,7 +12,7 @@ from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import Preempted, UserError
 from rankmixer_dist.parallel.engine import DenseEngine
 from rankmixer_dist.parallel.preemption import StopRequest
-from rankmixer_dist.parallel.token_parallel import spread_part
+from rankmixer_dist.parallel.token_parallel import traffic_of
 from rankmixer_dist.parallel.topology import Topology, broadcast_object
 from rankmixer_dist.parallel.watchdog import Watchdog
 from rankmixer_dist.sparse.shard import Tables
@@ -51,7 +51,7 @@ class RunHooks:
         begins: Beginning,
     ) -> None:
         self._begins, self._planned_steps = begins, plan.lr.total_steps
-        self._routing, self._spread = routing, spread_part(engine.module)
+        self._routing, self._traffic = routing, traffic_of(engine.module)
         self._newest_batch: Batch | None = None
         self._task_weights_K = torch.tensor(plan.task_weights, device=topology.device)
         self._config, self._topology, self._tables, self._engine = config, topology, tables, engine
@@ -145,9 +145,9 @@ class RunHooks:
 
     def _exchange_figures(self, steps: int) -> dict[str, Any]:
         """What a step exchanges between the owners of tokens, on this rank."""
-        if self._spread is None:
+        traffic = self._traffic
+        if traffic is None:
             return {}
-        traffic = self._spread.traffic
         return {
             "exchange": {
                 "seconds": traffic.seconds() / steps,
@@ -159,8 +159,8 @@ class RunHooks:
 
     def _forget_exchanges(self) -> None:
         """Those of scoring are not part of a step."""
-        if self._spread is not None:
-            self._spread.traffic.reset()
+        if self._traffic is not None:
+            self._traffic.reset()
 
     def _validate(self) -> Mapping[str, float]:
         if self._validation_rows is None:

@@ -15,7 +15,7 @@ from rankmixer_dist.parallel.standing import names_of_ranks
 from rankmixer_dist.parallel.topology import Topology, process_group
 from rankmixer_dist.train.evaluate import open_model
 from rankmixer_dist.train.memory import keep_freed_memory
-from rankmixer_dist.train.paths import evaluating, logits
+from rankmixer_dist.train.paths import evaluating, score
 
 _held = ExitStack()
 
@@ -40,7 +40,7 @@ class ModelScorer:
     def score(self, batch: Batch) -> np.ndarray:
         """Probabilities as served, float32 [B, K], padding rows included."""
         with evaluating(self._tables, self._module):
-            logits_BK = logits(self._tables, self._module, batch.to(self._device))
+            logits_BK = score(self._tables, self._module, batch.to(self._device)).logits_BK
         return torch.sigmoid(logits_BK.float()).cpu().numpy()
 
 

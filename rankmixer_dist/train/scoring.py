@@ -19,7 +19,7 @@ from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, SCORE_PREFIX, TIMESTAMP,
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.loop import Epochs
 from rankmixer_dist.train.non_finite import ADVICE
-from rankmixer_dist.train.paths import Way, evaluating, logits
+from rankmixer_dist.train.paths import Way, evaluating, score
 from rankmixer_dist.train.rank_counting import OnCount, RankCounting
 from rankmixer_dist.train.routing_counts import RoutingCounts, mixtures
 from rankmixer_dist.train.slice_columns import SliceColumn
@@ -70,12 +70,13 @@ def score_split(
     with ExitStack() as stack:
         counting = stack.enter_context(RankCounting(tasks, slices, topology, rows=rows.rows, scratch=scratch))
         writer = _PredictionWriter(predictions, tasks, topology) if predictions is not None else None
-        stack.enter_context(evaluating(tables, module))
+        stack.enter_context(evaluating(tables, module, way))
         for batch, _ in rows.epoch(Position(0, 0)):
             on_device = batch.to(topology.device)
-            scores_BK = torch.sigmoid(logits(tables, module, on_device, way).float()).cpu().numpy()
+            scored_batch = score(tables, module, on_device)
+            scores_BK = torch.sigmoid(scored_batch.logits_BK.float()).cpu().numpy()
             if routing is not None:
-                routing.add(routing.of_last_forward())
+                routing.add(routing.of(scored_batch.routing))
             real = batch.weight_B.numpy() > 0
             finite = np.isfinite(scores_BK).all(axis=1)
             lost_rows += int((real & ~finite).sum())

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.losses import multi_task_loss
+from rankmixer_dist.models.ranker import Scored
 from rankmixer_dist.parallel.engine import DenseEngine
 from rankmixer_dist.parallel.topology import any_over_ranks
 from rankmixer_dist.sparse.shard import Tables
@@ -64,16 +66,17 @@ class TrainStep:
         embeddings = self._tables(batch.ids)
         watch.lap("sparse")
         routing = self._routing
-        told = () if routing is None else (routing.rows(batch, number),)
-        logits = self._engine(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN, *told)
-        finite = logits.detach().isfinite().all(dim=-1)  # [B], or [stages, B]
-        bad_B = (batch.weight_B > 0) & ~(finite.all(dim=0) if finite.dim() == 2 else finite)
-        *auxiliary, logits_BK = logits if logits.dim() == 3 else (logits,)
-        loss, per_task_K = self._loss(logits_BK, batch)
-        for stage_BK in auxiliary:
+        rows = None if routing is None else routing.rows(batch, number)
+        scored: Scored = self._engine(
+            embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN, rows
+        )
+        finite_B = torch.cat([scored.logits_BK, *scored.stages], dim=1).detach().isfinite().all(dim=1)
+        bad_B = (batch.weight_B > 0) & ~finite_B
+        loss, per_task_K = self._loss(scored.logits_BK, batch)
+        for stage_BK in scored.stages:
             loss = loss + self._auxiliary_weight * self._loss(stage_BK, batch)[0]
         if routing is not None:
-            loss = loss + routing.loss()
+            loss = loss + routing.loss(scored.routing)
         if self._skip_non_finite and any_over_ranks(~loss.detach().isfinite()):
             watch.lap("dense")
             return StepResult(per_task_K.detach(), bad_B, skipped=True)

@@ -139,7 +139,7 @@ def test_a_wait_has_the_place_of_the_innermost_function_of_the_project():
     layer.register_forward_hook(lambda *_: read(None))
     with waits() as found:
         RankMixerBlock(token_dim=6, ffn=layer)(torch.randn(3, 2, 6))
-    assert found == {"rankmixer_dist/models/rankmixer.py:RankMixerBlock._sublayer": 1}
+    assert found == {"rankmixer_dist/models/seams.py:here": 1}
 
 
 class Driver:

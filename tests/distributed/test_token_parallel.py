@@ -21,6 +21,7 @@ TOLERANCE |= {"output": 3.8e-6, "input_gradient": 9.7e-6}
 BLOCK = {"num_tokens": 8, "token_dim": 16, "num_blocks": 3, "hidden_dim": 24}
 WIDE = {"num_tokens": 40, "token_dim": 40, "hidden_dim": 8}
 """Enough tokens that the pooling is a tenth of an all-to-all on four ranks, in fp32."""
+LARGE = BLOCK | {"name": "tokenmixer_large", "num_blocks": 5, "down_init": 1.0}
 OPTIONS = [
     BLOCK,
     BLOCK | {"norm": "pre"},
@@ -28,6 +29,8 @@ OPTIONS = [
     BLOCK | {"skip": False, "norm_kind": "rms"},
     WIDE | {"num_blocks": 2},
     WIDE | {"num_blocks": 4},
+    LARGE,
+    LARGE | {"num_blocks": 1},
 ]
 
 REFERENCES = [{"name": f"alone-{norm}", "ep": 0, "norm": norm} for norm in ("post", "pre")]
@@ -79,12 +82,16 @@ def results(start):
     for ranks in (1, 2, 4):
         sizes = itertools.product(OWNED_SIZES[ranks], ("token", "plain"), OPTIONS)
         passes = [{"ep": ep, "mode": mode, "pieces": 1, "options": options} for ep, mode, options in sizes]
-        passes += [{"ep": ep, "mode": "token", "pieces": 2, "options": BLOCK} for ep in OWNED_SIZES[ranks]]
+        in_two = itertools.product(OWNED_SIZES[ranks], (BLOCK, LARGE))
+        passes += [{"ep": ep, "mode": "token", "pieces": 2, "options": options} for ep, options in in_two]
         refused = [{"ep": 3, "options": BLOCK}] if ranks == 4 else []
         refused += [{"ep": ranks, "options": BLOCK | {"num_tokens": 7, "token_dim": 14}}] if ranks > 1 else []
         refused += [
             {"ep": ranks, "options": BLOCK | {"mixing": "none"}},
             {"ep": ranks, "options": BLOCK | {"shared_ffn": True}},
+            {"ep": ranks, "options": BLOCK | {"num_heads": 4, "skip": False}},
+            {"ep": ranks, "options": LARGE | {"num_heads": 4}},
+            {"ep": ranks, "options": {"name": "dlrm_mlp", "num_tokens": 8, "token_dim": 16}},
         ]
         cases = [*(REFERENCES if ranks == 1 else []), *training(ranks)]
         found[ranks] = start(ranks, train=cases, passes=passes, refuse=refused)
@@ -132,6 +139,8 @@ def test_passes_match_the_local_model_and_send_what_the_formula_says(results, ra
         sizes = {key: run["options"][key] for key in ("num_tokens", "token_dim", "num_blocks")}
         sizes |= {"expert_size": run["ep"], "rows_per_rank": run["rows"], "value_bytes": 4}
         sizes |= {"pieces": run["pieces"]}
+        if "name" in run["options"]:
+            sizes |= {"reverts": True, "stages": (sizes["num_blocks"] - 1) // 2}
         cost = exchange_cost(run["mode"], **sizes)
         each_way = {"exchanges": cost.exchanges, "bytes": cost.bytes_sent}
         assert run["sent"] == {f"{what}_{way}": n for way in ("forward", "backward") for what, n in each_way.items()}
@@ -153,8 +162,11 @@ def test_token_parallelism_sends_half(results, ranks, ep, blocks):
 def test_what_cannot_be_spread_is_refused(results):
     said = {ranks: [run["said"] for run in results[ranks]["refuse"]] for ranks in (1, 2, 4)}
     others = [
-        "only the rankmixer backbone with mixing 'heads' can be spread; use expert size 1",
+        "tokens can be spread with mixing 'heads', not with 'none'; use expert size 1",
         "only per-token FFNs and experts can be spread; use expert size 1 or leave shared_ffn out",
+        "tokens cannot be spread with a num_heads that is not the number of tokens; use expert size 1",
+        "tokens cannot be spread with a num_heads that is not the number of tokens; use expert size 1",
+        "only the backbones rankmixer and tokenmixer_large can be spread; use expert size 1",
     ]
     assert said[1] == others
     assert said[2] == ["expert size 2 does not divide the 7 tokens; use one of 1, 7", *others]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from rankmixer_dist.checkpoint.storage import read_pieces, write_pieces
 from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.models.backbone import Backbone, Pooled
+from rankmixer_dist.models.backbones import build_backbone
 from rankmixer_dist.models.rankmixer import RankMixer
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, DenseEngine, OptimizerSettings, PlainEngine
 from rankmixer_dist.parallel.expert_groups import expert_grid
@@ -31,7 +33,7 @@ class Small(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, features] -> [B]."""
         tokens = self.tokens(x).unflatten(1, (SIZES["num_tokens"], SIZES["token_dim"]))
-        return self.head(self.backbone(tokens).to(x.dtype)).squeeze(1)
+        return self.head(self.backbone(tokens).out_BD.to(x.dtype)).squeeze(1)
 
 
 def full_model(norm: str) -> Small:
@@ -47,7 +49,7 @@ def build(case: dict, topology: Topology) -> DenseEngine:
     if case["ep"] == 0:
         return PlainEngine(model, settings)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    model.backbone = spread(model.backbone, expert_grid(case["ep"]), case["mode"], case.get("pieces", 1))
+    spread(model.backbone, expert_grid(case["ep"]), case["mode"], case.get("pieces", 1))
     assert {name: place.shape for name, place in places_of(model).items()} == shapes
     precision = case.get("precision", "fp32")
     rows = ROWS // topology.world_size
@@ -89,33 +91,48 @@ def trained(case: dict, folder: Path, topology: Topology) -> dict:
     return {"name": name, "losses": losses, "updates": engine.updates}
 
 
+def backbone_of(options: dict) -> Backbone:
+    """The same weights every time; a RankMixer unless the options name another backbone."""
+    torch.manual_seed(5)
+    return build_backbone(**{"name": "rankmixer"} | options)
+
+
+def side_by_side(pooled: Pooled) -> Tensor:
+    """[B, (stages + 1) D], the output last."""
+    return torch.cat([*pooled.stages, pooled.out_BD], dim=1)
+
+
 def passes(ep: int, mode: str, pieces: int, options: dict, topology: Topology) -> dict:
-    """Difference of one forward and backward from the local model's, on this rank's rows, and what was sent."""
-    torch.manual_seed(5)
-    whole = RankMixer(**options)
-    torch.manual_seed(5)
-    part = spread(RankMixer(**options), expert_grid(ep), mode, pieces)
+    """Difference of one forward and backward from the local model's, on this rank's rows, and what was sent.
+
+    The output stands for all vectors that are pooled: in training the auxiliary stages are beside it.
+    """
+    whole, part = backbone_of(options), backbone_of(options)
+    traffic = spread(part, expert_grid(ep), mode, pieces)
     rows = 3
     x = torch.randn(topology.world_size, rows, options["num_tokens"], options["token_dim"])
-    gradient = torch.randn(topology.world_size, rows, options["token_dim"])
+    gradient = torch.randn(topology.world_size, rows, (1 + whole.num_auxiliary) * options["token_dim"])
     expected_x, found_x = x.clone().requires_grad_(), x[topology.rank].clone().requires_grad_()
-    expected, found = whole(expected_x.flatten(0, 1)).unflatten(0, (-1, rows)), part(found_x)
+    expected, found = (
+        side_by_side(whole(expected_x.flatten(0, 1))).unflatten(0, (-1, rows)),
+        side_by_side(part(found_x)),
+    )
     expected.backward(gradient)
     found.backward(gradient[topology.rank])
     pairs = [(found.detach(), expected.detach()), (found_x.grad, expected_x.grad)]
     apart = [float((mine - of_all[topology.rank]).abs().max() / of_all.abs().max()) for mine, of_all in pairs]
     worst = [max(values) for values in zip(*all_gather_objects(apart), strict=True)]
-    sent = {name: value for name, value in vars(part.traffic).items() if not name.startswith("_")}
-    assert (part.traffic.seconds() > 0) == (ep > 1)
-    part.traffic.reset()
-    assert not any(vars(part.traffic).values()) and part.traffic.seconds() == 0
+    sent = {name: value for name, value in vars(traffic).items() if not name.startswith("_")}
+    assert (traffic.seconds() > 0) == (ep > 1)
+    traffic.reset()
+    assert not any(vars(traffic).values()) and traffic.seconds() == 0
     return {"output": worst[0], "input_gradient": worst[1], "sent": sent, "rows": rows, "pooled": str(found.dtype)}
 
 
 def refused(ep: int, options: dict) -> str:
     """What is said about a size that does not work out."""
     try:
-        spread(RankMixer(**options), expert_grid(ep), "token")
+        spread(backbone_of(options), expert_grid(ep), "token")
     except ValueError as error:
         return str(error)
     return "nothing"

@@ -41,34 +41,43 @@ def test_memory_layout_of_the_tokens_does_not_matter(name, num_tokens, token_dim
     backbone, x_BTD = built(name, num_tokens, token_dim, options)
     token_major = x_BTD.transpose(0, 1).contiguous().transpose(0, 1)
     # Seen: 0; another BLAS may pick its kernel by the strides.
-    torch.testing.assert_close(backbone(x_BTD), backbone(token_major), rtol=0, atol=1e-6)
+    torch.testing.assert_close(backbone(x_BTD).out_BD, backbone(token_major).out_BD, rtol=0, atol=1e-6)
 
 
 @every_case
 def test_a_row_does_not_depend_on_the_others(name, num_tokens, token_dim, options, bf16):
     backbone, x_BTD = built(name, num_tokens, token_dim, options)
-    pooled_BD = backbone(x_BTD)
+    pooled_BD = backbone(x_BTD).out_BD
     assert pooled_BD.shape == (8, backbone.out_dim)
-    torch.testing.assert_close(backbone(x_BTD[2:3]), pooled_BD[2:3], rtol=0, atol=5e-6)  # seen: 7.2e-7
-    assert backbone(x_BTD[:0]).shape == (0, backbone.out_dim)
+    torch.testing.assert_close(backbone(x_BTD[2:3]).out_BD, pooled_BD[2:3], rtol=0, atol=5e-6)  # seen: 7.2e-7
+    assert backbone(x_BTD[:0]).out_BD.shape == (0, backbone.out_dim)
 
 
 @every_case
 def test_bf16_ends_in_fp32_at_every_stage(name, num_tokens, token_dim, options, bf16):
     backbone, x_BTD = built(name, num_tokens, token_dim, options)
     x_BTD = x_BTD.bfloat16()
-    stages = backbone.bfloat16().stages(x_BTD)
-    exact = backbone.float().stages(x_BTD.float())
-    assert len(stages) == 1 + backbone.num_auxiliary
-    for pooled_BD, exact_BD in zip(stages, exact, strict=True):
+    rounded = backbone.bfloat16()(x_BTD)
+    exact = backbone.float()(x_BTD.float())
+    assert len(rounded.stages) == backbone.num_auxiliary
+    pairs = zip((rounded.out_BD, *rounded.stages), (exact.out_BD, *exact.stages), strict=True)
+    for pooled_BD, exact_BD in pairs:
         assert pooled_BD.dtype == torch.float32
         torch.testing.assert_close(pooled_BD, exact_BD, rtol=0, atol=bf16)
 
 
 @every_case
+def test_scoring_makes_no_stages_and_the_same_output(name, num_tokens, token_dim, options, bf16):
+    backbone, x_BTD = built(name, num_tokens, token_dim, options)
+    scored = backbone.eval()(x_BTD)
+    assert scored.stages == scored.routing == ()
+    assert torch.equal(scored.out_BD, backbone.train()(x_BTD).out_BD)
+
+
+@every_case
 def test_every_weight_and_every_token_learns(name, num_tokens, token_dim, options, bf16):
     backbone, x_BTD = built(name, num_tokens, token_dim, options)
-    backbone(x_BTD.requires_grad_()).square().sum().backward()
+    backbone(x_BTD.requires_grad_()).out_BD.square().sum().backward()
     for what, value in [("tokens", x_BTD), *backbone.named_parameters()]:
         assert value.grad is not None and value.grad.isfinite().all() and value.grad.any(), what
     assert x_BTD.grad.any(dim=2).all()

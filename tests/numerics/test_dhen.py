@@ -42,7 +42,7 @@ def assert_matches(matches_reference, rows, num_tokens, token_dim, options, dtyp
         dtype,
         TOLERANCE[dtype],
     )
-    assert model(x_BTD.to(dtype)).shape == (rows, model.out_dim)
+    assert model(x_BTD.to(dtype)).out_BD.shape == (rows, model.out_dim)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -1,4 +1,3 @@
-import copy
 from typing import get_args
 
 import pytest
@@ -28,9 +27,9 @@ def layer(rows, num_tokens, num_experts, token_dim, hidden_dim, fusion="stochast
     return moe, torch.randn(num_tokens, rows, token_dim, dtype=torch.float64)
 
 
-def own_penalty(moe):
-    """As if its batch were the global one."""
-    return moe.penalty(moe.report.used_TE, moe.report.rows)
+def own_penalty(moe, report):
+    """As if the batch of `report` were the global one."""
+    return moe.penalty(report, report.used_TE, report.rows)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -59,19 +58,19 @@ def test_serving_forward_and_penalty_match_reference(shape, fusion):
     w = dict(moe.named_parameters())
     row_weights = [1.0, 0.0, 0.5, 2.0, 0.0][: shape[0]]
     real_B = torch.tensor(row_weights) > 0
-    y_TBD = moe(x_TBD, RoutedRows(real_B, torch.zeros_like(real_B)))
+    y_TBD, report = moe(x_TBD, RoutedRows(real_B, torch.zeros_like(real_B)))
     # Seen: 1.1e-15.
     torch.testing.assert_close(y_TBD, reference.dtsi_moe(x_TBD, w, "infer", ()), rtol=0, atol=1e-14)
-    torch.testing.assert_close(own_penalty(moe), reference.l1(x_TBD, w, row_weights), rtol=1e-14, atol=0)
+    torch.testing.assert_close(own_penalty(moe, report), reference.l1(x_TBD, w, row_weights), rtol=1e-14, atol=0)
     with torch.inference_mode():
-        torch.testing.assert_close(moe(x_TBD), y_TBD.detach(), rtol=0, atol=1e-14)
+        torch.testing.assert_close(moe(x_TBD)[0], y_TBD.detach(), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_both_routers_learn_the_task(fusion):
     moe, x_TBD = layer(64, 3, 4, 9, 7, fusion)
     for _ in range(8):  # draws of stochastic_steps
-        moe(x_TBD.float()).square().sum().backward()
+        moe(x_TBD.float())[0].square().sum().backward()
     for router in (moe.train_router, moe.infer_router):
         # Of every token and expert; seen: at least 27 and 19.
         assert (router.linear.weight.grad.norm(dim=1) > 2).all()
@@ -83,8 +82,8 @@ def test_both_routers_learn_the_task(fusion):
 def test_penalty_and_distance_reach_the_infer_router_alone(fusion, term):
     moe, x_TBD = layer(8, 3, 4, 9, 7, fusion)
     x_TBD = x_TBD.float()
-    moe(x_TBD)
-    value = own_penalty(moe) if term == "penalty" else moe.report.distance
+    _, report = moe(x_TBD)
+    value = own_penalty(moe, report) if term == "penalty" else report.distance
     if term == "distance" and fusion != "straight_through":
         assert value.item() == 0 and not value.requires_grad
         return
@@ -96,11 +95,11 @@ def test_penalty_and_distance_reach_the_infer_router_alone(fusion, term):
 def test_distance_is_between_the_gates_of_real_rows():
     moe, x_TBD = layer(5, 3, 4, 9, 7, "straight_through")
     real_B = torch.tensor([True, True, False, True, True])
-    moe.double()(x_TBD, RoutedRows(real_B, real_B))
+    _, report = moe.double()(x_TBD, RoutedRows(real_B, real_B))
     w = dict(moe.named_parameters())
     gates = [reference.dtsi_gates(x_TBD[:, b], w) for b in (0, 1, 3, 4)]
     expected = sum((infer_TE - train_TE).square().sum() for train_TE, infer_TE in gates)
-    torch.testing.assert_close(moe.report.distance, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(report.distance, expected, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -108,7 +107,7 @@ def test_training_starts_with_the_path_that_is_served(fusion):
     torch.manual_seed(0)
     moe = DTSIMoE(num_tokens=3, token_dim=9, num_experts=4, hidden_dim=7, fusion=fusion)
     x_TBD = torch.randn(3, 6, 9)
-    torch.testing.assert_close(moe.train()(x_TBD), moe.eval()(x_TBD), rtol=0, atol=1e-6)
+    torch.testing.assert_close(moe.train()(x_TBD)[0], moe.eval()(x_TBD)[0], rtol=0, atol=1e-6)
 
 
 def test_report_counts_real_rows_only():
@@ -118,17 +117,16 @@ def test_report_counts_real_rows_only():
         moe.infer_router.linear.bias[1, 2] = -100.0
     x_TBD[:, 4:] = float("nan")
     real_B = torch.arange(6) < 4
-    moe(x_TBD, RoutedRows(real_B, real_B))
+    _, report = moe(x_TBD, RoutedRows(real_B, real_B))
     gates_TBE = moe.infer_router(x_TBD[:, :4])
-    report = moe.report
     assert report.rows == 4 and report.used_TE[1, 2] == 0
     torch.testing.assert_close(report.used_TE, (gates_TBE > 0).float().sum(dim=1))
     torch.testing.assert_close(report.gates_TE, gates_TBE.sum(dim=1))
     torch.testing.assert_close(report.active_T, (gates_TBE > 0).float().mean(dim=(1, 2)))
-    torch.testing.assert_close(own_penalty(moe), gates_TBE.sum() / 4)
+    torch.testing.assert_close(own_penalty(moe, report), gates_TBE.sum() / 4)
     nothing_B = torch.zeros(6, dtype=torch.bool)
-    moe(x_TBD, RoutedRows(nothing_B, nothing_B))
-    assert own_penalty(moe) == 0 and moe.report.active_T.tolist() == [0.0, 0.0]
+    _, empty = moe(x_TBD, RoutedRows(nothing_B, nothing_B))
+    assert own_penalty(moe, empty) == 0 and empty.active_T.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75])
@@ -139,13 +137,13 @@ def test_rows_are_drawn_from_the_global_generator_that_share_of_them_served(shar
 
     def run(seed):
         torch.manual_seed(seed)
-        return [moe(x_TBD) for _ in range(2)]
+        return [moe(x_TBD)[0] for _ in range(2)]
 
     first, second = run(1)
     assert torch.equal(first, run(1)[0])
     assert not torch.equal(first, second)
     assert not torch.equal(first, run(2)[0])
-    served = moe.eval()(x_TBD)
+    served, _ = moe.eval()(x_TBD)
     taken = (first - served).abs().amax(dim=(0, 2)) < 1e-5
     assert abs(taken.sum() - 64 * share) <= 16  # 4 standard deviations
 
@@ -153,18 +151,10 @@ def test_rows_are_drawn_from_the_global_generator_that_share_of_them_served(shar
 def test_a_step_is_drawn_as_a_whole():
     moe, x_TBD = layer(9, 2, 3, 9, 7, "stochastic_steps")
     x_TBD = x_TBD.float()
-    infer, train = (moe(x_TBD, RoutedRows.all_real(torch.full((9,), taken))) for taken in (True, False))
-    outputs = [moe(x_TBD) for _ in range(20)]
+    infer, train = (moe(x_TBD, RoutedRows.all_real(torch.full((9,), taken)))[0] for taken in (True, False))
+    outputs = [moe(x_TBD)[0] for _ in range(20)]
     assert all(torch.equal(output, infer) or torch.equal(output, train) for output in outputs)
     assert 0 < sum(torch.equal(output, infer) for output in outputs) < 20
-
-
-def test_a_layer_can_be_copied_after_a_forward():
-    moe, x_TBD = layer(4, 2, 3, 9, 7)
-    moe(x_TBD.float())
-    twin = copy.deepcopy(moe)
-    assert twin.report is None and moe.report is not None
-    torch.testing.assert_close(twin.eval()(x_TBD.float()), moe.eval()(x_TBD.float()))
 
 
 @pytest.mark.parametrize(
@@ -188,19 +178,20 @@ def test_lambda_drives_the_active_ratio_to_its_target(fusion, target):
     for _ in range(400):
         x_TBD = F.layer_norm(torch.randn(4, 64, 16), (16,))
         with torch.no_grad():
-            goal_TBD = teacher(x_TBD)
-        loss = F.mse_loss(moe(x_TBD), goal_TBD)
+            goal_TBD, _ = teacher(x_TBD)
+        y_TBD, report = moe(x_TBD)
+        loss = F.mse_loss(y_TBD, goal_TBD)
         losses.append(loss.detach())
         optimizer.zero_grad()
-        (loss + adaptive(own_penalty(moe), moe.report.closed / 64) + 0.1 * moe.report.distance / 64).backward()
+        (loss + adaptive(own_penalty(moe, report), report.closed / 64) + 0.1 * report.distance / 64).backward()
         optimizer.step()
-        ratios.append(moe.report.active_T.mean())
+        ratios.append(report.active_T.mean())
         adaptive.update(ratios[-1])
     # Seen with two seeds: off by up to 7 %. Without the gain, `mean` was off by 86 %.
     assert torch.stack(ratios[-100:]).mean().item() == pytest.approx(target, rel=0.1)
     if fusion.startswith("stochastic"):
         with torch.no_grad():
-            served = F.mse_loss(moe.eval()(x_TBD), goal_TBD)
+            served = F.mse_loss(moe.eval()(x_TBD)[0], goal_TBD)
         # What is served is near what was trained. Seen: 0.8 to 1.4 of it, where `mean` is at 5 to 8.
         assert served < 1.7 * torch.stack(losses[-50:]).mean()
 
@@ -268,13 +259,13 @@ def test_gates_that_are_closed_for_all_rows_can_be_opened():
     x_TBD = x_TBD.float()
     moe.infer_router.linear.bias.data[:] = -9.0
     real_B = torch.arange(16) < 10
-    moe(x_TBD, RoutedRows(real_B, real_B))
+    _, report = moe(x_TBD, RoutedRows(real_B, real_B))
     logits_TBE = moe.infer_router.logits(x_TBD[:, :10])
     assert (logits_TBE < 0).all()
-    torch.testing.assert_close(moe.report.closed, -logits_TBE.sum(), rtol=1e-5, atol=0)
-    moe.report.closed.backward()
+    torch.testing.assert_close(report.closed, -logits_TBE.sum(), rtol=1e-5, atol=0)
+    report.closed.backward()
     assert (moe.infer_router.linear.bias.grad == -10).all()
-    assert own_penalty(moe) == 0
+    assert own_penalty(moe, report) == 0
 
 
 def test_impossible_options_are_refused():

@@ -23,7 +23,7 @@ def test_a_section_names_its_backbones_arguments_and_defaults(name):
     for key, value in options.items():
         if key not in derived and arguments[key].default is not inspect.Parameter.empty:
             assert value == arguments[key].default, key
-    assert build_backbone(name, num_tokens=8, token_dim=64, **options)(torch.randn(2, 8, 64)).shape[0] == 2
+    assert build_backbone(name, num_tokens=8, token_dim=64, **options)(torch.randn(2, 8, 64)).out_BD.shape[0] == 2
 
 
 def test_one_gate_a_task():

@@ -29,17 +29,17 @@ def test_backbone_matches_reference(
         dtype,
         TOLERANCE[dtype],
     )
-    assert model(x_BTD.to(dtype)).shape == (rows, num_gates * hidden_dims[-1])
+    assert model(x_BTD.to(dtype)).out_BD.shape == (rows, num_gates * hidden_dims[-1])
 
 
 def test_each_gate_has_its_own_part_of_the_pooled_vector():
     torch.manual_seed(0)
     model = MMoE(num_tokens=2, token_dim=3, num_experts=2, num_gates=3, hidden_dims=(4,))
     x_BTD = torch.randn(5, 2, 3)
-    before = model(x_BTD)
+    before = model(x_BTD).out_BD
     with torch.no_grad():
         model.gates.weight[2:4] += 1  # gate 1
-    changed = (model(x_BTD) != before).any(dim=0)
+    changed = (model(x_BTD).out_BD != before).any(dim=0)
     assert changed[4:8].any() and not changed[:4].any() and not changed[8:].any()
 
 

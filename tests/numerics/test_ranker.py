@@ -92,9 +92,9 @@ def test_matches_reference(matches_reference, dtype):
 def test_bf16_parameters_take_fp32_embeddings_and_give_fp32_logits_and_gradients():
     fields, sequences, lengths, numerics_BN = batch(torch.float32)
     ranker = build()
-    exact = ranker(fields, sequences, lengths, numerics_BN)
+    exact = ranker(fields, sequences, lengths, numerics_BN).logits_BK
     fields["item"].requires_grad_()
-    logits_BK = ranker.bfloat16()(fields, sequences, lengths, numerics_BN)
+    logits_BK = ranker.bfloat16()(fields, sequences, lengths, numerics_BN).logits_BK
     assert logits_BK.dtype == torch.float32
     # Seen: 0.0068.
     torch.testing.assert_close(logits_BK, exact, rtol=0, atol=0.05)
@@ -108,7 +108,7 @@ def test_numerics_are_normalised_before_the_cast_to_bf16():
     logits = []
     for age in (1_000_000.0, 1_000_001.0):
         numerics_BN[:, 0] = age
-        logits.append(ranker(fields, sequences, lengths, numerics_BN))
+        logits.append(ranker(fields, sequences, lengths, numerics_BN).logits_BK)
     assert (logits[0] - logits[1]).abs().min() > 1e-3
 
 
@@ -126,7 +126,7 @@ def test_numerics_that_follow_one_another_in_both_orders_are_read_as_one_slice()
 def test_every_parameter_learns():
     fields, sequences, lengths, numerics_BN = batch(torch.float32)
     ranker = build(options={"num_blocks": 2, "hidden_dim": 6, "norm": "pre"}, head_hidden=(5,))
-    ranker(fields, sequences, lengths, numerics_BN).square().sum().backward()
+    ranker(fields, sequences, lengths, numerics_BN).logits_BK.square().sum().backward()
     assert [name for name, p in ranker.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -170,10 +170,9 @@ def test_every_backbone_scores_the_same_tokens(name, tokenizer):
     for embeddings in (*fields.values(), *sequences.values()):
         embeddings.requires_grad_()
     with FlopCounterMode(display=False) as counter:
-        logits = ranker(fields, sequences, lengths, numerics_BN)
-        logits.square().sum().backward()
-    stages = 1 + ranker.backbone.num_auxiliary
-    assert logits.shape == ((stages, 3, 3) if stages > 1 else (3, 3))
+        scored = ranker(fields, sequences, lengths, numerics_BN)
+        torch.stack([scored.logits_BK, *scored.stages]).square().sum().backward()
+    assert scored.logits_BK.shape == (3, 3) and len(scored.stages) == ranker.backbone.num_auxiliary
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ranker.parameters())
     cost = count(ranker)
     assert cost.parameters == sum(p.numel() for p in ranker.parameters())
@@ -182,8 +181,9 @@ def test_every_backbone_scores_the_same_tokens(name, tokenizer):
 
 def test_auxiliary_stages_are_for_training_alone():
     ranker = build(backbone="tokenmixer_large", options={"num_blocks": 5}, auxiliary=True)
-    stages_SBK = ranker(*batch(torch.float32))
-    assert stages_SBK.shape == (3, 3, 3)
-    assert not torch.equal(stages_SBK[0], stages_SBK[1])
-    assert torch.equal(ranker.eval()(*batch(torch.float32)), stages_SBK[2])
-    assert build(backbone="tokenmixer_large", options={"num_blocks": 5})(*batch(torch.float32)).shape == (3, 3)
+    trained = ranker(*batch(torch.float32))
+    assert [stage_BK.shape for stage_BK in trained.stages] == [(3, 3), (3, 3)]
+    assert not torch.equal(*trained.stages)
+    scored = ranker.eval()(*batch(torch.float32))
+    assert scored.stages == () and torch.equal(scored.logits_BK, trained.logits_BK)
+    assert build(backbone="tokenmixer_large", options={"num_blocks": 5})(*batch(torch.float32)).stages == ()

@@ -75,7 +75,11 @@ def test_without_residuals_heads_may_differ_from_tokens(
     sizes = {"num_tokens": num_tokens, "token_dim": token_dim, "num_blocks": 2, "hidden_dim": 3}
     compare(matches_reference, dtype, **sizes, num_heads=num_heads, skip=False, norm=norm)
     model = RankMixer(**sizes, num_heads=num_heads, skip=False, norm=norm)
-    assert model.out_dim == num_tokens * token_dim // num_heads == model(torch.randn(2, num_tokens, token_dim)).shape[1]
+    assert (
+        model.out_dim
+        == num_tokens * token_dim // num_heads
+        == model(torch.randn(2, num_tokens, token_dim)).out_BD.shape[1]
+    )
 
 
 def test_self_attention_equals_torchs():
@@ -110,7 +114,7 @@ def test_defaults_start_with_the_same_draws_and_compute_the_same_as_eq_1():
         mixed_TBD = expected_TBD.view(4, 3, 4, 2).permute(2, 1, 0, 3).reshape(4, 3, 8)
         s_TBD = torch.nn.functional.layer_norm(expected_TBD + mixed_TBD, (8,))
         expected_TBD = torch.nn.functional.layer_norm(s_TBD + ffn(s_TBD), (8,))
-    assert torch.equal(model(x_TBD.transpose(0, 1)), expected_TBD.mean(dim=0))
+    assert torch.equal(model(x_TBD.transpose(0, 1)).out_BD, expected_TBD.mean(dim=0))
 
 
 def test_table_2_and_3_in_parameters():
@@ -168,10 +172,10 @@ def test_bf16_pools_in_fp32(mixing):
     model = RankMixer(num_tokens=4, token_dim=32, num_blocks=2, hidden_dim=64, mixing=mixing, norm_kind="rms")
     model.bfloat16()
     x_BTD = torch.randn(8, 4, 32).bfloat16()
-    pooled_BD = model(x_BTD)
+    pooled_BD = model(x_BTD).out_BD
     assert pooled_BD.dtype == torch.float32
     # Seen: 0.0083 on values up to 1.6.
-    torch.testing.assert_close(pooled_BD, model.float()(x_BTD.float()), rtol=0, atol=0.05)
+    torch.testing.assert_close(pooled_BD, model.float()(x_BTD.float()).out_BD, rtol=0, atol=0.05)
 
 
 def test_impossible_options_are_refused():

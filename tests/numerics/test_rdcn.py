@@ -37,7 +37,7 @@ def test_backbone_matches_reference(matches_reference, rows, num_tokens, token_d
         dtype,
         TOLERANCE[dtype],
     )
-    assert model(x_BTD.to(dtype)).shape == (rows, model.out_dim)
+    assert model(x_BTD.to(dtype)).out_BD.shape == (rows, model.out_dim)
 
 
 def test_the_attention_is_torchs():

@@ -92,8 +92,9 @@ def trained(small_config, topology, overrides):
         model.eval()
         with torch.no_grad():
             found = tables(batch.ids)
-            told = () if routing is None else (routing.rows(batch, 3),)
-            results.append(model(found.fields, found.sequences, found.lengths, batch.numerics_BN, *told))
+            rows = None if routing is None else routing.rows(batch, 3)
+            scored = model(found.fields, found.sequences, found.lengths, batch.numerics_BN, rows)
+            results.append(scored.logits_BK)
     return [*results, *(p.detach().clone() for p in model.parameters())], operators
 
 
