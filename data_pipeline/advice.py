@@ -57,7 +57,7 @@ def _small_tables(reports: Sequence["ReadReport"], schema: Schema) -> list[str]:
     for feature, table in identity_features(schema).items():
         beyond = sum(report.beyond_table[feature] for report in reports)
         if beyond:
-            keeps = f"which keeps the {beyond:,} rows with a higher {columns[feature]!r}"
+            keeps = f"which keeps the {beyond:,} rows with a higher {columns.get(feature, feature)!r}"
             advice.setdefault(table, f"raise features.tables.{table}.rows, {keeps}")
     return [*advice.values()]
 

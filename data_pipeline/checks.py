@@ -19,6 +19,9 @@ from rankmixer_dist.schema import (
     ROW_ID,
     TIMESTAMP,
     USER_ID,
+    EventColumn,
+    EventIds,
+    EventTimes,
     Feature,
     IdFeature,
     MultiIdFeature,
@@ -49,6 +52,11 @@ def check_columns(schema: Schema, source: Source, group: GroupConfig | None = No
     for name, column in schema.raw_columns().items():
         _known_beforehand(column, f"feature {name}", labels, source)
         _fits(column, source, f"feature {name}", partial(_misfit, schema.features[name]))
+    for name, sequence in schema.sequences.items():
+        for column, used in sequence.raw_columns().items():
+            for raw in used:
+                _known_beforehand(raw, f"sequence {name}", labels, source)
+                _fits(raw, source, f"sequence {name}", partial(_event_misfit, sequence.columns[column]))
     if group is not None:
         _known_beforehand(group.by, "data.group.by", labels, source)
         _fits(group.by, source, "data.group.by", lambda kind: None if kinds.is_id(kind) else "ids are needed")
@@ -130,6 +138,18 @@ def _misfit(feature: Feature, kind: pa.DataType) -> str | None:
     if not kinds.is_list(kind):
         return "a list of ids is needed" + (" (or set `separator`)" if kinds.is_string(kind) else "")
     return None if kinds.is_id(kind.value_type) else "a list of integers or strings is needed"
+
+
+def _event_misfit(column: EventColumn, kind: pa.DataType) -> str | None:
+    """Why a column of type `kind` cannot become a column of events, or None."""
+    if not kinds.is_list(kind):
+        return "a list with an item an event is needed"
+    item = kind.value_type
+    if isinstance(column, EventIds):
+        return None if kinds.is_id(item) else "a list of integers or strings is needed"
+    if isinstance(column, EventTimes):
+        return None if kinds.is_moment(item) else "a list of times is needed"
+    return None if kinds.is_number(item) or kinds.is_null(item) else "a list of numbers is needed"
 
 
 def _not_number(kind: pa.DataType, problem: str) -> str | None:

@@ -38,6 +38,7 @@ def user_side(schema: Schema) -> UserSide:
     """The user side of a schema's rows."""
     features = schema.features
     newest = {name: feature.max_length for name, feature in features.items() if isinstance(feature, SequenceFeature)}
+    newest |= {name: sequence.max_length for name, sequence in schema.sequences.items()}
     return {name: newest.get(name) for name in schema.user_side()}
 
 
@@ -229,7 +230,7 @@ def _runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _bits(values: pa.Array) -> list[np.ndarray]:
     """Arrays that are all equal in two places exactly where the values are."""
     if isinstance(values, pa.StructArray):
-        return [bits for place in range(values.type.num_fields) for bits in _bits(values.field(place))]
+        return [bits for field in values.flatten() for bits in _bits(field)]
     valid = [values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else []
     numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
     return [numbers.view(f"i{numbers.itemsize}") if numbers.dtype.kind == "f" else numbers, *valid]

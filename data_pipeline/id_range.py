@@ -9,14 +9,19 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.events import event_keys
 from rankmixer_dist.schema import IdFeature, NumericFeature, Schema
 
 
 def key_limit(schema: Schema, feature: str) -> int | None:
-    """How many keys, from 0 on, a feature can have: its buckets, or an identity table's rows but the missing id's.
+    """How many keys, from 0 on, a feature, or a column of events, can have: its buckets, or an identity table's rows
+    but the missing id's.
 
-    None of a feature whose keys are hashed.
+    None of one whose keys are hashed.
     """
+    if feature in schema.event_ids():
+        table = schema.tables[schema.event_ids()[feature]]
+        return table.rows - 1 if table.ids == "identity" else None
     declared = schema.features[feature]
     assert not isinstance(declared, NumericFeature), f"{feature} has no ids"
     if isinstance(declared, IdFeature) and declared.boundaries is not None:
@@ -42,6 +47,16 @@ def id_beyond_table(rows: pa.Table, schema: Schema) -> str | None:
                     return f"feature {name!r} holds bucket {beyond[0]}, but its boundaries make {limit} from 0 on"
                 end = f"table {feature.table!r} has {limit + 1} rows, for ids from 0 to {limit - 1}"  # type: ignore[operator]
                 return f"feature {name!r} holds id {beyond[0]}, but {end}"
+    for name, table in schema.event_ids().items():
+        sequence, _, column = name.partition(".")
+        limit = key_limit(schema, name)
+        if limit is None or sequence not in rows.column_names:
+            continue
+        keys = event_keys(rows.column(sequence), column).drop_null().to_numpy()
+        beyond = keys[(keys < 0) | (keys >= limit)]
+        if len(beyond):
+            end = f"table {table!r} has {limit + 1} rows, for ids from 0 to {limit - 1}"
+            return f"events {name!r} hold id {beyond[0]}, but {end}"
     return None
 
 

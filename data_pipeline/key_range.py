@@ -25,14 +25,16 @@ class KeyRange(Strict):
 
 
 def identity_features(schema: Schema) -> dict[str, str]:
-    """Features whose ids are rows of a table in order -> the table."""
-    return {
+    """Features, and columns of events, whose ids are rows of a table in order -> the table."""
+    events = {name: table for name, table in schema.event_ids().items() if schema.tables[table].ids == "identity"}
+    features = {
         name: feature.table
         for name, feature in schema.features.items()
         if not isinstance(feature, NumericFeature)
         and schema.tables[feature.table].ids == "identity"
         and not (isinstance(feature, IdFeature) and feature.boundaries is not None)
     }
+    return features | events
 
 
 def table_misfit(ranges: Mapping[str, KeyRange], schema: Schema) -> str | None:

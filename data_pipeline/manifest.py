@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from data_pipeline.events import events_type
 from data_pipeline.key_range import KeyRange, identity_features, table_misfit
 from rankmixer_dist.checksum import file_checksum, file_inside, json_checksum, open_regular
 from rankmixer_dist.errors import UserError, one_line
@@ -149,7 +150,7 @@ class Manifest(Strict):
 
 def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
     """Columns of a prepared row, in file order: numerics float32; ids int64, null where missing; bags and sequences
-    list<int64> without nulls.
+    list<int64> without nulls; events lists of structs (`events.events_type`).
 
     An id is its key (`hashing`), or the index of its bucket.
     """
@@ -166,6 +167,7 @@ def prepared_columns(schema: Schema, *, has_truth: bool) -> pa.Schema:
         else:
             item = pa.field("item", pa.int64(), nullable=False)
             fields.append(pa.field(name, pa.list_(item), nullable=False))
+    fields += [pa.field(n, events_type(sequence), nullable=False) for n, sequence in schema.sequences.items()]
     return pa.schema(fields)
 
 
@@ -188,7 +190,13 @@ def prepared_meaning(schema: Schema) -> dict[str, Any]:
             features[name]["ids"] = "identity"
     columns = schema.label_columns()
     tasks = {name: {"column": columns[name], "unknown": task.unknown} for name, task in schema.tasks.items()}
-    return {"features": features, "tasks": tasks}
+    sequences = {}
+    for name, sequence in schema.sequences.items():
+        sequences[name] = sequence.model_dump(mode="json", exclude={"scope": True, "columns": {"__all__": {"table"}}})
+        for column in sequence.columns:
+            if f"{name}.{column}" in identity_features(schema):
+                sequences[name]["columns"][column]["ids"] = "identity"
+    return {"features": features, "tasks": tasks, **({"sequences": sequences} if sequences else {})}
 
 
 def load_manifest(folder: Path) -> Manifest:

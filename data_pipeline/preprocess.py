@@ -58,8 +58,10 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
     if isinstance(config.source, SyntheticSource) and write_synthetic_log(config.source):
         reporter.say(f"synthetic log: {config.source.rows:,} rows written to {config.source.path}")
     schema = config.features
-    group = [] if config.data.group is None else [config.data.group.by]
-    source = open_source(config.source, [*schema.raw_columns().values(), *schema.label_columns().values(), *group])
+    needed = [*schema.raw_columns().values(), *schema.event_columns(), *schema.label_columns().values()]
+    if config.data.group is not None:
+        needed.append(config.data.group.by)
+    source = open_source(config.source, needed)
     check_columns(schema, source, config.data.group)
     prepared_from = _prepared_from(config, source)
     folder = config.data.prepared

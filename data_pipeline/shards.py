@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipeline.events import event_keys
 from data_pipeline.groups import ORDER_FIELDS, UserSide, fold, group_fields, side_metadata, side_of, unfold
 from data_pipeline.key_range import identity_features
 from data_pipeline.manifest import (
@@ -186,7 +187,7 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
     moments = {name: Moments.of(rows[name].to_numpy()) for name in target.schema.of_kind(NumericFeature)}
     lists = [column.name for column in columns if pa.types.is_list(column.type)]
     ids = {name: pc.sum(pc.list_value_length(rows[name])).as_py() for name in lists}
-    highest = {name: pc.max(_flat(rows[name])).as_py() for name in identity_features(target.schema)}
+    highest = {name: pc.max(_keys_of(rows, name)).as_py() for name in identity_features(target.schema)}
     highest = {name: key for name, key in highest.items() if key is not None}
     return (ShardResult(shard, moments, ids, highest, groups, changes),)
 
@@ -200,5 +201,9 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return unfold(rows, side) if side else rows
 
 
-def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
+def _keys_of(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    """The keys of a feature, or of a column of events."""
+    if name not in rows.column_names:
+        sequence, _, column = name.partition(".")
+        return event_keys(rows[sequence], column)
+    return pc.list_flatten(rows[name]) if pa.types.is_list(rows[name].type) else rows[name]

@@ -7,6 +7,7 @@ Columns come in the types of their file; `kinds` and `raw_values` know what they
 - bucketed numbers: the bucket's index; a value equal to a cut point belongs to the bucket above it; null and NaN are
   null.
 - bags and sequences: missing elements are left out; of a sequence the newest `max_length` ids stay, oldest first.
+- events in aligned columns: missing elements stay where they are (`events`).
 - numerics: float32, `log1p` of max(x, 0) where declared; null and NaN are NaN.
 - labels: 0 or 1; null and NaN are NaN where the task says `unknown: mask`, and a bad row elsewhere.
 - user ids: an integer as it is, another string by its 64-bit hash.
@@ -15,17 +16,28 @@ A row that cannot be prepared is set aside with the first of the reasons below t
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline import kinds
+from data_pipeline.events import BAD_FLAG, BAD_TIME, NOT_ALIGNED, NOT_BEFORE, prepare_events
 from data_pipeline.groups import ORDER_FIELDS, Grouping
 from data_pipeline.hashing import read_ids
 from data_pipeline.manifest import prepared_columns
+from data_pipeline.prepared_values import (
+    BEYOND_TABLE,
+    NOT_FINITE,
+    NOT_WHOLE,
+    OUT_OF_RANGE,
+    bucket_keys,
+    id_keys,
+    numbers,
+)
 from data_pipeline.raw_values import floats, labels, milliseconds
 from data_pipeline.sources import ROW_HASH
 from rankmixer_dist.schema import (
@@ -46,9 +58,7 @@ from rankmixer_dist.schema import (
 NO_USER_ID, NO_TIMESTAMP, OUTSIDE = "missing_user_id", "missing_timestamp", "outside_splits"
 BAD_TIMESTAMP = "timestamp_not_whole_ms"
 BAD_LABEL = "label_not_0_or_1"
-OUT_OF_RANGE, BEYOND_TABLE = "id_out_of_range", "id_beyond_table"
 NO_LABEL = "no_label_known"
-NOT_WHOLE, NOT_FINITE = "id_not_whole", "numeric_not_finite"
 DUPLICATE = "duplicate"
 BAD_ROW_REASONS = (
     NO_USER_ID,
@@ -59,6 +69,10 @@ BAD_ROW_REASONS = (
     BEYOND_TABLE,
     NOT_WHOLE,
     NOT_FINITE,
+    NOT_ALIGNED,
+    BAD_FLAG,
+    BAD_TIME,
+    NOT_BEFORE,
 )
 """Reasons that `data.on_bad_row: fail` fails on; those outside the splits, duplicates and
 rows without any known label are no one's mistake."""
@@ -137,6 +151,13 @@ def prepare(
             faults.add(reason, raw_name, fault)
         if BEYOND_TABLE in found:
             beyond_table[name] = int((found[BEYOND_TABLE] & in_splits).sum())
+    for name, sequence in schema.sequences.items():
+        events = {each: _column(raw, each) for each in chain(*sequence.raw_columns().values())}
+        columns[name], bad_events = prepare_events(events, sequence, schema.tables, time)
+        for bad in bad_events:
+            faults.add(bad.reason, bad.raw, bad.rows)
+            if bad.reason == BEYOND_TABLE:
+                beyond_table[f"{name}.{bad.column}"] = int((bad.rows & in_splits).sum())
     target = prepared_columns(schema, has_truth=has_truth(schema, truth_columns))
     if ROW_HASH in raw.column_names:
         columns[ROW_HASH] = _column(raw, ROW_HASH)
@@ -187,12 +208,13 @@ class _Faults:
 def _feature(column: pa.Array, feature: Feature, tables: Mapping[str, Table]) -> tuple[pa.Array, dict[str, np.ndarray]]:
     """The prepared column, and by reason which rows cannot be prepared."""
     if isinstance(feature, NumericFeature):
-        return _numeric(column, feature)
+        narrow, faults = numbers(column, feature.transform)
+        return pa.array(narrow), faults
     table = tables[feature.table]
     if isinstance(feature, IdFeature):
         if feature.boundaries is not None:
             return bucket_keys(floats(column), feature.boundaries), {}
-        keys, missing, faults = _keys(column, table)
+        keys, missing, faults = id_keys(column, table)
         return pa.array(keys, mask=missing), faults
     if isinstance(feature, MultiIdFeature) and feature.separator is not None and kinds.is_string(column.type):
         # White space as the pattern knows it, so that an id at an end is the same as one in the middle.
@@ -201,40 +223,13 @@ def _feature(column: pa.Array, feature: Feature, tables: Mapping[str, Table]) ->
     return _lists(column, table, newest=newest)
 
 
-def _numeric(column: pa.Array, feature: NumericFeature) -> tuple[pa.Array, dict[str, np.ndarray]]:
-    values = floats(column)
-    if feature.transform == "log1p":
-        values = np.log1p(np.maximum(values, 0.0))
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    return pa.array(narrow), {NOT_FINITE: np.isinf(narrow)}
-
-
-def bucket_keys(values: np.ndarray, boundaries: Sequence[float]) -> pa.Array:
-    """Index of each value's bucket, int64 [N] in [0, len(boundaries)], null for NaN."""
-    buckets = np.searchsorted(np.asarray(boundaries, dtype=np.float64), values, side="right")
-    return pa.array(buckets.astype(np.int64), mask=np.isnan(values))
-
-
-def _keys(values: pa.Array, table: Table) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Key of each value, int64 [N]; which are missing, bool [N]; and by reason which values have no key."""
-    ids = read_ids(values)
-    keys = ids.bits.view(np.int64)
-    if table.ids == "hash":
-        return keys, ~ids.present, {NOT_WHOLE: ids.faulty}
-    not_whole = ids.faulty | (ids.present & ~ids.integer)
-    whole = ids.present & ~not_whole
-    negative, beyond = whole & (keys < 0), whole & (keys >= table.rows - 1)
-    return keys, ~ids.present, {NOT_WHOLE: not_whole, OUT_OF_RANGE: negative, BEYOND_TABLE: beyond}
-
-
 def _lists(column: pa.Array, table: Table, *, newest: int | None) -> tuple[pa.Array, dict[str, np.ndarray]]:
     rows = len(column)
     if kinds.is_null(column.type):
         column = column.cast(pa.list_(pa.null()))
     lengths, values = kinds.flat(column)
     row = np.repeat(np.arange(rows), lengths)
-    keys, missing, faults = _keys(values, table)
+    keys, missing, faults = id_keys(values, table)
     faulty = {reason: np.bincount(row[fault], minlength=rows) > 0 for reason, fault in faults.items()}
     keep = ~missing
     if newest is not None:

@@ -1,5 +1,6 @@
 """What a row holds: tables, features, semantic groups and tasks, declared once in `configs/features/<dataset>.yaml`."""
 
+from rankmixer_dist.schema.events import EventColumn, EventFlags, EventIds, EventNumbers, EventSequence, EventTimes
 from rankmixer_dist.schema.features import (
     Feature,
     IdFeature,
@@ -41,6 +42,12 @@ __all__ = [
     "TRUTH_PREFIX",
     "USER_ID",
     "USER_SLICES",
+    "EventColumn",
+    "EventFlags",
+    "EventIds",
+    "EventNumbers",
+    "EventSequence",
+    "EventTimes",
     "Feature",
     "IdFeature",
     "MultiIdFeature",

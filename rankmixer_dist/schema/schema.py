@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
+from rankmixer_dist.schema.events import EventIds, EventSequence
 from rankmixer_dist.schema.features import (
     Feature,
     IdFeature,
@@ -36,6 +37,9 @@ class Schema(Strict):
     tables: dict[str, Table]
     groups: dict[str, PositiveInt] = Field(description="semantic group -> number of tokens, in token order")
     features: dict[str, Feature]
+    sequences: dict[str, EventSequence] = Field(
+        default={}, description="events in aligned columns; a `kind: sequence` feature is short for one column of ids"
+    )
     tasks: dict[str, Task]
 
     @model_validator(mode="after")
@@ -48,7 +52,7 @@ class Schema(Strict):
                 raise ValueError(f"feature {name}: column {column!r} is the label of task {labels[column]}")
             if name in (ROW_ID, USER_ID, TIMESTAMP, GROUP_START) or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)):
                 raise ValueError(f"feature {name}: the name is taken by prepared data; choose another and set `column`")
-            if name in {f"visible_{other}" for other in self.of_kind(SequenceFeature)}:
+            if name in {f"visible_{other}" for other in (*self.of_kind(SequenceFeature), *self.sequences)}:
                 raise ValueError(f"feature {name}: grouped rows say there what they see of a sequence; choose another")
             if feature.group not in self.groups:
                 raise ValueError(f"feature {name}: group {feature.group!r} is not declared under `groups`")
@@ -61,6 +65,7 @@ class Schema(Strict):
                     raise ValueError(
                         f"feature {name}: {len(feature.boundaries)} boundaries need a table of {needed} rows"
                     )
+        self._check_sequences(labels)
         for name, feature in self.features.items():
             if isinstance(feature, SequenceFeature) and feature.query is not None:
                 query = self.features.get(feature.query)
@@ -72,17 +77,31 @@ class Schema(Strict):
             if not any(feature.group == group for feature in self.features.values()):
                 raise ValueError(f"group {group!r} has no feature; remove it or assign one")
         for table in self.tables:
-            if not any(getattr(feature, "table", None) == table for feature in self.features.values()):
+            if not self.features_of(table) and table not in self.event_ids().values():
                 raise ValueError(f"table {table!r} is used by no feature; remove it or use it")
         if not self.tasks:
             raise ValueError("declare at least one task")
         return self
+
+    def _check_sequences(self, labels: Mapping[str, str]) -> None:
+        for name, sequence in self.sequences.items():
+            taken = name in self.features or name in (ROW_ID, USER_ID, TIMESTAMP, GROUP_START)
+            if taken or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)) or "." in name:
+                raise ValueError(f"sequence {name}: the name is a column's, or has a dot; choose another")
+            for column, raw in sequence.raw_columns().items():
+                for label in labels.keys() & raw:
+                    raise ValueError(f"sequence {name}: column {label!r} is the label of task {labels[label]}")
+                table = getattr(sequence.columns[column], "table", None)
+                if table is not None and table not in self.tables:
+                    raise ValueError(f"sequence {name}: table {table!r} is not declared under `tables`")
 
     def _check_names(self) -> None:
         kinds: dict[str, Iterable[str]] = {
             "table": self.tables,
             "group": self.groups,
             "feature": self.features,
+            "sequence": self.sequences,
+            **{f"column of {name}": sequence.columns for name, sequence in self.sequences.items()},
             "task": self.tasks,
         }
         for kind, named in kinds.items():
@@ -109,8 +128,18 @@ class Schema(Strict):
         return {name: feature for name, feature in self.features.items() if isinstance(feature, kind)}
 
     def user_side(self) -> tuple[str, ...]:
-        """Features whose values are the user's, in declared order."""
-        return tuple(name for name, feature in self.features.items() if feature.scope == "user")
+        """Features and sequences whose values are the user's, in declared order."""
+        declared = (*self.features.items(), *self.sequences.items())
+        return tuple(name for name, each in declared if each.scope == "user")
+
+    def event_ids(self) -> Mapping[str, str]:
+        """`<sequence>.<column>` of the columns of ids that events have -> the table."""
+        return {
+            f"{name}.{column}": each.table
+            for name, sequence in self.sequences.items()
+            for column, each in sequence.columns.items()
+            if isinstance(each, EventIds)
+        }
 
     def features_of(self, table: str) -> tuple[str, ...]:
         """Features whose ids are a table's, in declared order."""
@@ -142,6 +171,11 @@ class Schema(Strict):
     def raw_columns(self) -> dict[str, str]:
         """Feature name -> raw column it is made from."""
         return {name: feature.column or name for name, feature in self.features.items()}
+
+    def event_columns(self) -> tuple[str, ...]:
+        """Raw columns that events are made from."""
+        used = (raw for sequence in self.sequences.values() for each in sequence.raw_columns().values() for raw in each)
+        return tuple(dict.fromkeys(used))
 
     def label_columns(self) -> dict[str, str]:
         """Task name -> raw label column."""

@@ -42,6 +42,11 @@ def build_model(config: RunConfig, data: DataSeen, *, grid: ExpertGrid | None = 
         UserError: sizes that do not go together, or a model that cannot be spread.
     """
     schema, model, tokenizer = config.features, config.model, config.model.tokenizer
+    if schema.sequences:
+        name = next(iter(schema.sequences))
+        raise UserError(
+            f"features.sequences.{name}: no model reads aligned events yet; declare a `kind: sequence` feature"
+        )
     torch.manual_seed(config.seed)
     # Said either way, as some images switch TF32 on by a variable (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
     torch.backends.cuda.matmul.allow_tf32 = config.dense.tf32
