@@ -44,9 +44,7 @@ def build_model(config: RunConfig, data: DataSeen, *, grid: ExpertGrid | None = 
     schema, model, tokenizer = config.features, config.model, config.model.tokenizer
     if schema.sequences:
         name = next(iter(schema.sequences))
-        raise UserError(
-            f"features.sequences.{name}: no model reads aligned events yet; declare a `kind: sequence` feature"
-        )
+        raise UserError(f"features.sequences.{name}: no model reads events yet; declare a `kind: sequence` feature")
     torch.manual_seed(config.seed)
     # Said either way, as some images switch TF32 on by a variable (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
     torch.backends.cuda.matmul.allow_tf32 = config.dense.tf32

@@ -12,7 +12,10 @@ from data_pipeline.hashing import hash_strings
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import prepared_columns, prepared_meaning, schema_hash
 from data_pipeline.transforms import prepare
+from rankmixer_dist.config import load_config
+from rankmixer_dist.errors import UserError
 from rankmixer_dist.schema import Schema
+from rankmixer_dist.train.build import weightless_model
 
 NEWEST = 4
 DECLARED = {
@@ -172,3 +175,11 @@ def test_what_prepared_rows_mean_takes_events_in_and_nothing_else():
 def test_declarations_that_make_no_sense_are_refused(sequences, told):
     with pytest.raises(ValidationError, match=told):
         Schema.model_validate({**DECLARED, "sequences": sequences})
+
+
+def test_no_model_reads_them_yet(small_config):
+    config = load_config(small_config)
+    features = config.features.model_dump() | {"sequences": {"h": {"columns": {"t": {"kind": "time"}}}}}
+    told = config.model_copy(update={"features": Schema.model_validate(features)})
+    with pytest.raises(UserError, match="features.sequences.h: no model reads events yet"):
+        weightless_model(told)
