@@ -1,9 +1,9 @@
 """Size and arithmetic of one part of the dense model, and their sum.
 
 Convention: 2 FLOPs per multiply-add of every matrix product, as `torch.utils.flop_counter` counts them: forward, and
-backward for the gradients of all factors that need one. Products without weights are among them: attention, and pooling
-weights times keys. Left out: biases, activations, norms, token mixing and all else that is element-wise, the optimizer
-and the tables. Sequences count at the length they are padded to, as they are computed.
+backward for the gradients of all factors that need one. Products without weights are among them, as in attention. Left
+out: biases, activations, norms, token mixing, sums over a row's events and all else that is element-wise, the optimizer
+and the tables. A sequence counts at its mean length where that was measured, else at its longest.
 """
 
 from dataclasses import dataclass

@@ -6,10 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-
-def length_mask(lengths_B: Tensor, length: int) -> Tensor:
-    """[B] -> bool [B, L]: true at the first lengths_B[b] positions of row b."""
-    return torch.arange(length, device=lengths_B.device) < lengths_B.unsqueeze(1)
+from rankmixer_dist.layers.jagged import row_of_event, softmax_events, sum_events, to_events, weighted_sum
 
 
 class TargetAttention(nn.Module):
@@ -19,8 +16,8 @@ class TargetAttention(nn.Module):
     are the form in common use. Its Dice activation needs batch statistics, which differ between one rank and many;
     SiLU is Dice with alpha = 0 and fixed statistics. Like the paper, weights are not normalised unless `softmax`.
 
-    The unit's first layer is linear in k for a given q, so it is folded into one matrix a row,
-    W_k - W_d + diag(q) W_p, and [B, L, 4D] is never formed (on CPU, 1.2 to 4 times faster for 20 to 100 keys).
+    The unit runs on the events that are there. Its first layer is linear in q, k and q * k: W_q q + W_d q + b is made
+    once a row, each event adds (W_k - W_d) k + W_p (q * k), and [N, 4D] is never formed.
 
     Args:
         dim: D, width of query and keys.
@@ -43,35 +40,30 @@ class TargetAttention(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(hidden_dims))
         self.score = nn.Linear(hidden_dims[-1], 1)
 
-    def forward(self, query_BD: Tensor, keys_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-        """Query [B, D], keys [B, L, D], valid keys a row [B] -> [B, D]; rows of length 0 give zeros.
-
-        Keys beyond a row's length must be finite; they have no effect and get exactly zero gradient.
-        """
-        mask_BL = length_mask(lengths_B, keys_BLD.shape[1])
-        scores_BL = self._scores(query_BD, keys_BLD)
+    def forward(self, query_BD: Tensor, keys_ND: Tensor, offsets: Tensor) -> Tensor:
+        """Query [B, D], keys of all rows [N, D], where each row's begin [B + 1] -> [B, D]; rows without give zeros."""
+        row_N = row_of_event(offsets, len(keys_ND))
+        weights_N = self._scores(query_BD, keys_ND, row_N, offsets)
         if self.softmax:
-            # Not -inf, which would make an empty row NaN; its uniform weights are zeroed below.
-            scores_BL = scores_BL.masked_fill(~mask_BL, torch.finfo(scores_BL.dtype).min).softmax(dim=1)
-        weights_BL = scores_BL.masked_fill(~mask_BL, 0.0)
-        return torch.bmm(weights_BL.unsqueeze(1), keys_BLD).squeeze(1)
+            weights_N = softmax_events(weights_N, row_N, offsets)
+        return weighted_sum(weights_N, keys_ND, row_N, offsets)
 
-    def _scores(self, query_BD: Tensor, keys_BLD: Tensor) -> Tensor:
+    def _scores(self, query_BD: Tensor, keys_ND: Tensor, row_N: Tensor, offsets: Tensor) -> Tensor:
         w_query, w_key, w_difference, w_product = self.first.weight.t().chunk(4, dim=0)  # each [D, F]
         offset_BF = torch.addmm(self.first.bias, query_BD, w_query + w_difference)
-        w_row_BDF = (w_key - w_difference) + query_BD.unsqueeze(2) * w_product
-        x_BLF = self.activation(torch.baddbmm(offset_BF.unsqueeze(1), keys_BLD, w_row_BDF))
+        told_NX = to_events(torch.cat([query_BD, offset_BF], dim=1), row_N, offsets)
+        query_ND, offset_NF = told_NX.split([query_BD.shape[1], offset_BF.shape[1]], dim=1)
+        x_NF = torch.addmm(offset_NF, keys_ND, w_key - w_difference)
+        x_NF = self.activation(torch.addmm(x_NF, query_ND * keys_ND, w_product))
         for layer in self.hidden:
-            x_BLF = self.activation(layer(x_BLF))
-        return self.score(x_BLF).squeeze(2)
+            x_NF = self.activation(layer(x_NF))
+        return self.score(x_NF).squeeze(1)
 
 
 class MeanPooling(nn.Module):
-    """v = mean of a row's valid keys; called like `TargetAttention`, and ignores the query."""
+    """v = mean of a row's keys; called like `TargetAttention`, and ignores the query."""
 
-    def forward(self, query_BD: Tensor | None, keys_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-        """Keys [B, L, D], valid keys a row [B] -> [B, D]; rows of length 0 give zeros."""
-        mask_BL = length_mask(lengths_B, keys_BLD.shape[1])
-        valid_B1 = lengths_B.clamp(min=1, max=max(keys_BLD.shape[1], 1)).unsqueeze(1)
-        weights_BL = mask_BL.to(keys_BLD.dtype) / valid_B1.to(keys_BLD.dtype)
-        return torch.bmm(weights_BL.unsqueeze(1), keys_BLD).squeeze(1)
+    def forward(self, query_BD: Tensor | None, keys_ND: Tensor, offsets: Tensor) -> Tensor:
+        """Keys of all rows [N, D], where each row's begin [B + 1] -> [B, D]; rows without give zeros."""
+        total_BD = sum_events(keys_ND, row_of_event(offsets, len(keys_ND)), offsets)
+        return total_BD / offsets.diff().clamp(min=1).to(keys_ND.dtype).unsqueeze(1)

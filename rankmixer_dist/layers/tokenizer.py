@@ -1,11 +1,12 @@
-"""Tokenizers: all features of a row, side by side, become T tokens of width D.
+"""Tokenizers: the semantic groups of a row become T tokens of width D.
 
 What a token reads is the choice: a semantic group (`GroupTokenizer`), an equal chunk of the row
 (`ChunkTokenizer`), or everything (`AutoSplitTokenizer`, and the global token that each of them may add).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 
 from rankmixer_dist.layers.stacked_linear import StackedLinear
 
+Groups = Sequence[Sequence[Tensor]]
+"""Of each semantic group its parts [B, w], which are its columns side by side, in any floating dtype."""
+
 
 class Tokenizer(nn.Module, ABC):
-    """What every tokenizer is: features [B, W] in, tokens [B, T, D] out.
+    """What every tokenizer is: groups of features in, W wide together, and tokens [B, T, D] out.
 
     With `global_token`, X_G = MLP_g(all features) stands before the others (arXiv 2602.06563), W -> hidden -> D with
     GELU; `hidden_dim` is its hidden width too, or D where the other tokens have no hidden layer. Neither its place nor
@@ -57,31 +61,37 @@ class Tokenizer(nn.Module, ABC):
         """Of the weights, and what inputs must be cast to."""
         return next(self.parameters()).dtype
 
-    def forward(self, x_BW: Tensor) -> Tensor:
-        """[B, W] -> [B, T, D]."""
-        runs = self._local_tokens(x_BW)
+    def forward(self, groups: Groups) -> Tensor:
+        """Parts [B, w] of each group -> [B, T, D]."""
+        runs = self._local_tokens(groups)
         if self.global_mlp is not None:
-            runs = [self.global_mlp(x_BW).unsqueeze(0), *runs]
+            runs = [self.global_mlp(self._side_by_side(chain(*groups))).unsqueeze(0), *runs]
         return (torch.cat(runs) if len(runs) > 1 else runs[0]).transpose(0, 1)
 
+    def _side_by_side(self, parts: Iterable[Tensor]) -> Tensor:
+        """The only copy of a value on its way to its GEMM."""
+        parts = [*parts]
+        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).to(self.dtype)
+
     @abstractmethod
-    def _local_tokens(self, x_BW: Tensor) -> list[Tensor]:
-        """[B, W] -> runs of tokens [n, B, D] in token order."""
+    def _local_tokens(self, groups: Groups) -> list[Tensor]:
+        """Parts [B, w] of each group -> runs of tokens [n, B, D] in token order."""
 
 
 class GroupTokenizer(Tokenizer):
     """Eq. 2 with semantic groups for chunks: x_t = W_t e_g + b_t for every token t of group g.
 
     Each token projects its whole group, so that no feature is cut in two. Groups of equal width share one
-    `StackedLinear`, hence one batched GEMM a distinct width. Padding all groups to the widest would need one GEMM
-    only, but would carry dead weights that are stored, reduced over ranks and updated by weight decay; buckets hold
-    exactly sum_t (w_t + 1) D parameters and do no wasted work. Tokens lie token-major in memory.
+    `StackedLinear`, hence one batched GEMM a distinct width, which reads the groups where they lie side by side.
+    Padding all groups to the widest would need one GEMM only, but would carry dead weights that are stored, reduced
+    over ranks and updated by weight decay; buckets hold exactly sum_t (w_t + 1) D parameters and do no wasted work.
+    Tokens lie token-major in memory.
 
     With `hidden_dim`, TokenMixer-Large's MLP_g(concat(G_g)): one hidden layer a group (GELU), which all tokens of the
     group read, then a projection a token. Hidden layers are as wide in all groups, so the projections are one GEMM.
 
     Args:
-        group_dims: w_g, the width of each group, in the order of the input's columns.
+        group_dims: w_g, the width of each group.
         group_tokens: the number of tokens of each group.
         token_dim: D.
         hidden_dim: hidden width of each group's MLP; None for linear projections.
@@ -144,10 +154,9 @@ class GroupTokenizer(Tokenizer):
             rows = [order.index(g) for g, tokens in enumerate(group_tokens) for _ in range(tokens)]
             self.register_buffer("_hidden_rows", torch.tensor(rows), persistent=False)
 
-    def _local_tokens(self, x_BW: Tensor) -> list[Tensor]:
-        groups = x_BW.split(self.group_dims, dim=1)
+    def _local_tokens(self, groups: Groups) -> list[Tensor]:
         buckets = [
-            project(torch.stack([groups[g] for g in sources]))
+            project(self._bucket(groups, sources))
             for project, sources in zip(self.projections, self._sources, strict=True)
         ]
         if self.hidden_dim is not None:
@@ -159,6 +168,16 @@ class GroupTokenizer(Tokenizer):
             buckets[bucket].narrow(0, start, tokens)
             for (bucket, start), tokens in zip(self._runs, self.group_tokens, strict=True)
         ]
+
+    def _bucket(self, groups: Groups, sources: Sequence[int]) -> Tensor:
+        """[n, B, w]: what each of a bucket's maps reads."""
+        maps = len(sources)
+        if len({*sources}) == 1:
+            return self._side_by_side(groups[sources[0]]).expand(maps, -1, -1)
+        if all(len(groups[g]) == 1 for g in sources):
+            return torch.stack([groups[g][0] for g in sources]).to(self.dtype)
+        row_BX = self._side_by_side(chain.from_iterable(groups[g] for g in sources))
+        return row_BX.unflatten(1, (maps, -1)).transpose(0, 1)
 
     def extra_repr(self) -> str:
         return f"group_dims={self.group_dims}, group_tokens={self.group_tokens}, token_dim={self.token_dim}"
@@ -212,7 +231,8 @@ class ChunkTokenizer(Tokenizer):
         if hidden_dim is not None:
             self.outputs = StackedLinear(count=num_chunks, in_dim=hidden_dim, out_dim=token_dim)
 
-    def _local_tokens(self, x_BW: Tensor) -> list[Tensor]:
+    def _local_tokens(self, groups: Groups) -> list[Tensor]:
+        x_BW = self._side_by_side(chain(*groups))
         filled_BX = F.pad(x_BW, (0, self.num_chunks * self.chunk_dim - self.in_dim))
         x_NBd = filled_BX.unflatten(1, (self.num_chunks, self.chunk_dim)).transpose(0, 1)
         y_NBF = self.projections(x_NBd)
@@ -256,7 +276,8 @@ class AutoSplitTokenizer(Tokenizer):
         self.hidden = None if hidden_dim is None else nn.Linear(in_dim, hidden_dim)
         self.outputs = nn.Linear(hidden_dim or in_dim, num_splits * token_dim)
 
-    def _local_tokens(self, x_BW: Tensor) -> list[Tensor]:
+    def _local_tokens(self, groups: Groups) -> list[Tensor]:
+        x_BW = self._side_by_side(chain(*groups))
         read_BF = x_BW if self.hidden is None else F.gelu(self.hidden(x_BW))
         return [self.outputs(read_BF).unflatten(1, (self.num_splits, self.token_dim)).transpose(0, 1)]
 

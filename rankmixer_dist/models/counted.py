@@ -2,7 +2,7 @@
 
 import copy
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.models.ranker import Ranker
 
 
-def count(model: Ranker) -> DenseCost:
+def count(model: Ranker, events_per_row: Mapping[str, float] | None = None) -> DenseCost:
     """Parameters, and FLOPs a row, of the poolings, the tokenizer, the backbone, the heads and the auxiliary heads.
 
     Each part is counted alone, on inputs that all need gradients. Nothing is computed, whatever device `model` lies on:
     neither its weights nor a random generator change. All values of `model` have to be whole, so that
     a backbone that is to be spread over ranks is counted before.
+
+    Args:
+        events_per_row: by sequence; the mean, rounded, is what is counted, and the longest of what is not named.
 
     Raises:
         UserError: a part cannot run without values.
@@ -30,10 +33,12 @@ def count(model: Ranker) -> DenseCost:
     parts = []
     for spec, pooling in zip(model.features.sequences, model.poolings, strict=True):
         query = None if spec.query is None else _leaf(spec.dim)
-        lengths_B = torch.empty(1, dtype=torch.int32, device="meta")
-        keys_BLD = _leaf(spec.max_length, spec.dim)
-        parts.append(count_part(f"pooling.{spec.name}", pooling, query, keys_BLD, lengths_B))
-    parts.append(count_part("tokenizer", model.tokenizer, _leaf(model.tokenizer.in_dim)))
+        events = round((events_per_row or {}).get(spec.name, spec.max_length))
+        keys_ND = torch.empty(events, spec.dim, device="meta", requires_grad=True)
+        offsets = torch.empty(2, dtype=torch.int32, device="meta")
+        parts.append(count_part(f"pooling.{spec.name}", pooling, query, keys_ND, offsets))
+    groups = [[_leaf(dim)] for dim in model.features.group_dims()]
+    parts.append(count_part("tokenizer", model.tokenizer, groups))
     tokens_BTD = _leaf(model.tokenizer.num_tokens, model.tokenizer.token_dim)
     parts.append(count_part("backbone", model.backbone, tokens_BTD))
     parts.append(count_part("heads", model.heads, _leaf(model.backbone.out_dim)))
@@ -45,11 +50,11 @@ def count(model: Ranker) -> DenseCost:
     return DenseCost(tuple(parts))
 
 
-def count_part(name: str, module: nn.Module, *inputs: Tensor | None) -> Part:
+def count_part(name: str, module: nn.Module, *inputs: Any) -> Part:
     """Parameters of `module`, and the FLOPs of a scoring pass and of a training pass of one row.
 
     Args:
-        inputs: of one row, on the meta device, in fp32, with gradients where training needs them.
+        inputs: of one row, all tensors on the meta device, in fp32, with gradients where training needs them.
 
     Raises:
         UserError: the module cannot run without values.

@@ -1,6 +1,6 @@
 """What a ranker reads: its features, and the groups that order them into columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ class FieldSpec:
 
 @dataclass(frozen=True)
 class SequenceSpec:
-    """A behaviour sequence, padded to `max_length` embeddings; `query` names the field that attends to it."""
+    """A behaviour sequence of at most `max_length` events; `query` names the field that attends to it."""
 
     name: str
     dim: int
@@ -104,21 +104,25 @@ class Features:
         dims = {spec.name: spec.dim for spec in self._embedded}
         return [sum(dims.get(member, 2) for member in group.members) for group in self.groups]
 
-    def columns(self) -> list[str | slice]:
-        """Where the columns come from, in group order: a field's or sequence's name, or normalised numeric columns.
+    def columns(self) -> list[list[str | slice]]:
+        """Where each group's columns come from: a field's or sequence's name, or columns of the normalised numerics.
 
-        Numerics that follow one another in both orders make one slice.
+        Numerics of a group that follow one another in both orders make one slice.
         """
         index = {spec.name: i for i, spec in enumerate(self.numerics)}
-        columns: list[str | slice] = []
-        for member in (member for group in self.groups for member in group.members):
-            if member not in index:
-                columns.append(member)
-                continue
-            start = 2 * index[member]
-            last = columns[-1] if columns else None
-            if isinstance(last, slice) and last.stop == start:
-                columns[-1] = slice(last.start, start + 2)
-            else:
-                columns.append(slice(start, start + 2))
-        return columns
+        return [_columns(group.members, index) for group in self.groups]
+
+
+def _columns(members: Sequence[str], numerics: Mapping[str, int]) -> list[str | slice]:
+    columns: list[str | slice] = []
+    for member in members:
+        if member not in numerics:
+            columns.append(member)
+            continue
+        start = 2 * numerics[member]
+        last = columns[-1] if columns else None
+        if isinstance(last, slice) and last.stop == start:
+            columns[-1] = slice(last.start, start + 2)
+        else:
+            columns.append(slice(start, start + 2))
+    return columns

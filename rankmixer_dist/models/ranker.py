@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from rankmixer_dist.embedded import Embedded
 from rankmixer_dist.layers.numeric import NumericNormalizer
 from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport
 from rankmixer_dist.layers.stacked_linear import keeping_part
@@ -34,7 +34,7 @@ class Scored(NamedTuple):
 
 
 class Ranker(nn.Module):
-    """Pools sequences, normalises numerics, concatenates all features in group order, tokenises and scores.
+    """Pools sequences, normalises numerics, hands each semantic group to the tokenizer and scores its tokens.
 
     Built by `build_ranker`. Embeddings and numerics arrive in fp32; they are cast to the parameters' dtype after the
     numerics are normalised, and logits leave in fp32.
@@ -68,35 +68,30 @@ class Ranker(nn.Module):
         self.heads = heads
         self.auxiliary_heads = nn.ModuleList(auxiliary_heads)
 
-    def forward(
-        self,
-        fields: dict[str, Tensor],
-        sequences: dict[str, Tensor],
-        lengths: dict[str, Tensor],
-        numerics_BN: Tensor,
-        rows: RoutedRows | None = None,
-    ) -> Scored:
+    def forward(self, embedded: Embedded, numerics_BN: Tensor, rows: RoutedRows | None = None) -> Scored:
         """Scores a batch.
 
         Args:
-            fields: name -> [B, dim].
-            sequences: name -> [B, L, dim], finite beyond each row's length.
-            lengths: name -> [B], valid positions of each row's sequence.
+            embedded: vectors of all fields and events of all sequences.
             numerics_BN: [B, N] in the order of `build_ranker(numerics=...)`, NaN = missing.
             rows: for a backbone with a mixture of experts.
         """
-        dtype = self.tokenizer.dtype
-        embedded = dict(fields)
-        for spec, pooling in zip(self.features.sequences, self.poolings, strict=True):
-            query_BD = None if spec.query is None else fields[spec.query].to(dtype)
-            embedded[spec.name] = pooling(query_BD, sequences[spec.name].to(dtype), lengths[spec.name])
-        numerics_B2N = self.numerics(numerics_BN)
-        parts = [embedded[c] if isinstance(c, str) else numerics_B2N[:, c] for c in self._columns]
-        x_BTD = self.tokenizer(torch.cat(parts, dim=1).to(dtype))
+        x_BTD = self.tokenizer(self._groups(embedded, numerics_BN))
         pooled = self.backbone(x_BTD, rows)
         # A stage without a head is one that has no loss.
         stages = zip(self.auxiliary_heads, pooled.stages, strict=False)
         return Scored(self.heads(pooled.out_BD), tuple(head(out_BD) for head, out_BD in stages), pooled.routing)
+
+    def _groups(self, embedded: Embedded, numerics_BN: Tensor) -> list[list[Tensor]]:
+        """Of each semantic group its parts [B, w]."""
+        dtype = self.tokenizer.dtype
+        vectors = dict(embedded.vectors)
+        for spec, pooling in zip(self.features.sequences, self.poolings, strict=True):
+            query_BD = None if spec.query is None else embedded.vectors[spec.query].to(dtype)
+            events = embedded.events[spec.name]
+            vectors[spec.name] = pooling(query_BD, events.values_ND.to(dtype), events.offsets)
+        numerics_B2N = self.numerics(numerics_BN)
+        return [[vectors[c] if isinstance(c, str) else numerics_B2N[:, c] for c in group] for group in self._columns]
 
 
 def build_ranker(

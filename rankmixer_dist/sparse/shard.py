@@ -16,11 +16,12 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from rankmixer_dist.batch import JaggedIds
+from rankmixer_dist.embedded import Embedded
 from rankmixer_dist.pieces import Piece
 from rankmixer_dist.sparse.init import fill_uniform_
 from rankmixer_dist.sparse.placement import Placement, place, sharders
 from rankmixer_dist.sparse.room import Room
-from rankmixer_dist.sparse.tables import Embeddings, EmbeddingTables
+from rankmixer_dist.sparse.tables import EmbeddingTables
 
 # fx warns of a flag that TorchRec still reads.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -42,7 +43,7 @@ class Tables(Protocol):
         """The torch module that holds the tables."""
         ...
 
-    def __call__(self, ids: JaggedIds) -> Embeddings: ...
+    def __call__(self, ids: JaggedIds) -> Embedded: ...
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the updates that the next backward makes."""
@@ -75,7 +76,7 @@ class LocalTables:
         kwargs = {"lr": settings.lr, "eps": settings.eps}
         apply_optimizer_in_backward(RowWiseAdagrad, module.parameters(), kwargs)
 
-    def __call__(self, ids: JaggedIds) -> Embeddings:
+    def __call__(self, ids: JaggedIds) -> Embedded:
         return self.module(ids)
 
     def _optimizers(self) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
@@ -99,7 +100,7 @@ class ShardedTables:
     def __init__(self, module: DistributedModelParallel) -> None:
         self.module = module
 
-    def __call__(self, ids: JaggedIds) -> Embeddings:
+    def __call__(self, ids: JaggedIds) -> Embedded:
         return self.module(ids)
 
     def set_lr(self, lr: float) -> None:

@@ -1,6 +1,4 @@
-"""Embedding tables as one torch module: ids in, a vector a field and a padded matrix a sequence out."""
-
-from dataclasses import dataclass
+"""Embedding tables as one torch module: ids in, a vector a row of each feature and the events of sequences out."""
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +13,8 @@ from torchrec import (
 )
 
 from rankmixer_dist.batch import JaggedIds
+from rankmixer_dist.embedded import Embedded, Events
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, Schema, SequenceFeature
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """What the dense model is fed, by feature name.
-
-    `fields`: [B, dim] each; `sequences`: [B, L, dim] each, oldest first, zeros after the last; `lengths`: [B] each.
-    """
-
-    fields: dict[str, Tensor]
-    sequences: dict[str, Tensor]
-    lengths: dict[str, Tensor]
 
 
 class EmbeddingTables(nn.Module):
@@ -61,7 +48,7 @@ class EmbeddingTables(nn.Module):
         self._split = [len(schema.bag_features())]
         self._split += [sum(len(table.feature_names) for table in rows[dim]) for dim in sorted(rows)]
 
-    def forward(self, ids: JaggedIds) -> Embeddings:
+    def forward(self, ids: JaggedIds) -> Embedded:
         """Looks up a batch.
 
         Args:
@@ -81,24 +68,30 @@ class EmbeddingTables(nn.Module):
         pooled = self.bags(bags).to_dict() if self.bags is not None else {}
         rows = {name: row for of_width in looked_up for name, row in of_width.items()}
 
-        found = Embeddings(fields={}, sequences={}, lengths={})
+        vectors: dict[str, Tensor] = {}
+        events: dict[str, Events] = {}
         for name, feature in self.schema.features.items():
             if name in pooled:
-                found.fields[name] = self._pool(feature, pooled[name], lengths[name])
+                vectors[name] = self._pool(feature, pooled[name], lengths[name])
             elif isinstance(feature, SequenceFeature):
-                found.sequences[name] = rows[name].to_padded_dense(feature.max_length)
-                found.lengths[name] = lengths[name]
+                events[name] = Events(rows[name].values(), rows[name].offsets())
             elif isinstance(feature, IdFeature):
-                found.fields[name] = rows[name].to_padded_dense(1).squeeze(1)
+                vectors[name] = _one_a_row(rows[name], len(lengths[name]))
             elif isinstance(feature, MultiIdFeature):
-                found.fields[name] = self._pool(feature, _segment_sum(rows[name]), lengths[name])
-        return found
+                vectors[name] = self._pool(feature, _segment_sum(rows[name]), lengths[name])
+        return Embedded(vectors, events)
 
     @staticmethod
     def _pool(feature: object, summed_BD: Tensor, lengths_B: Tensor) -> Tensor:
         if isinstance(feature, MultiIdFeature) and feature.pooling == "mean":
             return summed_BD / lengths_B.clamp(min=1).to(summed_BD.dtype).unsqueeze(1)
         return summed_BD
+
+
+def _one_a_row(looked_up: JaggedTensor, rows: int) -> Tensor:
+    """[B, dim] of a feature with at most one id a row; zeros for none, which padding rows have."""
+    values_ND = looked_up.values()
+    return values_ND if len(values_ND) == rows else looked_up.to_padded_dense(1).squeeze(1)
 
 
 def _segment_sum(rows: JaggedTensor) -> Tensor:

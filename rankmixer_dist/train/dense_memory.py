@@ -7,6 +7,7 @@ from torch import nn
 
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.cost.memory import dense_state_bytes
+from rankmixer_dist.embedded import Embedded, Events
 from rankmixer_dist.layers.routing_report import RoutedRows
 from rankmixer_dist.models.ranker import Ranker
 from rankmixer_dist.train.activations import kept_bytes
@@ -44,20 +45,23 @@ def kept_for_backward(config: RunConfig, model: Ranker, rows: int) -> int:
     """Bytes of the tensors that a training forward of so many rows leaves for the backward, its inputs among them.
 
     Counted by a forward on the meta device, which computes nothing: every tensor that autograd saves, each storage
-    once, without the weights.
+    once, without the weights. Sequences are as long as they may be.
     """
     if config.dense.precision == "bf16":
         model = model.to(torch.bfloat16)
     features = model.features
     with torch.device("meta"):
-        fields = {spec.name: torch.empty(rows, spec.dim, requires_grad=True) for spec in features.fields}
-        sequences = {
-            spec.name: torch.empty(rows, spec.max_length, spec.dim, requires_grad=True) for spec in features.sequences
+        vectors = {spec.name: torch.empty(rows, spec.dim, requires_grad=True) for spec in features.fields}
+        events = {
+            spec.name: Events(
+                torch.empty(rows * spec.max_length, spec.dim, requires_grad=True),
+                offsets=torch.empty(rows + 1, dtype=torch.int32),
+            )
+            for spec in features.sequences
         }
-        lengths = {spec.name: torch.empty(rows, dtype=torch.int32) for spec in features.sequences}
         numerics = torch.empty(rows, len(features.numerics))
         routed = () if config.model.mixture is None else (RoutedRows.all_real(torch.ones(rows, dtype=torch.bool)),)
         return kept_bytes(
-            lambda: model.train()(fields, sequences, lengths, numerics, *routed),
+            lambda: model.train()(Embedded(vectors, events), numerics, *routed),
             besides=[*model.parameters(), *model.buffers()],
         )

@@ -21,10 +21,9 @@ train router."""
 
 def score(tables: Tables, module: nn.Module, batch: Batch) -> Scored:
     """What a model makes of a batch, the way that its mode says; no row draws its router."""
-    embeddings = tables(batch.ids)
     real_B = batch.weight_B > 0
     rows = RoutedRows(real_B, torch.zeros_like(real_B))
-    return module(embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN, rows)
+    return module(tables(batch.ids), batch.numerics_BN, rows)
 
 
 @contextmanager

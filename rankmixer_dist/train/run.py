@@ -69,7 +69,8 @@ def train(
         config: with its keys in the run's order (`run_dir.in_runs_order`).
         data: of the data here; a run that goes on keeps what it took when it began.
         validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
-        ids_per_row: of features with several ids, as measured in the data, by which the tables are placed.
+        ids_per_row: of features with several ids, as measured in the data, by which the tables are placed and the
+            dense model's FLOPs counted.
 
     Raises:
         UserError: the config cannot be run on these ranks, the run directory holds another config, or a checkpoint of
@@ -110,7 +111,7 @@ def _train(
     with failing_together():
         begins = beginning(config, saved, others, data)
     model = build_model(config, begins.data, grid=grid)
-    cost = count(model)
+    cost = count(model, ids_per_row)
     tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True, ids_per_row=ids_per_row)
     with failing_together():
         if topology.is_first:

@@ -1,5 +1,6 @@
 """One training step over both halves: lookup, dense forward, one backward through both, two updates."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -63,13 +64,11 @@ class TrainStep:
         watch = self._stopwatch
         watch.start()
         self._tables.set_lr(sparse_lr)  # before backward, which is where the tables update
-        embeddings = self._tables(batch.ids)
+        embedded = self._tables(batch.ids)
         watch.lap("sparse")
         routing = self._routing
         rows = None if routing is None else routing.rows(batch, number)
-        scored: Scored = self._engine(
-            embeddings.fields, embeddings.sequences, embeddings.lengths, batch.numerics_BN, rows
-        )
+        scored: Scored = self._engine(embedded, batch.numerics_BN, rows)
         finite_B = torch.cat([scored.logits_BK, *scored.stages], dim=1).detach().isfinite().all(dim=1)
         bad_B = (batch.weight_B > 0) & ~finite_B
         loss, per_task_K = self._loss(scored.logits_BK, batch)
@@ -82,7 +81,7 @@ class TrainStep:
             return StepResult(per_task_K.detach(), bad_B, skipped=True)
         # Autograd reaches the lookup's outputs only after the whole dense model; the first of them to get its
         # gradient marks where the backward of the dense half ends.
-        crossing = _FirstGradient([*embeddings.fields.values(), *embeddings.sequences.values()], watch)
+        crossing = _FirstGradient(embedded.tensors(), watch)
         self._engine.backward(loss * self._world_size)
         watch.lap("sparse" if crossing.passed else "dense")
         self._engine.step(lr)
@@ -96,7 +95,7 @@ class TrainStep:
 
 
 class _FirstGradient:
-    def __init__(self, tensors: list[Tensor], watch: Stopwatch) -> None:
+    def __init__(self, tensors: Iterable[Tensor], watch: Stopwatch) -> None:
         self.passed = False
         self._watch = watch
         for tensor in tensors:

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     from rankmixer_dist.train.build import weightless_model
 
     shown = console(soft_wrap=True)
-    cost = count(weightless_model(config))
+    cost = count(weightless_model(config), measured_ids(config)[0])
     shown.print(dense_grid(config, cost), tables_grid(config))
     copies = 2 + moments_of(config.dense.optimizer)
     batch = config.loader.batch_size

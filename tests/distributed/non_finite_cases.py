@@ -43,12 +43,12 @@ def mark_and_overflow():
     """Lets the model see the marks."""
     plain = Ranker.forward
 
-    def forward(self, fields, sequences, lengths, numerics_BN):
-        logits = plain(self, fields, sequences, lengths, numerics_BN)
+    def forward(self, embedded, numerics_BN, rows=None):
+        scored = plain(self, embedded, numerics_BN, rows)
         factor_B = torch.where(numerics_BN[:, 0] == OVERFLOWS, math.inf, 1.0)
         if (numerics_BN[:, 0] == EXPLODES).any():
-            logits.register_hook(lambda gradient: gradient * math.inf)
-        return logits * factor_B.unsqueeze(-1)
+            scored.logits_BK.register_hook(lambda gradient: gradient * math.inf)
+        return scored._replace(logits_BK=scored.logits_BK * factor_B.unsqueeze(-1))
 
     Ranker.forward = forward
 

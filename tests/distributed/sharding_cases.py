@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.checkpoint.storage import read_pieces, read_whole, write_pieces
 from rankmixer_dist.config import load_config
+from rankmixer_dist.embedded import Embedded
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.schema import Schema
@@ -96,12 +97,18 @@ def ids_of(declared: Schema, step: int, rank: int) -> JaggedIds:
     return JaggedIds.on_host(features, torch.cat(values), lengths_FB)
 
 
+def by_name(found: Embedded) -> list[tuple[str, torch.Tensor]]:
+    """All embeddings, sorted by the name of their feature."""
+    events = {name: of_sequence.values_ND for name, of_sequence in found.events.items()}
+    return sorted({**found.vectors, **events}.items())
+
+
 def backward(tables: Tables, declared: Schema, step: int, rank: int, ranks: int) -> None:
     """This rank's part of a loss that is a mean over the rows of all ranks, as `parallel.engine` scales it."""
     found = tables(ids_of(declared, step, rank))
     random = torch.Generator().manual_seed(7777 * step + rank)
     loss = torch.zeros(())
-    for _, value in sorted({**found.fields, **found.sequences}.items()):
+    for _, value in by_name(found):
         loss = loss + (value.sin() * torch.randn(value.shape, generator=random)).sum()
     (loss / ROWS_PER_RANK).backward()
 
@@ -162,9 +169,12 @@ def reference(declared: Schema, ranks: int) -> dict[str, torch.Tensor]:
         found = tables(JaggedIds.on_host(each[0].features, torch.cat(values), lengths_FB))
         generators = [torch.Generator().manual_seed(7777 * step + rank) for rank in range(ranks)]
         loss = torch.zeros(())
-        for _, value in sorted({**found.fields, **found.sequences}.items()):
-            shape = (ROWS_PER_RANK, *value.shape[1:])
-            weights = torch.cat([torch.randn(shape, generator=random) for random in generators])
+        for name, value in by_name(found):
+            parts = [ids.counts[ids.features.index(name)] if name in found.events else ROWS_PER_RANK for ids in each]
+            shapes = [(part, value.shape[1]) for part in parts]
+            weights = torch.cat(
+                [torch.randn(s, generator=random) for s, random in zip(shapes, generators, strict=True)]
+            )
             loss = loss + (value.sin() * weights).sum()
         (loss / (ROWS_PER_RANK * ranks)).backward()
     return {piece.key: piece.tensor for piece in table_pieces(tables)}

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankmixer_dist.cost import DenseCost
+from rankmixer_dist.embedded import Embedded, Events
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE
 from rankmixer_dist.layers.softmax_moe import SoftmaxTopKMoE
@@ -49,11 +50,11 @@ def ranker(**changes) -> Ranker:
 
 
 def flops_of_a_pass(model: Ranker) -> int:
-    fields = {"user": leaf(ROWS, 8), "item": leaf(ROWS, 6)}
-    sequences = {"watched": leaf(ROWS, 5, 6), "clicked": leaf(ROWS, 5, 6), "liked": leaf(ROWS, 4, 6)}
-    lengths = {name: torch.full((ROWS,), 2) for name in sequences}
+    vectors = {"user": leaf(ROWS, 8), "item": leaf(ROWS, 6)}
+    longest = {"watched": 5, "clicked": 5, "liked": 4}
+    events = {name: Events(leaf(ROWS * n, 6), torch.arange(ROWS + 1) * n) for name, n in longest.items()}
     with FlopCounterMode(display=False) as counter:
-        scored = model(fields, sequences, lengths, torch.zeros(ROWS, 1))
+        scored = model(Embedded(vectors, events), torch.zeros(ROWS, 1))
         if model.training:
             torch.stack([scored.logits_BK, *scored.stages]).sum().backward()
     return counter.get_total_flops()
@@ -81,9 +82,18 @@ def test_the_parts_are_all_that_a_pass_with_values_does(changes):
     pooled = ["pooling.watched", "pooling.clicked", "pooling.liked"]
     assert list(parts) == [*pooled, "tokenizer", "backbone", "heads", *auxiliary]
     assert parts["tokenizer"]["parameters"] == sum(p.numel() for p in model.tokenizer.parameters())
-    # The first layer of DIN's unit is folded: D F a row and D F a key; its mean's weights get no gradients.
-    assert parts["pooling.clicked"]["flops_per_row_forward"] == 2 * (6 * 7 + 5 * (6 * 7 + 7 + 6))
-    assert parts["pooling.liked"] == {"parameters": 0, "flops_per_row_forward": 48, "flops_per_row_train": 96}
+    # The first layer of DIN's unit: D F a row and 2 D F a key.
+    assert parts["pooling.clicked"]["flops_per_row_forward"] == 2 * (6 * 7 + 5 * (2 * 6 * 7 + 7))
+    assert parts["pooling.liked"] == {"parameters": 0, "flops_per_row_forward": 0, "flops_per_row_train": 0}
+
+
+def test_sequences_count_at_the_mean_length_that_was_measured():
+    def flops(events_per_row):
+        return count(ranker(), events_per_row).breakdown()["pooling.clicked"]["flops_per_row_forward"]
+
+    assert flops({"clicked": 5.0, "other": 1.0}) == flops(None)
+    assert flops({"clicked": 2.4}) == 2 * (6 * 7 + 2 * (2 * 6 * 7 + 7))
+    assert flops({"clicked": 0.1}) == 2 * 6 * 7
 
 
 def test_counting_leaves_everything_as_it_was():

@@ -1,9 +1,11 @@
 import math
+from itertools import accumulate
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rankmixer_dist.embedded import Embedded, Events
 from rankmixer_dist.layers import reference
 from rankmixer_dist.layers.reference.rankmixer import rankmixer
 from rankmixer_dist.models.backbones import BACKBONES
@@ -28,7 +30,7 @@ SPECS = {
     ],
 }
 SIZES = {"token_dim": 8, "options": {"num_blocks": 2, "hidden_dim": 6}, "base_rates": (0.5, 0.1, 0.3)}
-LENGTHS = {"watched": [3, 0, 1], "keys": [0, 4, 2]}
+LENGTHS = {"watched": [3, 0, 3], "keys": [0, 4, 2]}
 
 
 def build(**changes) -> Ranker:
@@ -38,21 +40,29 @@ def build(**changes) -> Ranker:
 
 def batch(dtype):
     torch.manual_seed(1)
-    fields = {"user": torch.randn(3, 5, dtype=dtype), "item": torch.randn(3, 4, dtype=dtype)}
-    sequences = {"watched": torch.randn(3, 3, 4, dtype=dtype), "keys": torch.randn(3, 4, 2, dtype=dtype)}
-    lengths = {name: torch.tensor(values, dtype=torch.int32) for name, values in LENGTHS.items()}
+    shapes = {"user": (3, 5), "item": (3, 4), "watched": (6, 4), "keys": (6, 2)}
+    embeddings = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
     # Exact in binary, so that both dtypes see the same numbers.
     numerics_BN = torch.tensor([[31.5, 2.25, math.nan], [math.nan, 1.5, -1.0], [12.0, 99.0, 0.5]], dtype=dtype)
-    return fields, sequences, lengths, numerics_BN
+    return embeddings, numerics_BN
 
 
-def reference_ranker(fields, sequences, numerics_BN, w):
+def embedded(embeddings):
+    """The embeddings, of which those of sequences have rows of `LENGTHS`."""
+    events = {}
+    for name, lengths in LENGTHS.items():
+        offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=embeddings[name].device)
+        events[name] = Events(embeddings[name], offsets)
+    return Embedded({name: x for name, x in embeddings.items() if name not in LENGTHS}, events)
+
+
+def reference_ranker(x, numerics_BN, w):
     unit = [(w[f"poolings.0.{n}.weight"], w[f"poolings.0.{n}.bias"]) for n in ("first", "hidden.0", "score")]
-    watched = reference.target_attention(fields["item"], sequences["watched"], LENGTHS["watched"], unit)
-    keys = reference.mean_pooling(sequences["keys"], LENGTHS["keys"])
+    watched = reference.target_attention(x["item"], x["watched"], LENGTHS["watched"], unit)
+    keys = reference.mean_pooling(x["keys"], LENGTHS["keys"])
     z = reference.normalize_numerics(numerics_BN, list(MEAN.values()), list(STD.values()), 5.0)
     age, price, speed = z[:, 0:2], z[:, 2:4], z[:, 4:6]
-    x_BW = torch.cat([fields["user"], price, speed, watched, keys, age, fields["item"]], dim=1)
+    x_BW = torch.cat([x["user"], price, speed, watched, keys, age, x["item"]], dim=1)
     # Group widths 9, 6, 6: bucket 0 holds the tokens of the last two groups, bucket 1 those of the first.
     narrow, wide = w["tokenizer.projections.0.weight"], w["tokenizer.projections.1.weight"]
     biases = torch.cat([w["tokenizer.projections.1.bias"], w["tokenizer.projections.0.bias"]])
@@ -65,68 +75,66 @@ def reference_ranker(fields, sequences, numerics_BN, w):
 class FlatInputs(torch.nn.Module):
     """A ranker that takes its embeddings as keyword arguments, for `matches_reference`."""
 
-    def __init__(self, ranker, lengths, numerics_BN):
+    def __init__(self, ranker, numerics_BN):
         super().__init__()
-        self.ranker, self.lengths, self.numerics_BN = ranker, lengths, numerics_BN
+        self.ranker, self.numerics_BN = ranker, numerics_BN
 
-    def forward(self, user, item, watched, keys):
-        lengths = {name: lengths_B.to(user.device) for name, lengths_B in self.lengths.items()}
-        numerics_BN = self.numerics_BN.to(user.device)
-        return self.ranker({"user": user, "item": item}, {"watched": watched, "keys": keys}, lengths, numerics_BN)
+    def forward(self, **embeddings):
+        return self.ranker(embedded(embeddings), self.numerics_BN.to(embeddings["user"].device))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_matches_reference(matches_reference, dtype):
-    fields, sequences, lengths, numerics_BN = batch(torch.float64)
+    embeddings, numerics_BN = batch(torch.float64)
     matches_reference(
-        FlatInputs(build(), lengths, numerics_BN.to(dtype)),
+        FlatInputs(build(), numerics_BN.to(dtype)),
         lambda inputs, weights: reference_ranker(
-            inputs, inputs, numerics_BN, {name.removeprefix("ranker."): w for name, w in weights.items()}
+            inputs, numerics_BN, {name.removeprefix("ranker."): w for name, w in weights.items()}
         ),
-        {**fields, **sequences},
+        embeddings,
         dtype,
         TOLERANCE[dtype],
     )
 
 
 def test_bf16_parameters_take_fp32_embeddings_and_give_fp32_logits_and_gradients():
-    fields, sequences, lengths, numerics_BN = batch(torch.float32)
+    embeddings, numerics_BN = batch(torch.float32)
     ranker = build()
-    exact = ranker(fields, sequences, lengths, numerics_BN).logits_BK
-    fields["item"].requires_grad_()
-    logits_BK = ranker.bfloat16()(fields, sequences, lengths, numerics_BN).logits_BK
+    exact = ranker(embedded(embeddings), numerics_BN).logits_BK
+    embeddings["item"].requires_grad_()
+    logits_BK = ranker.bfloat16()(embedded(embeddings), numerics_BN).logits_BK
     assert logits_BK.dtype == torch.float32
     # Seen: 0.0068.
     torch.testing.assert_close(logits_BK, exact, rtol=0, atol=0.05)
-    assert torch.autograd.grad(logits_BK.sum(), fields["item"])[0].dtype == torch.float32
+    assert torch.autograd.grad(logits_BK.sum(), embeddings["item"])[0].dtype == torch.float32
 
 
 def test_numerics_are_normalised_before_the_cast_to_bf16():
     numerics = [NumericSpec("age", 1_000_000.0, 1.0), *SPECS["numerics"][1:]]
-    fields, sequences, lengths, numerics_BN = batch(torch.float32)
+    embeddings, numerics_BN = batch(torch.float32)
     ranker = build(numerics=numerics).bfloat16()
     logits = []
     for age in (1_000_000.0, 1_000_001.0):
         numerics_BN[:, 0] = age
-        logits.append(ranker(fields, sequences, lengths, numerics_BN).logits_BK)
-    assert (logits[0] - logits[1]).abs().min() > 1e-3
+        logits.append(ranker(embedded(embeddings), numerics_BN).logits_BK)
+    assert (logits[0] - logits[1]).abs().amax(dim=1).min() > 1e-3
 
 
-def test_numerics_that_follow_one_another_in_both_orders_are_read_as_one_slice():
+def test_a_groups_numerics_that_follow_one_another_in_both_orders_are_read_as_one_slice():
     features = Features(
         fields=[FieldSpec("user", 4)],
         sequences=[],
         numerics=SPECS["numerics"],
-        groups=[GroupSpec("a", 1, ("speed", "age")), GroupSpec("b", 1, ("price", "user"))],
+        groups=[GroupSpec("a", 1, ("speed", "user")), GroupSpec("b", 1, ("age", "price"))],
     )
-    assert features.columns() == [slice(4, 6), slice(0, 4), "user"]
-    assert features.group_dims() == [4, 6]
+    assert features.columns() == [[slice(4, 6), "user"], [slice(0, 4)]]
+    assert features.group_dims() == [6, 4]
 
 
 def test_every_parameter_learns():
-    fields, sequences, lengths, numerics_BN = batch(torch.float32)
+    embeddings, numerics_BN = batch(torch.float32)
     ranker = build(options={"num_blocks": 2, "hidden_dim": 6, "norm": "pre"}, head_hidden=(5,))
-    ranker(fields, sequences, lengths, numerics_BN).logits_BK.square().sum().backward()
+    ranker(embedded(embeddings), numerics_BN).logits_BK.square().sum().backward()
     assert [name for name, p in ranker.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -166,24 +174,27 @@ def test_every_backbone_scores_the_same_tokens(name, tokenizer):
     options |= {"rank": 4} if name in ("rdcn", "dhen") else {}
     ranker = build(backbone=name, options=options, auxiliary=True, **tokenizer)
     assert type(ranker.backbone) is BACKBONES[name]
-    fields, sequences, lengths, numerics_BN = batch(torch.float32)
-    for embeddings in (*fields.values(), *sequences.values()):
-        embeddings.requires_grad_()
+    embeddings, numerics_BN = batch(torch.float32)
+    for values in embeddings.values():
+        values.requires_grad_()
     with FlopCounterMode(display=False) as counter:
-        scored = ranker(fields, sequences, lengths, numerics_BN)
+        scored = ranker(embedded(embeddings), numerics_BN)
         torch.stack([scored.logits_BK, *scored.stages]).square().sum().backward()
     assert scored.logits_BK.shape == (3, 3) and len(scored.stages) == ranker.backbone.num_auxiliary
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ranker.parameters())
-    cost = count(ranker)
+    # Of each sequence that is counted, the mean length is whole.
+    cost = count(ranker, {name: sum(lengths) / 3 for name, lengths in LENGTHS.items()})
     assert cost.parameters == sum(p.numel() for p in ranker.parameters())
     assert cost.flops_per_row_train * 3 == counter.get_total_flops()
 
 
 def test_auxiliary_stages_are_for_training_alone():
     ranker = build(backbone="tokenmixer_large", options={"num_blocks": 5}, auxiliary=True)
-    trained = ranker(*batch(torch.float32))
+    embeddings, numerics_BN = batch(torch.float32)
+    inputs = embedded(embeddings), numerics_BN
+    trained = ranker(*inputs)
     assert [stage_BK.shape for stage_BK in trained.stages] == [(3, 3), (3, 3)]
     assert not torch.equal(*trained.stages)
-    scored = ranker.eval()(*batch(torch.float32))
+    scored = ranker.eval()(*inputs)
     assert scored.stages == () and torch.equal(scored.logits_BK, trained.logits_BK)
-    assert build(backbone="tokenmixer_large", options={"num_blocks": 5})(*batch(torch.float32)).stages == ()
+    assert build(backbone="tokenmixer_large", options={"num_blocks": 5})(*inputs).stages == ()

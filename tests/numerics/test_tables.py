@@ -70,14 +70,13 @@ def test_lookups_match_a_loop(rows):
     for name, feature in SCHEMA.features.items():
         vectors = [table[feature.table][each] for each in by_feature[name]]
         if feature.kind == "sequence":
-            padding = [torch.zeros(feature.max_length - len(v), v.shape[1]) for v in vectors]
-            expected[name] = torch.stack([torch.cat(pair) for pair in zip(vectors, padding, strict=True)])
-            assert found.lengths[name].tolist() == [len(v) for v in vectors]
+            expected[name] = torch.cat(vectors)
+            assert found.events[name].offsets.diff().tolist() == [len(v) for v in vectors]
         elif getattr(feature, "pooling", "sum") == "mean":
             expected[name] = torch.stack([v.sum(0) / max(1, len(v)) for v in vectors])
         else:
             expected[name] = torch.stack([v.sum(0) for v in vectors])
-    outputs = found.fields | found.sequences
+    outputs = {**found.vectors, **{name: events.values_ND for name, events in found.events.items()}}
     assert outputs.keys() == expected.keys()
 
     def gradients(tensors):
@@ -93,7 +92,7 @@ def test_lookups_match_a_loop(rows):
 def test_a_lookup_asks_the_device_for_no_value():
     def look_up(tables, ids):
         found = tables(ids)
-        sum(part.sum() for part in (*found.fields.values(), *found.sequences.values())).backward()
+        sum(part.sum() for part in found.tensors()).backward()
 
     ids, _ = random_ids(7, seed=1)
     tables = EmbeddingTables(SCHEMA, device=torch.device("cpu"))
@@ -119,7 +118,7 @@ def test_the_null_twin_updates_inside_backward_at_the_rate_it_was_given():
     before = {shard.table: shard.weight.clone() for shard in tables.local_shards()}
     ids, _ = random_ids(5, seed=1)
     tables.set_lr(0.5)
-    tables(ids).fields["tag"].sum().backward()
+    tables(ids).vectors["tag"].sum().backward()
     shards = {shard.table: shard for shard in tables.local_shards()}
     tag_ids = ids.values[: int(ids.lengths_FB[: ids.features.index("tag") + 1].sum())]
     for row in range(SCHEMA.tables["tag"].rows):

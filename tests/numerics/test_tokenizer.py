@@ -30,6 +30,28 @@ def weights_by_token(group_dims, group_tokens, weights):
     return matrices, torch.stack(biases)
 
 
+def groups_of(x_BW, group_dims):
+    """The groups of a row, of which every second comes in two parts."""
+    groups = x_BW.split(list(group_dims), dim=1)
+    return [[x[:, :1], x[:, 1:]] if g % 2 and x.shape[1] > 1 else [x] for g, x in enumerate(groups)]
+
+
+class OfRow(torch.nn.Module):
+    """A tokenizer that takes its groups side by side, for `matches_reference`."""
+
+    def __init__(self, tokenizer, group_dims):
+        super().__init__()
+        self.tokenizer, self.group_dims = tokenizer, group_dims
+
+    def forward(self, x_BW):
+        return self.tokenizer(groups_of(x_BW, self.group_dims))
+
+
+def of_tokenizer(weights):
+    """Those of an `OfRow` by their names in its tokenizer."""
+    return {name.removeprefix("tokenizer."): weight for name, weight in weights.items()}
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("group_dims", "group_tokens"), CASES)
 @pytest.mark.parametrize("rows", [1, 3])
@@ -37,9 +59,9 @@ def test_matches_reference(matches_reference, group_dims, group_tokens, rows, dt
     torch.manual_seed(0)
     tokenizer = GroupTokenizer(group_dims=group_dims, group_tokens=group_tokens, token_dim=5)
     matches_reference(
-        tokenizer,
+        OfRow(tokenizer, group_dims),
         lambda inputs, weights: reference.tokenize(
-            inputs["x_BW"], group_dims, group_tokens, *weights_by_token(group_dims, group_tokens, weights)
+            inputs["x_BW"], group_dims, group_tokens, *weights_by_token(group_dims, group_tokens, of_tokenizer(weights))
         ),
         {"x_BW": torch.randn(rows, sum(group_dims), dtype=torch.float64)},
         dtype,
@@ -54,9 +76,8 @@ def test_holds_no_weight_that_is_not_used():
 
 @pytest.mark.parametrize("group_dims", [(4, 4), (4, 6)])
 def test_tokens_lie_token_major_for_the_backbone(group_dims):
-    tokens_BTD = GroupTokenizer(group_dims=group_dims, group_tokens=(1, 1), token_dim=6)(
-        torch.randn(3, sum(group_dims))
-    )
+    tokenizer = GroupTokenizer(group_dims=group_dims, group_tokens=(1, 1), token_dim=6)
+    tokens_BTD = tokenizer(groups_of(torch.randn(3, sum(group_dims)), group_dims))
     assert tokens_BTD.shape == (3, 2, 6)
     assert tokens_BTD.transpose(0, 1).is_contiguous()
 
@@ -109,6 +130,7 @@ def with_global(tokenize, global_token):
     """`tokenize` as a reference of inputs and weights, with a global token where there is one."""
 
     def tokens(inputs, weights):
+        weights = of_tokenizer(weights)
         x_BTD = tokenize(inputs["x_BW"], weights)
         if not global_token:
             return x_BTD
@@ -118,11 +140,17 @@ def with_global(tokenize, global_token):
     return tokens
 
 
-def compare(matches_reference, tokenizer, tokenize, rows, dtype):
+def compare(matches_reference, tokenizer, tokenize, rows, dtype, group_dims):
     x_BW = torch.randn(rows, tokenizer.in_dim, dtype=torch.float64)
-    assert tokenizer.to(dtype)(x_BW.to(dtype)).shape == (rows, tokenizer.num_tokens, tokenizer.token_dim)
+    of_row = OfRow(randomize(tokenizer), group_dims)
+    assert of_row.to(dtype)(x_BW.to(dtype)).shape == (rows, tokenizer.num_tokens, tokenizer.token_dim)
     reference = with_global(tokenize, tokenizer.global_token)
-    matches_reference(randomize(tokenizer), reference, {"x_BW": x_BW}, dtype, MLP_TOLERANCE[dtype])
+    matches_reference(of_row, reference, {"x_BW": x_BW}, dtype, MLP_TOLERANCE[dtype])
+
+
+def halves(in_dim):
+    """Two groups of about equal width, or one of a single column."""
+    return (in_dim // 2, in_dim - in_dim // 2) if in_dim > 1 else (1,)
 
 
 all_forms = pytest.mark.parametrize(
@@ -154,7 +182,7 @@ def test_groups_match_reference(matches_reference, group_dims, group_tokens, hid
             return reference.tokenize(x_BW, group_dims, group_tokens, *maps)
         return mlp_reference.group_tokens(x_BW, group_dims, group_mlps(group_dims, group_tokens, weights))
 
-    compare(matches_reference, tokenizer, tokenize, rows, dtype)
+    compare(matches_reference, tokenizer, tokenize, rows, dtype, group_dims)
 
 
 @all_forms
@@ -171,7 +199,7 @@ def test_chunks_match_reference(matches_reference, in_dim, num_chunks, hidden_di
         mlps = [[stacked(weights, layer, n) for layer in layers] for n in range(num_chunks)]
         return mlp_reference.chunk_tokens(x_BW, num_chunks, mlps)
 
-    compare(matches_reference, tokenizer, tokenize, rows, dtype)
+    compare(matches_reference, tokenizer, tokenize, rows, dtype, halves(in_dim))
 
 
 @all_forms
@@ -187,7 +215,7 @@ def test_auto_split_matches_reference(matches_reference, in_dim, num_splits, hid
     def tokenize(x_BW, weights):
         return mlp_reference.auto_split_tokens(x_BW, num_splits, [linear(weights, layer) for layer in layers])
 
-    compare(matches_reference, tokenizer, tokenize, rows, dtype)
+    compare(matches_reference, tokenizer, tokenize, rows, dtype, halves(in_dim))
 
 
 KINDS = [
@@ -204,8 +232,9 @@ def test_a_global_token_reads_every_feature_and_leaves_the_others_alone(kind):
     plain = kind()
     plain.load_state_dict({k: w for k, w in tokenizer.state_dict().items() if not k.startswith("global")})
     x_BW = torch.randn(2, 14, requires_grad=True)
-    x_BTD = tokenizer(x_BW)
-    assert torch.equal(x_BTD[:, 1:], plain(x_BW))
+    groups = groups_of(x_BW, (4, 6, 4))
+    x_BTD = tokenizer(groups)
+    assert torch.equal(x_BTD[:, 1:], plain(groups))
     (gradient,) = torch.autograd.grad(x_BTD[:, 0].square().sum(), x_BW)
     assert gradient.all()
     # A function of the row, not a parameter.
@@ -217,7 +246,22 @@ def test_a_global_token_reads_every_feature_and_leaves_the_others_alone(kind):
 def test_casts_to_bf16_whole(kind, hidden_dim):
     tokenizer = kind(hidden_dim=hidden_dim, global_token=True).bfloat16()
     assert tokenizer.dtype == torch.bfloat16
-    assert tokenizer(torch.randn(2, 14).bfloat16()).dtype == torch.bfloat16
+    groups = groups_of(torch.randn(2, 14), (4, 6, 4))
+    groups[0][0] = groups[0][0].bfloat16()  # as pooled sequences come, beside numerics in fp32
+    assert tokenizer(groups).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("group_tokens", [(2, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_groups_are_read_where_they_lie_with_the_bits_of_a_stack(group_tokens, parts):
+    torch.manual_seed(0)
+    tokenizer = GroupTokenizer(group_dims=(8, 8, 24), group_tokens=group_tokens, token_dim=16)
+    groups = [[*torch.randn(129, dim).chunk(parts, dim=1)] for dim in (8, 8, 24)]
+    whole = [torch.cat(group, dim=1) for group in groups]
+    read = [whole[g] for g in (0, 1) for _ in range(group_tokens[g])]
+    narrow, wide = tokenizer.projections
+    expected_TBD = torch.cat([narrow(torch.stack(read)), wide(torch.stack(whole[2:]))])
+    assert torch.equal(tokenizer(groups).transpose(0, 1), expected_TBD)
 
 
 def test_slices_start_like_independent_linear_layers():
@@ -248,7 +292,7 @@ def test_the_last_chunk_starts_by_its_true_width():
 
 def test_chunks_are_not_shared():
     chunks = ChunkTokenizer(in_dim=4, num_chunks=2, token_dim=3)
-    x_BTD = chunks(torch.ones(1, 4))
+    x_BTD = chunks([[torch.ones(1, 4)]])
     assert not torch.allclose(x_BTD[:, 0], x_BTD[:, 1])
 
 
@@ -262,7 +306,7 @@ def test_chunks_that_would_be_empty_are_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_of_another_width_is_refused(kind):
     with pytest.raises(RuntimeError):
-        kind()(torch.zeros(2, 13))
+        kind()(groups_of(torch.zeros(2, 13), (4, 5, 4)))
 
 
 def test_sizes_below_one_are_refused():

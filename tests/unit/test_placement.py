@@ -12,6 +12,7 @@ from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner
 
 from rankmixer_dist.config import load_config
 from rankmixer_dist.cost.gpu import gpu_of_key
+from rankmixer_dist.embedded import Embedded, Events
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.parallel.topology import Topology
 from rankmixer_dist.sparse import placement, shard
@@ -221,17 +222,17 @@ def test_what_a_step_keeps_is_what_a_real_one_keeps(backbone):
             kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
         return saved
 
-    fields, sequences, lengths = {}, {}, {}
+    vectors, events = {}, {}
     for name, feature in schema.features.items():
         if feature.kind in ("id", "multi_id"):
-            fields[name] = torch.randn(rows, schema.tables[feature.table].dim, requires_grad=True)
+            vectors[name] = torch.randn(rows, schema.tables[feature.table].dim, requires_grad=True)
         elif feature.kind == "sequence":
-            shape = (rows, feature.max_length, schema.tables[feature.table].dim)
-            sequences[name] = torch.randn(shape, requires_grad=True)
-            lengths[name] = torch.full((rows,), 3, dtype=torch.int32)
+            longest = feature.max_length
+            values_ND = torch.randn(rows * longest, schema.tables[feature.table].dim, requires_grad=True)
+            events[name] = Events(values_ND, torch.arange(0, rows * longest + 1, longest, dtype=torch.int32))
     numerics = torch.randn(rows, sum(feature.kind == "numeric" for feature in schema.features.values()))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        model.train()(fields, sequences, lengths, numerics).sum().backward()
+        model.train()(Embedded(vectors, events), numerics).sum().backward()
     told = kept_for_backward(config, build.weightless_model(config), rows)
     assert told == sum(kept.values())
     assert kept_for_backward(config, build.weightless_model(config), 2 * rows) > 1.9 * told

@@ -63,16 +63,16 @@ def per_token_ffn(x_TD: Tensor, w_up_TDF: Tensor, b_up_TF: Tensor, w_down_TFD: T
 
 def target_attention(
     query_BD: Tensor,
-    keys_BLD: Tensor,
+    keys_ND: Tensor,
     lengths: Sequence[int],
     layers: Sequence[tuple[Tensor, Tensor]],
     softmax: bool = False,
 ) -> Tensor:
-    """DIN pooling, key by key; `layers`: weight [out, in] and bias of the activation unit's layers. -> [B, D]."""
+    """DIN pooling, key by key; keys row after row; `layers`: the unit's weights [out, in] and biases. -> [B, D]."""
     rows = []
-    for q_D, keys_LD, length in zip(query_BD, keys_BLD, lengths, strict=True):
+    for q_D, keys_LD in zip(query_BD, keys_ND.split(list(lengths)), strict=True):
         scores = []
-        for k_D in keys_LD[:length]:
+        for k_D in keys_LD:
             x = torch.cat([q_D, k_D, q_D - k_D, q_D * k_D])
             for weight, bias in layers[:-1]:
                 x = silu(weight @ x + bias)
@@ -82,20 +82,20 @@ def target_attention(
             exponentials = [torch.exp(score) for score in scores]
             scores = [e / sum(exponentials) for e in exponentials]
         pooled_D = torch.zeros_like(q_D)
-        for score, k_D in zip(scores, keys_LD, strict=False):
+        for score, k_D in zip(scores, keys_LD, strict=True):
             pooled_D = pooled_D + score * k_D
         rows.append(pooled_D)
     return torch.stack(rows)
 
 
-def mean_pooling(keys_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Mean of each row's first keys, zeros for none. -> [B, D]."""
+def mean_pooling(keys_ND: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Mean of each row's keys, zeros for none. -> [B, D]."""
     rows = []
-    for keys_LD, length in zip(keys_BLD, lengths, strict=True):
-        total_D = torch.zeros_like(keys_LD[0])
-        for k_D in keys_LD[:length]:
+    for keys_LD in keys_ND.split(list(lengths)):
+        total_D = keys_ND.new_zeros(keys_ND.shape[1])
+        for k_D in keys_LD:
             total_D = total_D + k_D
-        rows.append(total_D / max(length, 1))
+        rows.append(total_D / max(len(keys_LD), 1))
     return torch.stack(rows)
 
 

@@ -91,9 +91,8 @@ def trained(small_config, topology, overrides):
         reading.close()
         model.eval()
         with torch.no_grad():
-            found = tables(batch.ids)
             rows = None if routing is None else routing.rows(batch, 3)
-            scored = model(found.fields, found.sequences, found.lengths, batch.numerics_BN, rows)
+            scored = model(tables(batch.ids), batch.numerics_BN, rows)
             results.append(scored.logits_BK)
     return [*results, *(p.detach().clone() for p in model.parameters())], operators
 
