@@ -17,7 +17,7 @@ LIBRARIES = ("deepspeed/", "torchrec/", "fbgemm_gpu/")
 
 aten = torch.ops.aten
 _SCALARS = {aten._local_scalar_dense.default}
-# Their output's size depends on values, which the device has to tell the host.
+# Their output's size depends on values, which the device has to tell the host that was not told an `output_size`.
 _SIZES = {
     aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default,
     aten.unique_consecutive.default, aten.repeat_interleave.Tensor, aten.equal.default,
@@ -75,7 +75,7 @@ class Census(TorchDispatchMode):
             if self._answer is not None:
                 return _scalar(args[0], self._answer(args[0], place()))
             return func(*args, **kwargs)
-        if self._counts and func in _SIZES and self._on_device(args[0]):
+        if self._counts and func in _SIZES and kwargs.get("output_size") is None and self._on_device(args[0]):
             self.note("read")
         if self._answer is not None and func is aten.nonzero.default:
             # One of the last dimension each, as many as there are sums over it.
