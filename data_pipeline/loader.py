@@ -1,16 +1,19 @@
 """From prepared shards to each rank's batches, in an order that depends on the seed and the epoch alone.
 
-The rows of an epoch form one stream: all chunks (row groups) of a split, shuffled. Global batch s is rows
-[s * G, (s + 1) * G) of that stream and rank r of n takes the r-th of n equal slices of it. So every row is read exactly
-once an epoch over all ranks, all ranks take the same number of steps, and neither a global batch nor a data position
-depends on the number of ranks. The stream's tail, shorter than a batch, is trained on too: `Batch` pads it.
+The rows of an epoch form one stream: all chunks (row groups) of a split, shuffled, and dealt to lanes where the config
+asks for them (`row_order`). Global batch s is rows [s * G, (s + 1) * G) of that stream and rank r of n takes the r-th
+of n equal slices of it. So every row is read exactly once an epoch over all ranks, all ranks take the same number of
+steps, and neither a global batch nor a data position depends on the number of ranks. The stream's tail, shorter than a
+batch, is trained on too: `Batch` pads it.
+
+A rank keeps the decoded row groups of its newest batch: those that the batch's rows are in, which are one of each of
+its L/n lanes, or two where one ends.
 """
 
 import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +25,7 @@ from data_pipeline.assemble import BatchAssembler
 from data_pipeline.groups import UserSide, group_fields, unfold
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
+from data_pipeline.row_order import Piece, RowOrder
 from data_pipeline.shard_files import places_of, too_large
 from data_pipeline.shards import READ_OPTIONS
 from data_pipeline.table_rows import NoRowError
@@ -30,7 +34,6 @@ from rankmixer_dist.errors import RankError, UserError, one_line
 from rankmixer_dist.schema import Schema
 from rankmixer_dist.threads import start_thread
 
-_CACHED_CHUNKS = 4
 _CACHED_FILES = 16
 
 
@@ -42,6 +45,7 @@ class Loader:
     Args:
         batch_size: G, rows of a global batch; a multiple of `world_size`.
         shuffle: `chunks` permutes the row groups anew each epoch; `none` keeps the order of time.
+        lanes: parts of the line of row groups that each batch has a stripe of.
         prefetch: batches that a background thread reads ahead.
         keys_of: features whose keys the batches keep beside the rows of their tables.
 
@@ -63,6 +67,7 @@ class Loader:
         world_size: int,
         shuffle: Literal["chunks", "none"],
         seed: int,
+        lanes: int,
         prefetch: int,
         with_truth: bool = False,
         pin_memory: bool = False,
@@ -71,7 +76,8 @@ class Loader:
         assert batch_size % world_size == 0, f"{batch_size} rows over {world_size} ranks"
         self._share = batch_size // world_size
         self._rank = rank
-        self._shuffle, self._seed, self._prefetch = shuffle, seed, prefetch
+        self._shuffle: Literal["chunks", "none"] = shuffle
+        self._seed, self._lanes, self._prefetch = seed, lanes, prefetch
         self._assemble = BatchAssembler(
             schema, rows=self._share, with_truth=with_truth, pin_memory=pin_memory, keys_of=keys_of
         )
@@ -120,12 +126,15 @@ class Loader:
             reader.join()
 
     def _read(self, position: Position) -> Iterator[tuple[Batch, Position]]:
-        order = _Order.of(self._chunks.rows, shuffle=self._shuffle, seed=self._seed, epoch=position.epoch)
+        order = RowOrder.of(
+            self._chunks.rows, shuffle=self._shuffle, seed=self._seed, epoch=position.epoch,
+            batch_size=self.batch_size, lanes=self._lanes,
+        )  # fmt: skip
         for first in range(position.row, self.rows, self.batch_size):
             stop = min(first + self.batch_size, self.rows)
             start = first + self._rank * self._share
-            pieces = list(order.pieces(start, min(start + self._share, stop)))
-            tables = [self._chunks.read(*piece) for piece in pieces]
+            pieces = order.pieces([(start, min(start + self._share, stop))])
+            tables = self._chunks.read(pieces)
             try:
                 batch = self._assemble(tables, global_weight=stop - first)
             except NoRowError as error:
@@ -153,33 +162,8 @@ class SplitsInTurn:
         return self._loaders[position.epoch].epoch(position)
 
 
-@dataclass(frozen=True)
-class _Order:
-    """The stream of an epoch: chunk `chunks[i]` begins at row `starts[i]`; `starts` has one more, the end."""
-
-    chunks: np.ndarray
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, *, shuffle: str, seed: int, epoch: int) -> "_Order":
-        chunks = np.arange(len(rows))
-        if shuffle == "chunks":
-            chunks = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(chunks)
-        return cls(chunks, np.concatenate([[0], np.cumsum(rows[chunks])]))
-
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(chunk, first row in it, rows) that make up rows [start, stop) of the stream."""
-        place = int(np.searchsorted(self.starts, start, side="right")) - 1
-        while start < stop:
-            first, end = int(self.starts[place]), int(self.starts[place + 1])
-            rows = min(stop, end) - start
-            yield int(self.chunks[place]), start - first, rows
-            start += rows
-            place += 1
-
-
 class _Chunks:
-    """The row groups of a split, numbered in the order of time; the last few read are kept for the next slice."""
+    """The row groups of a split, numbered in the order of time; those read last are kept for the next pieces."""
 
     def __init__(
         self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema, side: UserSide
@@ -195,16 +179,16 @@ class _Chunks:
         self._columns = pa.schema([*columns, *group_fields(side)]) if side else columns
         self._side = side
         self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._kept: dict[int, pa.Table] = {}
 
-    def read(self, chunk: int, first: int, rows: int) -> pa.Table:
-        table = self._cache.get(chunk)
-        if table is None:
-            table = self._load(chunk)
-            self._cache[chunk] = table
-            if len(self._cache) > _CACHED_CHUNKS:
-                self._cache.popitem(last=False)
-        return table.slice(first, rows)
+    def read(self, pieces: Sequence[Piece]) -> list[pa.Table]:
+        """The rows of each piece."""
+        asked = dict.fromkeys(chunk for chunk, _, _ in pieces)
+        self._kept = {chunk: table for chunk, table in self._kept.items() if chunk in asked}
+        for chunk in asked:
+            if chunk not in self._kept:
+                self._kept[chunk] = self._load(chunk)
+        return [self._kept[chunk].slice(first, rows) for chunk, first, rows in pieces]
 
     def _load(self, chunk: int) -> pa.Table:
         shard, group = self._places[chunk]

@@ -52,7 +52,10 @@ def open_split(
     config: RunConfig, manifest: Manifest, split: str, *, rank: int, world_size: int, batch_size: int, training: bool,
     pin_memory: bool,
 ) -> "Loader":  # fmt: skip
-    """A rank's loader of a split: shuffled as the config says for training, in the order of time for evaluation."""
+    """A rank's loader of a split: shuffled as the config says for training, in the order of time for evaluation.
+
+    Evaluation has a lane a rank, for nothing depends on which rank scores a row.
+    """
     from data_pipeline.loader import Loader
 
     return Loader(
@@ -65,6 +68,7 @@ def open_split(
         world_size=world_size,
         shuffle=config.loader.shuffle if training else "none",
         seed=config.seed,
+        lanes=config.loader.interleave if training else world_size,
         prefetch=config.loader.prefetch,
         with_truth=manifest.has_truth and not training,
         pin_memory=pin_memory,
@@ -109,6 +113,8 @@ def data_seen(config: RunConfig, manifest: Manifest) -> DataSeen:
             row_group_rows=manifest.row_group_rows,
             shuffle=config.loader.shuffle,
             seed=config.seed,
+            interleave=config.loader.interleave,
+            batch_size=config.loader.batch_size if config.loader.interleave > 1 else 0,
         ),
     )
 

@@ -39,6 +39,7 @@ class Stream(Strict):
     """The rows that a run trains on, in their order.
 
     made_from: checksum of what decides the prepared rows; empty where that is not known.
+    interleave, batch_size: the order depends on the batches where rows are dealt to several lanes, else 0 stands there.
     """
 
     made_from: str
@@ -46,6 +47,8 @@ class Stream(Strict):
     row_group_rows: int
     shuffle: str
     seed: int
+    interleave: int = 1
+    batch_size: int = 0
 
     def difference(self, now: "Stream") -> str | None:
         """What makes `now` another stream, in words, or None. The order of columns in a shard does not."""
@@ -59,7 +62,7 @@ class Stream(Strict):
             if here.content != then.content and not (known and here.cut == then.cut):
                 cut = "" if here.cut == then.cut else ", or has them in shards of other sizes"
                 return f"split {split} holds other rows{cut}"
-        for key in ("row_group_rows", "shuffle", "seed"):
+        for key in ("row_group_rows", "shuffle", "seed", "interleave", "batch_size"):
             if getattr(self, key) != getattr(now, key):
                 return f"{key} was {getattr(self, key)} and is {getattr(now, key)}"
         return None

@@ -111,4 +111,9 @@ class LoaderConfig(Strict):
 
     batch_size: PositiveInt = Field(default=2048, description="rows of a global batch, shared evenly by the ranks")
     shuffle: Literal["chunks", "none"] = "chunks"
+    interleave: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=1,
+        description="row groups that a batch is dealt from, which all ranks together keep decoded; a multiple of the "
+        "ranks lets each decode its own alone",
+    )
     prefetch: PositiveInt = Field(default=4, description="batches read ahead in the background")

@@ -89,6 +89,7 @@ def tell_this_machine(config: RunConfig, shown: Any) -> None:
 
 def tell_placement(config: RunConfig, options: argparse.Namespace, shown: Any) -> None:
     """Where the tables would lie on the ranks that the command line names."""
+    from data_pipeline.row_order import told_of_shared
     from rankmixer_dist.parallel.topology import Topology
     from rankmixer_dist.sparse.placement import planned
     from rankmixer_dist.train.build import planned_for, require_ranks, room_on
@@ -105,8 +106,13 @@ def tell_placement(config: RunConfig, options: argparse.Namespace, shown: Any) -
         f"{options.nodes} x {host.ranks} {kind}, {rows:,} rows each; a rank has {room.memory_bytes / _GIB:,.2f} GiB "
         f"for tables; ids a row {where}"
     )
-    if host.note:
-        shown.print(f"note: {host.note}")
+    shared = told_of_shared(
+        batch_size=config.loader.batch_size, lanes=config.loader.interleave, ranks=ranks,
+        row_group_rows=config.data.row_group_rows,
+    )  # fmt: skip
+    for note in (host.note, shared):
+        if note:
+            shown.print(f"note: {note}")
     try:
         with console(stderr=True).status(f"placing {len(config.features.tables)} tables on {ranks:,} ranks"):
             tables = planned(config.features, ranks=ranks, fixed=config.sparse.sharding, room=room).tables

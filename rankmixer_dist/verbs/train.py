@@ -76,6 +76,7 @@ def run_on(config: RunConfig, topology: "Topology", manifest: "Manifest | None" 
     with large_imports():
         from data_pipeline.manifest import MANIFEST_NAME
         from data_pipeline.reading import data_seen, open_prepared, open_split, open_training
+        from data_pipeline.row_order import told_of_shared
         from rankmixer_dist.parallel.topology import failing_together
         from rankmixer_dist.train.run import train
         from rankmixer_dist.train.run_dir import in_runs_order
@@ -89,6 +90,12 @@ def run_on(config: RunConfig, topology: "Topology", manifest: "Manifest | None" 
     with failing_together():
         manifest = open_prepared(config, _splits(config), **ranks, manifest=manifest)
     assert manifest is not None
+    told = told_of_shared(
+        batch_size=config.loader.batch_size, lanes=config.loader.interleave, ranks=topology.world_size,
+        row_group_rows=manifest.row_group_rows,
+    )  # fmt: skip
+    if topology.is_first and told is not None:
+        print(f"note: {told}", flush=True)
     pin_memory = topology.device.type == "cuda"
     rows = open_training(config, manifest, **ranks, pin_memory=pin_memory)
     validation_rows = None

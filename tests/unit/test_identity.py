@@ -23,6 +23,8 @@ def stream(*, made_from="a", cut="c", content="x", rows=10, **changes):
         ({"rows": 11, "content": "y"}, "split train had 10 rows and has 11"),
         ({"row_group_rows": 8, "content": "y"}, "row_group_rows was 4 and is 8"),
         ({"seed": 2}, "seed was 1 and is 2"),
+        ({"interleave": 8, "batch_size": 64}, "interleave was 1 and is 8"),
+        ({"batch_size": 64}, "batch_size was 0 and is 64"),
         ({"splits": {}}, "split train is not trained on"),
     ],
 )

@@ -106,11 +106,13 @@ def prepared(tmp_path):
     return tmp_path, manifest, table
 
 
-def make(prepared, *, split="train", rank=0, world_size=1, batch_size=24, shuffle="chunks", seed=3, with_truth=False):
+def make(
+    prepared, *, split="train", rank=0, world_size=1, batch_size=24, shuffle="chunks", seed=3, with_truth=False, lanes=1
+):
     folder, manifest, _ = prepared
     return Loader(
         folder, manifest, SCHEMA, split=split, batch_size=batch_size, rank=rank, world_size=world_size,
-        shuffle=shuffle, seed=seed, prefetch=2, with_truth=with_truth, keys_of=("user", "video"),
+        shuffle=shuffle, seed=seed, lanes=lanes, prefetch=2, with_truth=with_truth, keys_of=("user", "video"),
     )  # fmt: skip
 
 
@@ -127,17 +129,17 @@ def test_a_position_beyond_the_rows_is_refused(prepared):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("batch_size", [24, 48, 120])
-def test_every_rank_count_sees_the_same_global_batches_and_each_row_once(prepared, world_size, batch_size):
-    expected = [row_ids(batch) for batch, _ in make(prepared, batch_size=batch_size).epoch(Position(1, 0))]
-    shares = [
-        [
-            batch
-            for batch, _ in make(prepared, rank=rank, world_size=world_size, batch_size=batch_size).epoch(
-                Position(1, 0)
-            )
-        ]
-        for rank in range(world_size)
-    ]
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("shuffle", ["chunks", "none"])
+def test_every_rank_count_sees_the_same_global_batches_and_each_row_once(
+    prepared, world_size, batch_size, lanes, shuffle
+):
+    def batches(**ranks):
+        loader = make(prepared, batch_size=batch_size, lanes=lanes, shuffle=shuffle, **ranks)
+        return [batch for batch, _ in loader.epoch(Position(1, 0))]
+
+    expected = [row_ids(batch) for batch in batches()]
+    shares = [batches(rank=rank, world_size=world_size) for rank in range(world_size)]
     assert {len(batches) for batches in shares} == {-(-ROWS // batch_size)}
     together = [[row for share in step for row in row_ids(share)] for step in zip(*shares, strict=True)]
     assert together == expected
@@ -161,15 +163,19 @@ def test_no_shuffle_keeps_time_order(prepared):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_position_continues_where_it_was_taken_whatever_the_ranks(prepared, world_size):
-    whole = list(make(prepared).epoch(Position(2, 0)))
-    position = whole[1][1]
-    shares = [
-        [row_ids(batch) for batch, _ in make(prepared, rank=rank, world_size=world_size).epoch(position)]
-        for rank in range(world_size)
-    ]
-    rest = [[row for share in step for row in share] for step in zip(*shares, strict=True)]
-    assert rest == [row_ids(batch) for batch, _ in whole[2:]]
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_position_continues_where_it_was_taken_whatever_the_ranks(prepared, world_size, lanes):
+    whole = list(make(prepared, lanes=lanes).epoch(Position(2, 0)))
+    for done, (_, position) in enumerate(whole, start=1):
+        shares = [
+            [
+                row_ids(batch)
+                for batch, _ in make(prepared, rank=rank, world_size=world_size, lanes=lanes).epoch(position)
+            ]
+            for rank in range(world_size)
+        ]
+        rest = [[row for share in step for row in share] for step in zip(*shares, strict=True)]
+        assert rest == [row_ids(batch) for batch, _ in whole[done:]]
 
 
 def test_values_are_those_of_the_rows(prepared):
