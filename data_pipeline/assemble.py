@@ -1,8 +1,10 @@
-"""From Arrow tables to a `Batch`: every value is copied once, from the file's buffer to its place in the batch, where
-keys become rows of tables."""
+"""From Arrow tables to batches: the rows of several steps become tensors at once, and each step's are views of them.
+
+Keys become rows of tables on the way. What a column costs beside its values, some microseconds of Python, is paid once
+for all steps: a rank of 64 has 32 rows of a batch of 2,048.
+"""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +23,8 @@ from rankmixer_dist.schema import (
     Schema,
 )
 
-_Piece = dict[str, pa.Array]
-"""Columns of some rows by name."""
+_Columns = dict[str, pa.Array]
+"""Columns of all rows by name; empty where there are no rows."""
 
 PADDING_ID = -1
 """`row_id` and `user_id` of a padding row."""
@@ -55,107 +57,133 @@ class BatchAssembler:
         return [ROW_ID, USER_ID, TIMESTAMP, *self._labels, *self._truth, *self._numerics, *self._ids]
 
     def __call__(self, tables: Sequence[pa.Table], *, global_weight: float) -> Batch:
-        """The batch of `tables`' rows in order, then padding up to `rows`.
+        """The batch of `tables`' rows in order, then padding up to `rows`; raises as `steps` does."""
+        return self.steps(tables, global_weights=[global_weight])[0]
+
+    def steps(self, tables: Sequence[pa.Table], *, global_weights: Sequence[float]) -> list[Batch]:
+        """The batches of `tables`' rows in order, `rows` in each; the last ones end in padding.
+
+        Args:
+            global_weights: of each batch.
 
         Raises:
             NoRowError: a feature holds a key that its table has no row for.
         """
+        steps = len(global_weights)
         filled = sum(table.num_rows for table in tables)
-        assert filled <= self._rows, f"{filled} rows for a batch of {self._rows}"
-        weight = self._empty((self._rows,), torch.float32)
-        weight.numpy()[:filled], weight.numpy()[filled:] = 1, 0
+        assert filled <= steps * self._rows, f"{filled} rows for {steps} batches of {self._rows}"
         # A column of a table takes several times as long to get as one of a record batch.
-        pieces = [dict(zip(t.column_names, b.columns, strict=True)) for t in tables for b in t.to_batches()]
-        return Batch(
-            row_id_B=self._scalars(pieces, [ROW_ID], torch.int64, PADDING_ID)[:, 0],
-            user_id_B=self._scalars(pieces, [USER_ID], torch.int64, PADDING_ID)[:, 0],
-            timestamp_B=self._scalars(pieces, [TIMESTAMP], torch.int64, 0)[:, 0],
-            weight_B=weight,
-            labels_BK=self._scalars(pieces, self._labels, torch.float32, 0),
-            numerics_BN=self._scalars(pieces, self._numerics, torch.float32, 0),
-            ids=self._jagged(pieces),
-            global_weight=global_weight,
-            truth_BK=self._scalars(pieces, self._truth, torch.float32, 0) if self._truth else None,
-            keys_BS=self._scalars(pieces, self._keys_of, torch.int64, 0) if self._keys_of else None,
-            known_BS=self._known(pieces) if self._keys_of else None,
+        found = pa.concat_tables(tables).combine_chunks().to_batches() if filled else []
+        columns: _Columns = dict(zip(found[0].schema.names, found[0].columns, strict=True)) if found else {}
+        weight = self._empty((steps * self._rows,), torch.float32)
+        weight.numpy()[:filled], weight.numpy()[filled:] = 1, 0
+
+        def each(names: Sequence[str], dtype: torch.dtype, padding: float) -> Sequence[torch.Tensor]:
+            return self._cut(self._scalars(columns, names, dtype, padding, steps * self._rows))
+
+        def one(name: str, padding: int) -> Sequence[torch.Tensor]:
+            return self._cut(self._scalars(columns, [name], torch.int64, padding, steps * self._rows)[:, 0])
+
+        none = [None] * steps
+        of_steps = zip(
+            one(ROW_ID, PADDING_ID),
+            one(USER_ID, PADDING_ID),
+            one(TIMESTAMP, 0),
+            self._cut(weight),
+            each(self._labels, torch.float32, 0),
+            each(self._numerics, torch.float32, 0),
+            self._jagged(columns, filled, steps),
+            global_weights,
+            each(self._truth, torch.float32, 0) if self._truth else none,
+            each(self._keys_of, torch.int64, 0) if self._keys_of else none,
+            self._cut(self._known(columns, steps * self._rows)) if self._keys_of else none,
+            strict=True,
         )
+        return [Batch(*fields) for fields in of_steps]
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)
 
+    def _cut(self, all_rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Of [steps * rows, ...], the rows of each step."""
+        return all_rows.view(len(all_rows) // self._rows, self._rows, *all_rows.shape[1:]).unbind()
+
     def _scalars(
-        self, pieces: Sequence[_Piece], columns: Sequence[str], dtype: torch.dtype, padding: float
+        self, columns: _Columns, names: Sequence[str], dtype: torch.dtype, padding: float, rows: int
     ) -> torch.Tensor:
-        """[rows, len(columns)] of columns that hold one value a row, `padding` where it is missing."""
-        out = self._empty((self._rows, len(columns)), dtype)
+        """[rows, len(names)] of columns that hold one value a row, `padding` where it is missing."""
+        out = self._empty((rows, len(names)), dtype)
         view = out.numpy()
-        for place, column in enumerate(columns):
-            row = 0
-            for piece in pieces:
-                values = piece[column]
-                filled = values.fill_null(padding) if values.null_count else values
-                view[row : row + len(values), place] = filled.to_numpy(zero_copy_only=True)
-                row += len(values)
-            view[row:, place] = padding
+        for place, name in enumerate(names):
+            filled = 0
+            if columns:
+                values = columns[name].fill_null(padding) if columns[name].null_count else columns[name]
+                filled = len(values)
+                view[:filled, place] = values.to_numpy(zero_copy_only=True)
+            view[filled:, place] = padding
         return out
 
-    def _known(self, pieces: Sequence[_Piece]) -> torch.Tensor:
+    def _known(self, columns: _Columns, rows: int) -> torch.Tensor:
         """bool [rows, len(keys_of)], false in padding rows."""
-        out = self._empty((self._rows, len(self._keys_of)), torch.bool)
+        out = self._empty((rows, len(self._keys_of)), torch.bool)
         view = out.numpy()
         view[:] = False
-        for place, column in enumerate(self._keys_of):
-            row = 0
-            for piece in pieces:
-                known = piece[column].is_valid().to_numpy(zero_copy_only=False)
-                view[row : row + len(known), place] = known
-                row += len(known)
+        for place, name in enumerate(self._keys_of):
+            if columns:
+                known = columns[name].is_valid().to_numpy(zero_copy_only=False)
+                view[: len(known), place] = known
         return out
 
-    def _jagged(self, pieces: Sequence[_Piece]) -> JaggedIds:
-        lengths = self._empty((len(self._ids), self._rows), torch.int32)
+    def _jagged(self, columns: _Columns, filled: int, steps: int) -> list[JaggedIds]:
+        """The ids of each step; all steps' become rows of tables together."""
+        lengths = self._empty((steps, len(self._ids), self._rows), torch.int32)
         lengths_view = lengths.numpy()
+        counts_FS = np.zeros((len(self._ids), steps), np.int64)
+        bounds = np.minimum(np.arange(steps + 1) * self._rows, filled)
+        of_rows = np.zeros(steps * self._rows, np.int32)
         parts: list[np.ndarray] = []
         missing: list[np.ndarray] = []
-        ends = [0]
         taken = 0
-        for place, feature in enumerate(self._ids):
-            row = 0
-            for piece in pieces:
-                column = piece[feature]
-                stop = row + len(column)
-                if isinstance(column, pa.ListArray):
-                    offsets = column.offsets.to_numpy(zero_copy_only=True)
-                    np.subtract(offsets[1:], offsets[:-1], out=lengths_view[place, row:stop])
-                    values = column.values.to_numpy(zero_copy_only=True)
-                    parts.append(values[offsets[0] : offsets[-1]])
+        for place, feature in enumerate(self._ids if columns else ()):
+            column = columns[feature]
+            if isinstance(column, pa.ListArray):
+                offsets = column.offsets.to_numpy(zero_copy_only=True)
+                np.subtract(offsets[1:], offsets[:-1], out=of_rows[:filled])
+                counts_FS[place] = np.diff(offsets[bounds])
+                parts.append(column.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]])
+            else:
+                of_rows[:filled] = 1
+                counts_FS[place] = np.diff(bounds)
+                if column.null_count:
+                    keys, places = _with_nulls(column)
+                    parts.append(keys)
+                    missing.append(taken + places)
                 else:
-                    lengths_view[place, row:stop] = 1
-                    if column.null_count:
-                        keys, places = _with_nulls(column)
-                        parts.append(keys)
-                        missing.append(taken + places)
-                    else:
-                        parts.append(column.to_numpy(zero_copy_only=True))
-                taken += len(parts[-1])
-                row = stop
-            lengths_view[place, row:] = 0
-            ends.append(taken)
+                    parts.append(column.to_numpy(zero_copy_only=True))
+            lengths_view[:, place] = of_rows.reshape(steps, self._rows)
+            taken += len(parts[-1])
+        if not columns:
+            lengths_view[:] = 0
         values = self._empty((taken,), torch.int64)
-        counts = tuple(end - start for start, end in pairwise(ends))
+        keys = values.numpy() if steps == 1 else np.empty(taken, np.int64)
         if parts:
-            keys = np.concatenate(parts, out=values.numpy())
+            np.concatenate(parts, out=keys)
             places = np.concatenate([np.empty(0, np.int64), *missing])
             keys[places] = 0  # a key that every table has a row for
-            self._table_rows(keys, counts)
+            self._table_rows(keys, counts_FS.sum(axis=1).tolist())
             keys[places] = MISSING_ID
-        return JaggedIds(self._ids, values, lengths, counts)
+        if steps > 1:
+            ends = np.cumsum(counts_FS).reshape(counts_FS.shape)
+            spans = zip((ends - counts_FS).T.ravel().tolist(), ends.T.ravel().tolist(), strict=True)
+            np.concatenate([keys[start:end] for start, end in spans], out=values.numpy())
+        of_steps = values.split(counts_FS.sum(axis=0).tolist()), lengths.unbind(), map(tuple, counts_FS.T.tolist())
+        return [JaggedIds(self._ids, *found) for found in zip(*of_steps, strict=True)]
 
 
 def _with_nulls(column: pa.Int64Array) -> tuple[np.ndarray, np.ndarray]:
     """The values of a column without a copy, arbitrary where it is null, and the places where it is.
 
-    A batch asks this of each piece of each feature; `fill_null` and `is_null` take four times as long.
+    `fill_null` and `is_null` take four times as long for some hundred rows.
     """
     valid, values = column.buffers()
     first, rows = column.offset, len(column)

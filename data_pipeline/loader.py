@@ -6,8 +6,8 @@ of n equal slices of it. So every row is read exactly once an epoch over all ran
 steps, and neither a global batch nor a data position depends on the number of ranks. The stream's tail, shorter than a
 batch, is trained on too: `Batch` pads it.
 
-A rank keeps the decoded row groups of its newest batch: those that the batch's rows are in, which are one of each of
-its L/n lanes, or two where one ends.
+Several steps are read at once where a rank's slice is small, up to `_ROWS_AT_ONCE` rows or a little more. A rank keeps
+the decoded row groups that these rows are in: one or two of each of its L/n lanes, or those that the rows fill.
 """
 
 import queue
@@ -25,7 +25,7 @@ from data_pipeline.assemble import BatchAssembler
 from data_pipeline.groups import UserSide, group_fields, unfold
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
-from data_pipeline.row_order import Piece, RowOrder
+from data_pipeline.row_order import Piece, RowOrder, files_at_once
 from data_pipeline.shard_files import places_of, too_large
 from data_pipeline.shards import READ_OPTIONS
 from data_pipeline.table_rows import NoRowError
@@ -34,7 +34,12 @@ from rankmixer_dist.errors import RankError, UserError, one_line
 from rankmixer_dist.schema import Schema
 from rankmixer_dist.threads import start_thread
 
-_CACHED_FILES = 16
+_OPEN_FILES = 256
+"""A process may open 1,024 where nobody has raised the limit."""
+_ROWS_AT_ONCE = 8192
+"""A rank's rows that are made batches at once, or those of one step if these are more."""
+_Step = tuple[Batch, Position]
+"""A batch and the position after it."""
 
 
 class Loader:
@@ -46,7 +51,7 @@ class Loader:
         batch_size: G, rows of a global batch; a multiple of `world_size`.
         shuffle: `chunks` permutes the row groups anew each epoch; `none` keeps the order of time.
         lanes: parts of the line of row groups that each batch has a stripe of.
-        prefetch: batches that a background thread reads ahead.
+        prefetch: batches that a background thread reads ahead, and those that are read at once.
         keys_of: features whose keys the batches keep beside the rows of their tables.
 
     Raises:
@@ -75,6 +80,7 @@ class Loader:
     ) -> None:
         assert batch_size % world_size == 0, f"{batch_size} rows over {world_size} ranks"
         self._share = batch_size // world_size
+        self._steps_at_once = -(-_ROWS_AT_ONCE // self._share)
         self._rank = rank
         self._shuffle: Literal["chunks", "none"] = shuffle
         self._seed, self._lanes, self._prefetch = seed, lanes, prefetch
@@ -83,21 +89,23 @@ class Loader:
         )
         prepared = prepared_columns(schema, has_truth=manifest.has_truth)
         columns = pa.schema([prepared.field(name) for name in self._assemble.columns()])
+        shards = manifest.splits[split]
         side = {} if manifest.group is None else manifest.group.user_side
-        self._chunks = _Chunks(folder, manifest.splits[split], manifest.row_group_rows, columns, side)
+        most_files = min(-(-files_at_once(lanes) // world_size) + 1, _OPEN_FILES)
+        self._chunks = _Chunks(folder, shards, manifest.row_group_rows, columns, side, most_files=most_files)
         self._schema = schema
         self.batch_size = batch_size
         self.rows = manifest.rows(split)
         self.steps_per_epoch = -(-self.rows // batch_size)
 
-    def epoch(self, position: Position) -> Iterator[tuple[Batch, Position]]:
+    def epoch(self, position: Position) -> Iterator[_Step]:
         """The rest of an epoch from `position`: each batch with the position after it."""
         if position.row > self.rows:
             raise UserError(f"the data position is row {position.row:,} of {self.rows:,}; it is of other data")
         stop = threading.Event()
-        ready: queue.Queue[tuple[Batch, Position] | BaseException | None] = queue.Queue(self._prefetch)
+        ready: queue.Queue[list[_Step] | BaseException | None] = queue.Queue(-(-self._prefetch // self._steps_at_once))
 
-        def put(item: tuple[Batch, Position] | BaseException | None) -> bool:
+        def put(item: list[_Step] | BaseException | None) -> bool:
             while not stop.is_set():
                 try:
                     ready.put(item, timeout=0.1)
@@ -108,8 +116,8 @@ class Loader:
 
         def read_ahead() -> None:
             try:
-                for item in self._read(position):
-                    if not put(item):
+                for steps in self._read(position):
+                    if not put(steps):
                         return
                 put(None)
             except BaseException as error:  # handed to the consumer, which raises it
@@ -120,29 +128,46 @@ class Loader:
             while (item := ready.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                yield from item
         finally:
             stop.set()
             reader.join()
 
-    def _read(self, position: Position) -> Iterator[tuple[Batch, Position]]:
+    def _read(self, position: Position) -> Iterator[list[_Step]]:
+        """Steps that were read at once."""
         order = RowOrder.of(
-            self._chunks.rows, shuffle=self._shuffle, seed=self._seed, epoch=position.epoch,
+            self._chunks.rows, self._chunks.files, shuffle=self._shuffle, seed=self._seed, epoch=position.epoch,
             batch_size=self.batch_size, lanes=self._lanes,
         )  # fmt: skip
-        for first in range(position.row, self.rows, self.batch_size):
-            stop = min(first + self.batch_size, self.rows)
-            start = first + self._rank * self._share
-            pieces = order.pieces([(start, min(start + self._share, stop))])
-            tables = self._chunks.read(pieces)
-            try:
-                batch = self._assemble(tables, global_weight=stop - first)
-            except NoRowError as error:
-                found = (
-                    (piece[0], id_beyond_table(rows, self._schema)) for piece, rows in zip(pieces, tables, strict=True)
-                )
-                raise next(self._chunks.unreadable(chunk, told) for chunk, told in found if told is not None) from error
-            yield batch, Position(position.epoch, stop)
+        firsts = range(position.row, self.rows, self.batch_size)
+        for done in range(0, len(firsts), self._steps_at_once):
+            yield from self._tried(order, position.epoch, firsts[done : done + self._steps_at_once])
+
+    def _tried(self, order: RowOrder, epoch: int, firsts: Sequence[int]) -> Iterator[list[_Step]]:
+        """The steps whose global batches begin at rows `firsts` of the stream; up to the one that cannot be read."""
+        try:
+            yield self._steps(order, epoch, firsts)
+        except RankError:
+            if len(firsts) == 1:
+                raise
+            for first in firsts:
+                yield self._steps(order, epoch, [first])
+
+    def _steps(self, order: RowOrder, epoch: int, firsts: Sequence[int]) -> list[_Step]:
+        starts = np.asarray(firsts)
+        stops = np.minimum(starts + self.batch_size, self.rows)
+        mine = starts + self._rank * self._share
+        pieces = order.pieces(mine, np.minimum(mine + self._share, stops))
+        tables = self._chunks.read(pieces)
+        weights = (stops - starts).tolist()
+        try:
+            batches = self._assemble.steps(tables, global_weights=weights)
+        except NoRowError as error:
+            found = (
+                (piece[0], id_beyond_table(rows, self._schema)) for piece, rows in zip(pieces, tables, strict=True)
+            )
+            raise next(self._chunks.unreadable(chunk, told) for chunk, told in found if told is not None) from error
+        return [(batch, Position(epoch, stop)) for batch, stop in zip(batches, stops.tolist(), strict=True)]
 
 
 class SplitsInTurn:
@@ -166,7 +191,14 @@ class _Chunks:
     """The row groups of a split, numbered in the order of time; those read last are kept for the next pieces."""
 
     def __init__(
-        self, folder: Path, shards: list[Shard], row_group_rows: int, columns: pa.Schema, side: UserSide
+        self,
+        folder: Path,
+        shards: list[Shard],
+        row_group_rows: int,
+        columns: pa.Schema,
+        side: UserSide,
+        *,
+        most_files: int,
     ) -> None:
         self._paths = [folder / shard.path for shard in shards]
         sizes, places = [], []
@@ -175,7 +207,9 @@ class _Chunks:
                 sizes.append(min(row_group_rows, shard.rows - group * row_group_rows))
                 places.append((index, group))
         self.rows = np.array(sizes, dtype=np.int64)
+        self.files = np.array([shard for shard, _ in places], dtype=np.int64)
         self._places = places
+        self._most_files = most_files
         self._columns = pa.schema([*columns, *group_fields(side)]) if side else columns
         self._side = side
         self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
@@ -225,7 +259,7 @@ class _Chunks:
                 if column.name not in columns or not columns[column.name].equals(column):
                     raise _DamagedError(f"it has no column {column.name!r} of type {column.type}")
             self._files[shard] = file, places_of(file.schema, {*self._columns.names})
-            if len(self._files) > _CACHED_FILES:
+            if len(self._files) > self._most_files:
                 self._files.popitem(last=False)[1][0].close()
         return self._files[shard]
 

@@ -13,10 +13,12 @@ ranks need not divide L: a stripe is wide by one row more or less, and some row 
 A window of shuffled row groups is the whole epoch, so that row groups of any sizes fill lanes of any length. In the
 order of time it is `_WINDOW` row groups a lane: there the order is kept from window to window. The rows that fill no
 whole batch end the stream as they end the line.
+
+To open a file takes as long as to decode a row group, or several. Without lanes all row groups are shuffled, and where
+there are many files, each row group is of another. With lanes the files are shuffled, and the row groups of a few files
+at a time, so that one rank opens a file, and once; the lanes together are in `_FILES` files, or in one each.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +29,8 @@ _WINDOW = 4
 
 MOST_LANES = 4096
 """One rank alone may have to keep so many row groups."""
+_FILES = 64
+"""Files that rows are mixed from at any time, where lanes are fewer; files of several lanes are more."""
 _MANY = 4
 """Ranks that decode the same row group before somebody is told: from here on reading costs several times as much."""
 
@@ -49,19 +53,31 @@ class RowOrder:
     chunks: np.ndarray
     starts: np.ndarray
     batch_size: int
-    stripes: tuple[int, ...]
+    stripes: np.ndarray
     window: int
 
     @classmethod
     def of(
-        cls, rows: np.ndarray, *, shuffle: Literal["chunks", "none"], seed: int, epoch: int, batch_size: int, lanes: int
+        cls,
+        rows: np.ndarray,
+        files: np.ndarray,
+        *,
+        shuffle: Literal["chunks", "none"],
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        lanes: int,
     ) -> "RowOrder":
-        """The order of row groups that have so many `rows`, int64 [row groups], in the order of time."""
+        """The order of row groups that have so many `rows` and lie in such `files`, int64 [row groups], by time."""
         chunks = np.arange(len(rows))
         whole = int(rows.sum()) // batch_size
         lanes = min(lanes, batch_size)
         if shuffle == "chunks":
-            chunks = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(chunks)
+            random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+            chunks = random.permutation(chunks)
+            if lanes > 1:
+                together = random.permutation(files.max(initial=-1) + 1)[files[chunks]] // -(-_FILES // lanes)
+                chunks = chunks[np.argsort(together, kind="stable")]
             window = whole
         else:
             window = _WINDOW * -(-int(rows.max(initial=1)) * lanes // batch_size)
@@ -69,53 +85,60 @@ class RowOrder:
             chunks=chunks,
             starts=np.concatenate([[0], np.cumsum(rows[chunks])]),
             batch_size=batch_size,
-            stripes=tuple(lane * batch_size // lanes for lane in range(lanes + 1)),
+            stripes=np.arange(lanes + 1) * batch_size // lanes,
             window=max(window, 1),
         )
 
-    def pieces(self, slices: Iterable[tuple[int, int]]) -> list[Piece]:
-        """What makes up rows [start, stop) of the stream, one slice after the other; neighbours are one piece."""
-        spans: list[tuple[int, int]] = []
-        for start, stop in slices:
-            if start >= stop:  # of a rank that the tail does not reach
-                continue
-            for first, end in self._on_the_line(start, stop):
-                if spans and spans[-1][1] == first:
-                    spans[-1] = spans[-1][0], end
-                else:
-                    spans.append((first, end))
-        places = np.searchsorted(self.starts, [first for first, _ in spans], side="right") - 1
-        return [piece for span, place in zip(spans, places.tolist(), strict=True) for piece in self._cut(*span, place)]
+    def pieces(self, starts: np.ndarray, stops: np.ndarray) -> list[Piece]:
+        """What makes up rows [start, stop) of the stream, one slice after the other; neighbours are one piece.
 
-    def _on_the_line(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Rows [first, end) of the line that make up rows [start, stop) of the stream."""
+        Args:
+            starts, stops: int64 [slices]; a slice lies in one batch, and one that ends before it starts is empty.
+        """
+        held = starts < stops  # the tail does not reach all ranks
+        first, end = self._on_the_line(starts[held], stops[held])
+        if not len(first):
+            return []
+        new = np.concatenate([[True], first[1:] != end[:-1]])
+        first, end = first[new], end[np.concatenate([new[1:], [True]])]
+        place = np.searchsorted(self.starts, first, side="right") - 1
+        of, nth = _counted(np.searchsorted(self.starts, end) - place)
+        place = place[of] + nth
+        begins = np.maximum(first[of], self.starts[place])
+        rows = np.minimum(end[of], self.starts[place + 1]) - begins
+        pieces = self.chunks[place], begins - self.starts[place], rows
+        return [*zip(*(column.tolist() for column in pieces), strict=True)]
+
+    def _on_the_line(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the rows of the line begin and end that make up slices of the stream, one slice after the other."""
         if len(self.stripes) == 2:
-            yield start, stop
-            return
-        whole = int(self.starts[-1]) // self.batch_size
-        while start < stop:
-            batch, column = divmod(start, self.batch_size)
-            if batch >= whole:
-                yield start, stop
-                return
-            opens = batch - batch % self.window
-            batches = min(self.window, whole - opens)
-            lane = bisect_right(self.stripes, column) - 1
-            left, right = self.stripes[lane], self.stripes[lane + 1]
-            first = opens * self.batch_size + batches * left + (batch - opens) * (right - left) + column - left
-            rows = min(right - column, stop - start)
-            yield first, first + rows
-            start += rows
+            return starts, stops
+        whole = self.starts[-1] // self.batch_size
+        batch, column = np.divmod(starts, self.batch_size)
+        in_tail = batch >= whole
+        lane = np.searchsorted(self.stripes, column, side="right") - 1
+        lanes = np.searchsorted(self.stripes, column + stops - starts) - lane
+        of, nth = _counted(np.where(in_tail, 1, lanes))
+        lane = lane[of] + nth
+        left, right = self.stripes[lane], self.stripes[lane + 1]
+        opens = (batch - batch % self.window)[of]
+        batches = np.minimum(self.window, whole - opens)
+        begins = np.maximum(column[of], left)
+        rows = np.minimum((column + stops - starts)[of], right) - begins
+        first = opens * self.batch_size + batches * left + (batch[of] - opens) * (right - left) + begins - left
+        in_tail = in_tail[of]
+        return np.where(in_tail, starts[of], first), np.where(in_tail, stops[of], first + rows)
 
-    def _cut(self, start: int, stop: int, place: int) -> Iterator[Piece]:
-        """Rows [start, stop) of the line, which begin in the row group at `place` of it, by row group."""
-        while start < stop:
-            first, end = int(self.starts[place]), int(self.starts[place + 1])
-            rows = min(stop, end) - start
-            if rows:
-                yield int(self.chunks[place]), start - first, rows
-            start += rows
-            place += 1
+
+def _counted(many: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[2, 3] -> [0, 0, 1, 1, 1] and [0, 1, 0, 1, 2]."""
+    of = np.repeat(np.arange(len(many)), many)
+    return of, np.arange(len(of)) - (np.cumsum(many) - many)[of]
+
+
+def files_at_once(lanes: int) -> int:
+    """Files that the rows of a window are in at any time, those of all lanes."""
+    return lanes * -(-_FILES // lanes)
 
 
 def told_of_shared(*, batch_size: int, lanes: int, ranks: int, row_group_rows: int) -> str | None:

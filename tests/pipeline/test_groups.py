@@ -92,7 +92,7 @@ def test_the_loader_gives_every_row_once_whatever_the_ranks(small_config, tmp_pa
     for rank in range(world_size):
         loader = Loader(
             config.data.prepared, manifest, config.features, split="test", batch_size=30, rank=rank,
-            world_size=world_size, shuffle="chunks", seed=3, prefetch=2,
+            world_size=world_size, shuffle="chunks", seed=3, lanes=4, prefetch=2,
         )  # fmt: skip
         batches.append([batch for batch, _ in loader.epoch(Position(0, 0))])
     found = [row for share in batches for batch in share for row in batch.row_id_B[batch.weight_B > 0].tolist()]

@@ -195,7 +195,8 @@ def test_damage_that_was_not_looked_for_ends_the_reading(prepared, damage):
 
 
 @pytest.mark.parametrize("cut", [True, False])
-def test_a_shard_damaged_while_it_is_read_ends_the_reading(prepared, cut):
+def test_a_shard_damaged_while_it_is_read_ends_the_reading(prepared, cut, monkeypatch):
+    monkeypatch.setattr("data_pipeline.loader._ROWS_AT_ONCE", 16)  # of so few rows all would be read at first
     config, manifest, good = prepared
     path = config.data.prepared / manifest.splits["train"][0].path
     group = manifest.splits["train"][0].row_groups - 1

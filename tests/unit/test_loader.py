@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from data_pipeline import loader as loader_module
 from data_pipeline.key_range import identity_features
 from data_pipeline.loader import Loader, SplitsInTurn
 from data_pipeline.manifest import (
@@ -204,6 +205,45 @@ def test_values_are_those_of_the_rows(prepared):
                 assert np.where(known[:real, place], keys[:real, place], None).tolist() == there
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 12])
+@pytest.mark.parametrize("rows_at_once", [7, 16, 10_000])
+def test_steps_that_are_read_at_once_are_those_read_alone(prepared, monkeypatch, lanes, world_size, rows_at_once):
+    def batches(rank, at_once):
+        monkeypatch.setattr(loader_module, "_ROWS_AT_ONCE", at_once)
+        loader = make(prepared, batch_size=24, rank=rank, world_size=world_size, lanes=lanes, with_truth=True)
+        return list(loader.epoch(Position(0, 48)))
+
+    for rank in range(world_size):
+        together, alone = batches(rank, rows_at_once), batches(rank, 1)
+        assert [after for _, after in together] == [after for _, after in alone]
+        for (found, _), (wanted, _) in zip(together, alone, strict=True):
+            assert (found.ids.features, found.ids.counts) == (wanted.ids.features, wanted.ids.counts)
+            assert found.ids.counts == tuple(found.ids.lengths_FB.sum(dim=1).tolist())
+            assert found.global_weight == wanted.global_weight
+            for one, other in zip(found.tensors(), wanted.tensors(), strict=True):
+                assert one.is_contiguous() and one.dtype == other.dtype
+                torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("shuffle", ["chunks", "none"])
+def test_steps_before_the_one_that_cannot_be_read_are_taken(prepared, shuffle):
+    loader = make(prepared, batch_size=4, shuffle=shuffle)
+    load, loaded = loader._chunks._load, set()
+
+    def fails_at_the_ninth(chunk):
+        if len(loaded | {chunk}) > 8:
+            raise loader._chunks.unreadable(chunk, "gone")
+        loaded.add(chunk)
+        return load(chunk)
+
+    loader._chunks._load = fails_at_the_ninth
+    steps = []
+    with pytest.raises(UserError, match=r"row group \d+ cannot be read \(gone\)"):
+        steps.extend(loader.epoch(Position(0, 0)))
+    assert [position.row for _, position in steps] == list(range(4, 65, 4))
+
+
 def test_padding_rows_are_marked(prepared):
     *_, (last, _) = make(prepared).epoch(Position(0, 0))
     padding = last.weight_B == 0
@@ -250,13 +290,13 @@ def test_batches_are_read_ahead_on_the_gpu_of_the_rank(prepared, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "gpu", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: setattr(current, "gpu", gpu))
     loader = make(prepared)
-    assemble, seen = loader._assemble, set()
+    assemble, seen = loader._assemble.steps, set()
 
     def recorded(*args, **kwargs):
         seen.add((threading.current_thread().name, torch.cuda.current_device()))  # where memory would be pinned
         return assemble(*args, **kwargs)
 
-    monkeypatch.setattr(loader, "_assemble", recorded)
+    monkeypatch.setattr(loader._assemble, "steps", recorded)
     assert list(loader.epoch(Position(0, 0)))
     assert seen == {("loader", 3)}
 
