@@ -5,12 +5,12 @@ the config that it keeps; beside it stand their checksums and what the run has t
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import NonNegativeInt
 
 from rankmixer_dist.checksum import json_checksum
-from rankmixer_dist.config import BackboneName, ModelConfig
+from rankmixer_dist.config import BACKBONES, ModelConfig
 from rankmixer_dist.schema import ID_HASH, IdFeature, Schema, Strict
 
 Difference = tuple[str, Any, Any]
@@ -98,7 +98,7 @@ def parts(features: Schema, model: ModelConfig, *, defaults: bool = True) -> dic
         }
     found |= {f"group {name}": {"tokens": tokens} for name, tokens in features.groups.items()}
     found |= {f"task {name}": {"column": column} for name, column in features.label_columns().items()}
-    of_others = {*get_args(BackboneName)} - {model.backbone}
+    of_others = {*BACKBONES} - {model.backbone}
     found["model"] = {**model.model_dump(**told, exclude=of_others), "backbone": model.backbone}
     found["order"] = {key: [*getattr(features, key)] for key in ORDERED if key != "tables"}
     return found

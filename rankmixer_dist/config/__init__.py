@@ -1,8 +1,10 @@
 """A run, as one YAML file: strict, typed and immutable. Importing it needs no torch."""
 
+from rankmixer_dist.config.backbones import BACKBONES
+from rankmixer_dist.config.backbones.experts import DTSIConfig, SoftmaxTopKConfig
 from rankmixer_dist.config.data import GroupConfig, KuaiRandSource, Source, SyntheticSource, TimeRange
 from rankmixer_dist.config.load import load_config
-from rankmixer_dist.config.model import BackboneName, DTSIConfig, ModelConfig, SoftmaxTopKConfig
+from rankmixer_dist.config.model import ModelConfig
 from rankmixer_dist.config.run import (
     MANNER,
     BestCheckpoint,
@@ -14,8 +16,8 @@ from rankmixer_dist.config.run import (
 from rankmixer_dist.config.stream import StreamConfig
 
 __all__ = [
+    "BACKBONES",
     "MANNER",
-    "BackboneName",
     "BestCheckpoint",
     "DTSIConfig",
     "DenseConfig",

@@ -1,33 +1,17 @@
 """All backbones by the name that a config calls them."""
 
+import importlib
 from typing import Any
 
-from rankmixer_dist.models.attention_stack import HHFT, HeteroAttention, Hiformer
-from rankmixer_dist.models.autoint import AutoInt
 from rankmixer_dist.models.backbone import Backbone
-from rankmixer_dist.models.dcn_v2 import DCNv2
-from rankmixer_dist.models.dhen import DHEN
-from rankmixer_dist.models.dlrm_mlp import DLRMMLP
-from rankmixer_dist.models.moe import MMoE
-from rankmixer_dist.models.rankmixer import RankMixer
-from rankmixer_dist.models.rdcn import RDCN
-from rankmixer_dist.models.tokenmixer_large import TokenMixerLarge
-from rankmixer_dist.models.wukong import Wukong
 
-BACKBONES: dict[str, type[Backbone]] = {
-    "rankmixer": RankMixer,
-    "tokenmixer_large": TokenMixerLarge,
-    "dlrm_mlp": DLRMMLP,
-    "dcn_v2": DCNv2,
-    "rdcn": RDCN,
-    "moe": MMoE,
-    "autoint": AutoInt,
-    "dhen": DHEN,
-    "hiformer": Hiformer,
-    "wukong": Wukong,
-    "hetero_attention": HeteroAttention,
-    "hhft": HHFT,
-}
+
+def backbone_class(name: str) -> type[Backbone]:
+    """The backbone that a config calls `name`: the one that `rankmixer_dist/models/<name>.py` defines."""
+    module = importlib.import_module(f"rankmixer_dist.models.{name}")
+    own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    (found,) = (value for value in own if isinstance(value, type) and issubclass(value, Backbone))
+    return found
 
 
 def build_backbone(name: str, *, num_tokens: int, token_dim: int, **options: Any) -> Backbone:
@@ -36,4 +20,4 @@ def build_backbone(name: str, *, num_tokens: int, token_dim: int, **options: Any
     Raises:
         ValueError: what its constructor refuses.
     """
-    return BACKBONES[name](num_tokens=num_tokens, token_dim=token_dim, **options)
+    return backbone_class(name)(num_tokens=num_tokens, token_dim=token_dim, **options)

@@ -16,7 +16,6 @@ from rankmixer_dist.layers.per_token_ffn import PerTokenFFN, PerTokenSwiGLU
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
 from rankmixer_dist.layers.routing_report import RoutedRows, RoutingReport
 from rankmixer_dist.models.backbone import Backbone
-from rankmixer_dist.models.backbones import BACKBONES
 from rankmixer_dist.models.seams import Feed, Home, Mix, Seam, Spreadable, WholeCourse, here, passed, share_of_mean
 from rankmixer_dist.parallel.exchange import TokenExchange, Traffic
 from rankmixer_dist.parallel.expert_groups import ExpertGrid, ExpertsBelow, keep_own_share
@@ -67,8 +66,9 @@ def check_spreadable(backbone: Backbone, size: int) -> None:
         ValueError: it cannot.
     """
     if not isinstance(backbone, Spreadable):
-        names = " and ".join(name for name, kind in BACKBONES.items() if issubclass(kind, Spreadable))
-        raise ValueError(f"only the backbones {names} can be spread; use expert size 1")
+        raise ValueError(
+            "only rankmixer, tokenmixer_large and what else names its seams can be spread; use expert size 1"
+        )
     try:
         backbone.check_exchanges()
     except ValueError as error:

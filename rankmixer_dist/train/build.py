@@ -120,15 +120,8 @@ def unknown_data(schema: Schema) -> DataSeen:
 
 def backbone_options(model: ModelConfig, *, num_tasks: int) -> dict[str, Any]:
     """The chosen backbone's own arguments, from its section of the config."""
-    options = getattr(model, model.backbone).model_dump()
-    options.pop("auxiliary_weight", None)
-    if "moe" in options:
-        options["moe"] = _mixture(model.mixture)
-    if "hidden_ratio" in options:
-        options["hidden_dim"] = round(options.pop("hidden_ratio") * model.token_dim)
-    if options.get("num_gates", num_tasks) is None:
-        options["num_gates"] = num_tasks
-    return options
+    found = model.options.arguments(token_dim=model.token_dim, num_tasks=num_tasks)
+    return found | ({"moe": _mixture(found["moe"])} if "moe" in found else {})
 
 
 def _mixture(moe: DTSIConfig | SoftmaxTopKConfig | None) -> Mixture | None:
@@ -153,7 +146,7 @@ def _mixture(moe: DTSIConfig | SoftmaxTopKConfig | None) -> Mixture | None:
 
 def auxiliary_weight(model: ModelConfig) -> float:
     """Weight of the loss of the backbone's intermediate stages."""
-    return getattr(getattr(model, model.backbone), "auxiliary_weight", 0.0)
+    return getattr(model.options, "auxiliary_weight", 0.0)
 
 
 def _groups(schema: Schema) -> list[GroupSpec]:

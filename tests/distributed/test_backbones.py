@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from rankmixer_dist.config import load_config
-from rankmixer_dist.models.backbones import BACKBONES
+from rankmixer_dist.config import BACKBONES, load_config
 
 pytestmark = pytest.mark.thorough
 

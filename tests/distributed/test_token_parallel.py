@@ -166,7 +166,7 @@ def test_what_cannot_be_spread_is_refused(results):
         "only per-token FFNs and experts can be spread; use expert size 1 or leave shared_ffn out",
         "tokens cannot be spread with a num_heads that is not the number of tokens; use expert size 1",
         "tokens cannot be spread with a num_heads that is not the number of tokens; use expert size 1",
-        "only the backbones rankmixer and tokenmixer_large can be spread; use expert size 1",
+        "only rankmixer, tokenmixer_large and what else names its seams can be spread; use expert size 1",
     ]
     assert said[1] == others
     assert said[2] == ["expert size 2 does not divide the 7 tokens; use one of 1, 7", *others]

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from rankmixer_dist.layers.reference import attention as reference
-from rankmixer_dist.models.attention_stack import HHFT, HeteroAttention, Hiformer
+from rankmixer_dist.models.hetero_attention import HeteroAttention
+from rankmixer_dist.models.hhft import HHFT
+from rankmixer_dist.models.hiformer import Hiformer
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 6e-6}  # seen: 1.8e-15, 6.7e-7
 PER_TOKEN, COMPOSITE = ["per_token"], ["composite"]

@@ -12,9 +12,9 @@ from rankmixer_dist.embedded import Embedded, Events
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.layers.dtsi_moe import DTSIMoE
 from rankmixer_dist.layers.softmax_moe import SoftmaxTopKMoE
-from rankmixer_dist.models.attention_stack import Hiformer
 from rankmixer_dist.models.counted import count, count_part
 from rankmixer_dist.models.features import FieldSpec, GroupSpec, NumericSpec, SequenceSpec
+from rankmixer_dist.models.hiformer import Hiformer
 from rankmixer_dist.models.mixture import DTSI
 from rankmixer_dist.models.ranker import Ranker, build_ranker
 from rankmixer_dist.models.rankmixer import RankMixer

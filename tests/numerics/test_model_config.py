@@ -5,19 +5,20 @@ import inspect
 import pytest
 import torch
 
-from rankmixer_dist.config import ModelConfig, load_config
+from rankmixer_dist.config import BACKBONES, ModelConfig, load_config
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.layers.per_token_moe import PerTokenMoE
-from rankmixer_dist.models.backbones import BACKBONES, build_backbone
+from rankmixer_dist.models.backbones import backbone_class, build_backbone
 from rankmixer_dist.models.counted import count
 from rankmixer_dist.train.build import auxiliary_weight, backbone_options, weightless_model
+from tests.numerics.test_backbone_contract import CASES
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_section_names_its_backbones_arguments_and_defaults(name):
     model = ModelConfig(backbone=name)
     options = backbone_options(model, num_tasks=3)
-    arguments = inspect.signature(BACKBONES[name]).parameters
+    arguments = inspect.signature(backbone_class(name)).parameters
     assert options.keys() | {"num_tokens", "token_dim"} == arguments.keys()
     derived = {"hidden_dim", "num_gates"}
     for key, value in options.items():
@@ -86,8 +87,8 @@ def test_parameters_and_flops_of_a_model(overrides, sizes):
     assert cost.breakdown().keys() >= {"pooling.watched", "tokenizer", "backbone", "heads"}
 
 
-def test_every_backbone_has_its_numbers():
-    assert SIZES.keys() == BACKBONES.keys()
+def test_every_backbone_keeps_the_contract():
+    assert {name for name, *_ in CASES} == {*BACKBONES}
 
 
 @pytest.mark.parametrize(

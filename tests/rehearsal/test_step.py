@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from rankmixer_dist.config import BACKBONES
 from tests.conftest import ROOT
 from tests.rehearsal.allowed import (
     BY_CHOICE,
@@ -24,7 +25,6 @@ from tests.rehearsal.census import stale, unknown
 from tests.rehearsal.conftest import lines_of, needs_cuda_wheels, undeclared_kernels, without_kernels
 from tests.unit.test_structure import code_files, component
 
-BACKBONES = "rankmixer autoint dcn_v2 dhen dlrm_mlp hiformer hhft rdcn tokenmixer_large wukong moe hetero_attention"
 FILES = "kuairand_pure kuairand_moe rankmixer_moe rankmixer_1b_16gpus"
 SHARDED = "quickstart kuairand_pure"
 BF16 = ["dense.zero_stage=2", "dense.precision=bf16", "dense.clip_norm=1.0"]
@@ -49,7 +49,7 @@ def case(file, *overrides, rank=8, ranks=16, what="local", mutation=""):
 
 def cases():
     """Name of a case -> the case."""
-    found = {f"backbone {name}": case("quickstart", f"model.backbone={name}") for name in BACKBONES.split()}
+    found = {f"backbone {name}": case("quickstart", f"model.backbone={name}") for name in BACKBONES}
     found |= {f"config {name}": case(name) for name in FILES.split()}
     grid = "parallel.expert_size=8"
     found |= {f"experts {name}": case("quickstart_moe", grid, *more) for name, more in EXPERTS.items()}

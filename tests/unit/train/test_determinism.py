@@ -8,9 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.reading import data_seen, find_prepared, open_training
 from rankmixer_dist.batch import Position
-from rankmixer_dist.config import load_config
+from rankmixer_dist.config import BACKBONES, load_config
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.models.backbones import BACKBONES
 from rankmixer_dist.train.build import auxiliary_weight, build_engine, build_model, build_tables
 from rankmixer_dist.train.determinism import take_deterministic_ways
 from rankmixer_dist.train.routing import Routing
