@@ -12,7 +12,7 @@ from rankmixer_dist.models.backbones import backbone_class
 from rankmixer_dist.models.counted import count
 from rankmixer_dist.models.features import Features, FieldSpec, GroupSpec, NumericSpec, SequenceSpec
 from rankmixer_dist.models.ranker import Ranker, build_ranker
-from tests.numerics.test_backbone_contract import CASES
+from tests.numerics.test_backbone_contract import every_case
 
 TOLERANCE = {torch.float64: 8e-15, torch.float32: 3e-6}  # seen: 9.0e-16, 3.6e-7
 
@@ -167,13 +167,11 @@ def test_mistakes_are_refused(changes, message):
         build(**changes)
 
 
-@pytest.mark.parametrize("name", sorted({name for name, *_ in CASES}))
+@every_case
 @pytest.mark.parametrize("tokenizer", [{}, {"tokenizer": "chunk", "num_tokens": 3, "global_token": True}])
-def test_every_backbone_scores_the_same_tokens(name, tokenizer):
-    options = {"num_heads": 2} if name in ("hiformer", "hetero_attention", "hhft") else {}
-    options |= {"num_blocks": 1, "hidden_dim": 6} if name == "rankmixer" else {}
-    options |= {"rank": 4} if name in ("rdcn", "dhen") else {}
-    ranker = build(backbone=name, options=options, auxiliary=True, **tokenizer)
+def test_every_backbone_scores_the_same_tokens(name, num_tokens, token_dim, options, bf16, tokenizer):
+    ranker = build(backbone=name, token_dim=token_dim, options=options, auxiliary=True, **tokenizer)
+    assert ranker.tokenizer.num_tokens == num_tokens
     assert type(ranker.backbone) is backbone_class(name)
     embeddings, numerics_BN = batch(torch.float32)
     for values in embeddings.values():
