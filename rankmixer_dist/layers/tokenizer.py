@@ -141,11 +141,14 @@ class GroupTokenizer(Tokenizer):
             StackedLinear(count=len(sources), in_dim=width, out_dim=hidden_dim or token_dim)
             for width, sources in zip(self.widths, self._sources, strict=True)
         )
-        # Per group, in token order: its bucket and where its maps begin there.
-        self._runs = [
-            (self.widths.index(dim), self._sources[self.widths.index(dim)].index(g))
-            for g, dim in enumerate(self.group_dims)
-        ]
+        # Runs of tokens that one bucket makes, in token order: the bucket, and how many tokens.
+        self._runs: list[tuple[int, int]] = []
+        for dim, tokens in zip(group_dims, group_tokens, strict=True):
+            bucket = self.widths.index(dim)
+            if self._runs and self._runs[-1][0] == bucket:
+                self._runs[-1] = bucket, self._runs[-1][1] + tokens
+            else:
+                self._runs.append((bucket, tokens))
         if hidden_dim is not None:
             num_local = sum(group_tokens)
             self.outputs = StackedLinear(count=num_local, in_dim=hidden_dim, out_dim=token_dim)
@@ -164,10 +167,12 @@ class GroupTokenizer(Tokenizer):
             return [self.outputs(hidden_GBF.index_select(0, self._hidden_rows))]
         if len(buckets) == 1:
             return buckets
-        return [
-            buckets[bucket].narrow(0, start, tokens)
-            for (bucket, start), tokens in zip(self._runs, self.group_tokens, strict=True)
+        # One split a bucket: its backward pass is one copy, where a slice a run would make as many passes over all.
+        parts = [
+            iter(made.split([tokens for bucket, tokens in self._runs if bucket == number]))
+            for number, made in enumerate(buckets)
         ]
+        return [next(parts[bucket]) for bucket, _ in self._runs]
 
     def _bucket(self, groups: Groups, sources: Sequence[int]) -> Tensor:
         """[n, B, w]: what each of a bucket's maps reads."""
