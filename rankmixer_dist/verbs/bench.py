@@ -24,6 +24,7 @@ WHAT = {
     "moe": "rankmixer_moe",
     "predictions": "quickstart",
     "roofline": "rankmixer_1b",
+    "step": "quickstart",
 }
 """What can be measured, and the config that it is measured with by default; roofline estimates, for a GPU it names."""
 
@@ -35,11 +36,13 @@ SIZES = {
         "loop_users": 2000,
         "largest": 30_000_000,
     },
+    "step": {"tables": 26, "table_rows": 100_000, "dim": 16, "numerics": 13, "rows": 2048, "steps": 20},
     "predictions": {"rows": 5_000_000, "users": 500_000, "check_rows": 1_000_000, "memory_mib": 4096},
 }
 """Of evaluation: rows, at most so many users, and tasks. Of metrics: rows and users that all are compared on; users of
 the loops' sample; rows of the last line of the growth table, which has ten rows a user. Of predictions: rows and users
-in the files; rows of the small run whose figures have to be those of the state in memory; memory of a worker."""
+in the files; rows of the small run whose figures have to be those of the state in memory; memory of a worker. Of step:
+tables, their rows and width, numerics, rows of a rank's batch, steps of a round."""
 
 ON_GPU = {"checkpoint", "dense", "moe"}
 """What is measured on the first GPU where there is one; the others are work of the CPU everywhere."""
@@ -57,7 +60,7 @@ def main(arguments: list[str]) -> None:
         action="append",
         default=[],
         metavar="NAME=NUMBER",
-        help="evaluation, metrics, predictions: rows, users, ...",
+        help="evaluation, metrics, predictions, step: rows, users, ...",
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to a file")
     parser.add_argument("--config", help="YAML file of a run; one of configs/ that fits by default")

@@ -55,6 +55,23 @@ def test_predictions_are_measured_beside_one_process(tmp_path: Path) -> None:
     assert figures[-1]["value"] < figures[-1]["reference"] == 4096
 
 
+@pytest.mark.thorough
+def test_a_step_is_measured_beside_a_plain_loop(tmp_path: Path) -> None:
+    sizes = {"tables": 3, "table_rows": 50, "dim": 4, "numerics": 2, "rows": 8, "steps": 2}
+    arguments = [word for name, number in sizes.items() for word in ("--size", f"{name}={number}")]
+    command = [sys.executable, "launch/bench.py", "--what", "step", "--json", str(tmp_path / "figures.json")]
+    run = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert [figure["name"] for figure in figures] == [
+        f"{what}, {backbone}, {ranks}"
+        for backbone in ("dlrm_mlp", "dcn_v2")
+        for ranks in ("1 rank", "2 ranks")
+        for what in ("CPU", "speed")
+    ]
+    assert all(figure["value"] > 0 and figure["reference"] > 0 for figure in figures)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

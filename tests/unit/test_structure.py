@@ -54,8 +54,8 @@ ALLOWED |= {"launch": {"command_line", "verbs"}, "__main__": {"verbs"}}
 # Library -> components that may import it. `environment` checks what is installed, so it may import anything, but only
 # inside its check functions, where a broken install becomes a line of the doctor's table.
 DOORS: dict[str, set[str]] = {
-    "torchrec": {"sparse"},
-    "fbgemm_gpu": {"sparse"},
+    "torchrec": {"sparse", "benchmarks"},  # a peer is made of it
+    "fbgemm_gpu": {"sparse", "benchmarks"},
     "deepspeed": {"parallel"},
     "torch.distributed": {"parallel", "sparse", "checkpoint"},
     "ray": {"data_pipeline"},
