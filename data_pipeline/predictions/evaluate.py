@@ -27,10 +27,9 @@ _PREFIX = "predictions-"
 _FEWER_RUNS = "raise --memory, which makes them fewer, or `ulimit -n`"
 
 _WORKER_BYTES = 400 << 20
-_BYTES_PER_ROW, _BYTES_PER_WEIGHTED_ROW = 120, 600
-# More do not make it faster. Weights of very different sizes take several times the usual memory, for which this leaves
-# room.
-_MOST_ROWS, _MOST_WEIGHTED_ROWS = 1 << 22, 1 << 20
+_BYTES_PER_ROW, _BYTES_PER_WEIGHTED_ROW = 120, 220
+# More do not make it faster.
+_MOST_ROWS = 1 << 22
 _FEWEST_ROWS = 1 << 16
 # By score, by user, and by score again for a user with more rows than fit.
 _DISK_BYTES_PER_ROW, _DISK_BYTES_PER_WEIGHTED_ROW = 9 + 17 + 9, 17 + 25 + 17
@@ -91,7 +90,6 @@ def _evaluated(predictions: Predictions, job: Job, room: Room, reporter: Reporte
         [report.tasks for report in reports],
         workers,
         room,
-        weighted=predictions.columns.weight is not None,
         rows_per_range=partial(job.rows_per_task, most=room.memory_rows),
     )
     return {
@@ -122,7 +120,7 @@ def rows_in_memory(memory_gib: float, *, weighted: bool) -> int:
     if rows < _FEWEST_ROWS:
         least = (_WORKER_BYTES + _FEWEST_ROWS * per_row) / GIB
         raise UserError(f"--memory {memory_gib:g}: a worker needs {least:.1f} GiB at least")
-    return min(rows, _MOST_WEIGHTED_ROWS if weighted else _MOST_ROWS)
+    return min(rows, _MOST_ROWS)
 
 
 def _require_room(parent: Path, predictions: Predictions, *, weighted: bool) -> None:

@@ -15,7 +15,7 @@ from data_pipeline.hashing import hash_strings, mix
 from data_pipeline.predictions.files import Columns
 from data_pipeline.sources import Unit
 from rankmixer_dist.errors import UserError, one_line
-from rankmixer_dist.metrics.rows import MAX_WEIGHT
+from rankmixer_dist.metrics.rows import WEIGHTS_ARE, is_weight
 
 MOST_ROWS = 1 << 17
 _READ_BYTES = 1 << 20
@@ -110,8 +110,7 @@ def _scores(piece: Piece, name: str) -> NDArray[np.floating]:
 
 def _weights(piece: Piece, name: str) -> NDArray[np.float64]:
     weights = _numbers(piece, name)
-    mend = "a weight is a number from 0 to 2**40"
-    piece.refuse(name, ~((weights >= 0) & (weights <= MAX_WEIGHT)), weights, mend)
+    piece.refuse(name, ~is_weight(weights), weights, f"a weight is {WEIGHTS_ARE}; multiply all by one number")
     return weights
 
 

@@ -46,7 +46,7 @@ def read_units(units: tuple[Unit, ...], columns: Columns, room: Room) -> ReadRep
     Raises:
         UserError: bytes that cannot be read, or a row that makes no sense: its file, row group and row are named.
     """
-    sorter = Sorter(list(columns.tasks), room)
+    sorter = Sorter(list(columns.tasks), room, weighted=columns.weight is not None)
     without_label = dict.fromkeys(columns.tasks, 0)
     rows = 0
     for piece in pieces(units, columns, room.memory_rows):

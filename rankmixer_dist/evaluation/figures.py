@@ -58,7 +58,6 @@ def figures_of(
     workers: Workers,
     room: Room,
     *,
-    weighted: bool = False,
     rows_per_range: Callable[[int], int] | None = None,
 ) -> dict[Owner, dict[Group, GroupFigures]]:
     """The exact figures of each owner's rows and of each slice of them, those of `TaskMetrics` to the last bit.
@@ -66,7 +65,6 @@ def figures_of(
     Args:
         parts: what each process sorted, the same owners in all.
         room: the same folder as theirs, seen by all workers.
-        weighted: whether any rows came with weights.
         rows_per_range: how many of so many rows a range has, at most `room.memory_rows`; that many by default.
 
     Raises:
@@ -83,7 +81,7 @@ def figures_of(
         workers,
         "count",
         count,
-        {key: [(key[1], shared[key], own, weighted, room) for own in bounds[key]] for key in orders},
+        {key: [(key[1], shared[key], own, room) for own in bounds[key]] for key in orders},
     )
     precise = _map_nested(
         workers,
@@ -91,7 +89,7 @@ def figures_of(
         take_precision,
         {
             owner: [
-                (shared[owner, "by score"], own, standing, weighted, room)
+                (shared[owner, "by score"], own, standing, room)
                 for own, standing in zip(bounds[owner, "by score"], standings(counted[owner, "by score"]), strict=True)
             ]
             for owner in owners
@@ -100,7 +98,7 @@ def figures_of(
     return {
         owner: {
             group: _group_figures(
-                group, calibration, counted[owner, "by score"], counted[owner, "by user"], precise[owner], weighted
+                group, calibration, counted[owner, "by score"], counted[owner, "by user"], precise[owner]
             )
             for group, calibration in merged[owner].calibration.items()
         }
@@ -120,17 +118,17 @@ def find_ranges(runs: Sequence[Run], max_rows: int, room: Room) -> list[KeyBound
         raise UserError(f"{len(runs)} sorted runs cannot be opened, {room.fewer_runs}: {one_line(error)}") from error
 
 
-def count(order: Order, runs: Sequence[Run], bounds: KeyBounds, weighted: bool, room: Room) -> dict[Group, Any]:
-    """Counts a range of scores (`AUCCounts`, `WeightedAUCCounts`) or of users (`UserAUCTotals`) in the runs."""
+def count(order: Order, runs: Sequence[Run], bounds: KeyBounds, room: Room) -> dict[Group, Any]:
+    """Counts a range of scores (`AUCCounts`) or of users (`UserAUCTotals`) in the runs."""
     rows = SortedRuns(runs).between(bounds)
-    return count_scores(rows, room.memory_rows, weighted=weighted) if order == "by score" else total_users(rows, room)
+    return count_scores(rows, room.memory_rows) if order == "by score" else total_users(rows, room)
 
 
 def take_precision(
-    runs: Sequence[Run], bounds: KeyBounds, standing: Mapping[Group, Standing], weighted: bool, room: Room
+    runs: Sequence[Run], bounds: KeyBounds, standing: Mapping[Group, Standing], room: Room
 ) -> dict[Group, ExactSums]:
     """Sums a range of scores up for PR-AUC, which takes what lies above it."""
-    return sum_precision(SortedRuns(runs).between(bounds), standing, room.memory_rows, weighted=weighted)
+    return sum_precision(SortedRuns(runs).between(bounds), standing, room.memory_rows)
 
 
 def _size(rows: int, room: Room, rows_per_range: Callable[[int], int] | None) -> int:
@@ -162,7 +160,6 @@ def _group_figures(
     scores: Sequence[Mapping[Group, Any]],
     users: Sequence[Mapping[Group, UserAUCTotals]],
     precise: Sequence[Mapping[Group, ExactSums]],
-    weighted: bool,
 ) -> GroupFigures:
     totals, precision = UserAUCTotals(), ExactSums(1)
     for own in users:
@@ -172,6 +169,6 @@ def _group_figures(
         if group in terms:
             precision.merge(terms[group])
     auc = counts_together(own[group] for own in scores if group in own)
-    pr_auc = average_precision_of(precision, auc.class_totals, weighted=weighted)
+    pr_auc = average_precision_of(precision, auc.class_totals)
     calibrated = calibration.compute()
     return GroupFigures(calibrated.rows, task_figures(auc.result(), pr_auc, totals.compute(), calibrated))

@@ -117,7 +117,7 @@ class KeyRange:
         self.names = tuple(dict.fromkeys(name for run, _, _ in self._pieces for name in run.names))
 
     def arrays(self) -> dict[str, NDArray]:
-        """All columns [rows] by name; a run without a column that others have (weights) counts as ones."""
+        """All columns [rows] by name."""
         return {name: self._column(name) for name in self.names}
 
     def _column(self, name: str) -> NDArray:
@@ -125,7 +125,7 @@ class KeyRange:
         joined: NDArray | None = None
         filled = 0
         for run, start, stop in self._pieces:
-            part = run.column(name)[start:stop] if name in run.names else np.ones(stop - start)
+            part = run.column(name)[start:stop]
             if joined is None:
                 joined = np.empty(self.rows, part.dtype)
             # Nothing happens but where runs differ: float32 scores give way to float64.

@@ -61,10 +61,11 @@ class Sorter:
     Args:
         owners: whose rows come.
         num_slices: slice columns that come with every row.
+        weighted: whether every row comes with a weight.
     """
 
-    def __init__(self, owners: Sequence[Owner], room: Room, *, num_slices: int = 0) -> None:
-        self._room = room
+    def __init__(self, owners: Sequence[Owner], room: Room, *, num_slices: int = 0, weighted: bool = False) -> None:
+        self._room, self._weighted = room, weighted
         checks = {**TaskMetrics.checks, **{slice_name(index): _check_slices for index in range(num_slices)}}
         self._held = {owner: RowBuffer(checks) for owner in owners}
         self.rows: dict[Owner, SortedRows] = {owner: SortedRows() for owner in owners}
@@ -74,9 +75,11 @@ class Sorter:
         """Rows of an owner: columns [rows] as `TaskMetrics.update` takes them, and slices under `slice_name`.
 
         Raises:
-            ValueError: what `TaskMetrics.update` refuses.
+            ValueError: what `TaskMetrics.update` refuses; weights that are missing, or were not to come.
             UserError: the folder cannot be written or is full, or a slice column has more than 1,000 values.
         """
+        if (WEIGHTS in columns) != self._weighted:
+            raise ValueError(f"rows {'with' if WEIGHTS in columns else 'without'} weights; all have them, or none")
         self._held[owner].append(columns, columns.get(WEIGHTS))
         self.rows[owner].rows += len(np.asarray(columns["labels"]))
         while self._room.folder is not None and self._rows_held() >= self._room.memory_rows:

@@ -87,8 +87,8 @@ class Calibration(ArrayState):
         """Add rows: scores [rows] probabilities, float32 or float64, labels [rows] of 0 and 1, weights [rows] or 1.
 
         Raises:
-            ValueError: scores that are NaN or outside [0, 1], labels other than 0 and 1, weights that are NaN,
-                negative or above 2**40, lengths that differ.
+            ValueError: scores that are NaN or outside [0, 1], labels other than 0 and 1, weights that
+                `check_weights` refuses, lengths that differ.
         """
         scores, labels = check_probabilities(scores), check_labels(labels)
         check_same_length(scores=scores, labels=labels)

@@ -135,8 +135,8 @@ class PairedUserAUC(RowState):
         and weights [rows], 1 each if left out.
 
         Raises:
-            ValueError: scores that are NaN or infinite, labels other than 0 and 1, ids that are no int64, weights
-                that are NaN, negative or above 2**40, lengths that differ.
+            ValueError: scores that are NaN or infinite, labels other than 0 and 1, ids that are no int64, weights that
+                `check_weights` refuses, lengths that differ.
         """
         self._rows.append({"scores_a": scores_a, "scores_b": scores_b, "labels": labels, "user_ids": user_ids}, weights)
 

@@ -5,8 +5,10 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MAX_WEIGHT = 2.0**40
-"""Far above any real weight, and sums over 2**38 rows stay in the range of `ExactSums`."""
+from rankmixer_dist.metrics.weights import MAX_WEIGHT, UNITS_PER_ONE
+
+WEIGHTS_ARE = "0 or between 2**-30 and 2**20"
+"""What `check_weights` takes. A weight is rounded to a multiple of 2**-30, so that sums of them are integers."""
 
 
 def check_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.floating]:
@@ -62,18 +64,23 @@ def check_user_ids(user_ids: ArrayLike) -> NDArray[np.int64]:
 
 
 def check_weights(weights: ArrayLike) -> NDArray[np.float64]:
-    """Weights [rows] as float64; integers and floats are taken.
+    """Weights [rows], rounded to multiples of 2**-30, as float64; integers and floats are taken.
 
     Raises:
-        ValueError: not one-dimensional, no numbers, NaN, negative or above 2**40 (a likely mistake).
+        ValueError: not one-dimensional, no numbers, or one that is neither 0 nor between 2**-30 and 2**20.
     """
     column = _one_dimensional("weights", weights)
     if column.dtype.kind not in "iuf" or column.dtype.itemsize > 8:
         raise ValueError(f"weights: expected numbers of at most 64 bits, got {column.dtype}")
     column = column.astype(np.float64, copy=False)
-    _refuse("weights", column, ~((column >= 0) & (column <= MAX_WEIGHT)), "not between 0 and 2**40")
+    _refuse("weights", column, ~is_weight(column), f"not {WEIGHTS_ARE}")
     # Minus zero would show a sign bit to the exact sums.
-    return column + 0.0
+    return np.rint(column * UNITS_PER_ONE) / UNITS_PER_ONE + 0.0
+
+
+def is_weight(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each value [rows] can be a weight."""
+    return (values == 0) | ((values >= 1 / UNITS_PER_ONE) & (values <= MAX_WEIGHT))
 
 
 def check_same_length(**columns: NDArray) -> None:

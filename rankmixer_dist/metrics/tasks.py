@@ -13,7 +13,6 @@ from rankmixer_dist.metrics.row_state import RowState
 from rankmixer_dist.metrics.rows import check_labels, check_probabilities, check_user_ids
 from rankmixer_dist.metrics.user_auc import exact_user_auc
 from rankmixer_dist.metrics.user_totals import UserAUCResult
-from rankmixer_dist.metrics.weighted_auc import weighted_auc
 
 
 class TaskFigures(TypedDict):
@@ -48,7 +47,8 @@ class TaskMetrics(RowState):
 
         Raises:
             ValueError: scores that are NaN or outside [0, 1], labels other than 0 and 1, ids that are no int64,
-                weights that are NaN, negative or above 2**40, lengths that differ.
+                weights that
+                `check_weights` refuses, lengths that differ.
         """
         self._rows.append({"scores": scores, "labels": labels, "user_ids": user_ids}, weights)
 
@@ -57,7 +57,7 @@ class TaskMetrics(RowState):
         columns = self._rows.arrays()
         user_auc = exact_user_auc(**columns)
         del columns["user_ids"]
-        auc = weighted_auc(**columns) if "weights" in columns else exact_auc(**columns)
+        auc = exact_auc(**columns)
         calibration = Calibration()
         calibration.update(**columns)
         return task_figures(auc, average_precision(**columns), user_auc, calibration.compute())

@@ -66,9 +66,21 @@ def with_value(name: str, row: int, value: Any) -> dict[str, Any]:
         ("score", 1.5, "column 'score' is 1.5; a score is a probability in [0, 1]"),
         ("score", None, "column 'score' is null; every row needs a score"),
         ("user_id", None, "column 'user_id' is null; every row needs its user"),
-        ("weight", -1, "column 'weight' is -1.0; a weight is a number from 0 to 2**40"),
-        ("weight", np.nan, "column 'weight' is nan; a weight is a number from 0 to 2**40"),
-        ("weight", None, "column 'weight' is nan; a weight is a number from 0 to 2**40"),
+        (
+            "weight",
+            -1,
+            "column 'weight' is -1.0; a weight is 0 or between 2**-30 and 2**20; multiply all by one number",
+        ),
+        (
+            "weight",
+            np.nan,
+            "column 'weight' is nan; a weight is 0 or between 2**-30 and 2**20; multiply all by one number",
+        ),
+        (
+            "weight",
+            None,
+            "column 'weight' is nan; a weight is 0 or between 2**-30 and 2**20; multiply all by one number",
+        ),
     ],
 )
 @pytest.mark.parametrize("row", [0, 64, 99])

