@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import torch
 
 from data_pipeline.assemble import BatchAssembler
-from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.reading import open_prepared, open_split
 from data_pipeline.shards import READ_OPTIONS
@@ -54,35 +53,35 @@ class _Epoch:
 
     def __init__(self, config: RunConfig, manifest: Manifest, lanes: int, ranks: int, batch_size: int) -> None:
         changes = {"interleave": lanes, "batch_size": batch_size}
-        self._config = config.model_copy(update={"loader": config.loader.model_copy(update=changes)})
-        self._manifest, self._ranks, self._batch_size = manifest, ranks, batch_size
-        self._measured = sorted({0, ranks // 2, ranks - 1})
-        share = batch_size // ranks
-        rows = manifest.rows(config.train.splits[0])
-        firsts = [np.arange(rank * share, rows, batch_size) for rank in self._measured]
+        config = config.model_copy(update={"loader": config.loader.model_copy(update=changes)})
+        measured = sorted({0, ranks // 2, ranks - 1})
+        split = config.train.splits[0]
+        self._loaders = [
+            open_split(
+                config, manifest, split, rank=rank, world_size=ranks, batch_size=batch_size, training=True,
+                pin_memory=False,
+            )
+            for rank in measured
+        ]  # fmt: skip
+        share, rows = batch_size // ranks, manifest.rows(split)
+        firsts = [np.arange(rank * share, rows, batch_size) for rank in measured]
         self.rows = int(sum(np.minimum(rows - first, share).sum() for first in firsts))
 
     def __call__(self) -> None:
-        for rank in self._measured:
-            for _ in self._loader(rank).epoch(Position(0, 0)):
+        for loader in self._loaders:
+            for _ in loader.epoch(Position(0, 0)):
                 pass
-
-    def _loader(self, rank: int) -> Loader:
-        return open_split(
-            self._config, self._manifest, self._config.train.splits[0], rank=rank, world_size=self._ranks,
-            batch_size=self._batch_size, training=True, pin_memory=False,
-        )  # fmt: skip
 
 
 class _Read:
     """All row groups, decoded and dropped."""
 
     def __init__(self, config: RunConfig, manifest: Manifest) -> None:
-        self._paths = [config.data.prepared / shard.path for shard in manifest.splits[config.train.splits[0]]]
+        shards = manifest.splits[config.train.splits[0]]
+        self._files = [pq.ParquetFile(config.data.prepared / shard.path, **READ_OPTIONS) for shard in shards]
         self._columns = BatchAssembler(config.features, rows=1, with_truth=False, pin_memory=False).columns()
 
     def __call__(self) -> None:
-        for path in self._paths:
-            file = pq.ParquetFile(path, **READ_OPTIONS)
+        for file in self._files:
             for group in range(file.num_row_groups):
                 file.read_row_group(group, columns=self._columns, use_threads=False)
