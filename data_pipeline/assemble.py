@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from data_pipeline.groups import UserSide
+from data_pipeline.shared_side import Shared, SharedSide
 from data_pipeline.table_rows import TableRows
 from rankmixer_dist.batch import Batch, JaggedIds
 from rankmixer_dist.schema import (
@@ -38,10 +40,18 @@ class BatchAssembler:
         with_truth: also fill `Batch.truth_BK`.
         pin_memory: page-locked tensors, which copy to a GPU in the background.
         keys_of: features with one id a row whose keys the batch keeps too, in `Batch.keys_BS`.
+        side: what groups of rows share, where the tables hold it once a group; ids of it ride on a group's first row.
     """
 
     def __init__(
-        self, schema: Schema, *, rows: int, with_truth: bool, pin_memory: bool, keys_of: Sequence[str] = ()
+        self,
+        schema: Schema,
+        *,
+        rows: int,
+        with_truth: bool,
+        pin_memory: bool,
+        keys_of: Sequence[str] = (),
+        side: UserSide | None = None,
     ) -> None:
         self._rows = rows
         self._pin_memory = pin_memory
@@ -51,6 +61,7 @@ class BatchAssembler:
         self._ids = schema.id_features()
         self._table_rows = TableRows(schema, self._ids)
         self._keys_of = keys_of
+        self._side = SharedSide(self._ids, side, rows=rows) if side else None
 
     def columns(self) -> list[str]:
         """Prepared columns that a batch is made from."""
@@ -62,6 +73,8 @@ class BatchAssembler:
 
     def steps(self, tables: Sequence[pa.Table], *, global_weights: Sequence[float]) -> list[Batch]:
         """The batches of `tables`' rows in order, `rows` in each; the last ones end in padding.
+
+        Where rows are grouped, each table begins a group, and so does each batch.
 
         Args:
             global_weights: of each batch.
@@ -75,14 +88,16 @@ class BatchAssembler:
         # A column of a table takes several times as long to get as one of a record batch.
         found = pa.concat_tables(tables).combine_chunks().to_batches() if filled else []
         columns: _Columns = dict(zip(found[0].schema.names, found[0].columns, strict=True)) if found else {}
+        shared = self._side.find(columns) if self._side is not None and columns else None
+        alone = columns if shared is None else {**columns, **shared.each_row}
         weight = self._empty((steps * self._rows,), torch.float32)
         weight.numpy()[:filled], weight.numpy()[filled:] = 1, 0
 
         def each(names: Sequence[str], dtype: torch.dtype, padding: float) -> Sequence[torch.Tensor]:
-            return self._cut(self._scalars(columns, names, dtype, padding, steps * self._rows))
+            return self._cut(self._scalars(alone, names, dtype, padding, steps * self._rows))
 
         def one(name: str, padding: int) -> Sequence[torch.Tensor]:
-            return self._cut(self._scalars(columns, [name], torch.int64, padding, steps * self._rows)[:, 0])
+            return self._cut(self._scalars(alone, [name], torch.int64, padding, steps * self._rows)[:, 0])
 
         none = [None] * steps
         of_steps = zip(
@@ -92,11 +107,11 @@ class BatchAssembler:
             self._cut(weight),
             each(self._labels, torch.float32, 0),
             each(self._numerics, torch.float32, 0),
-            self._jagged(columns, filled, steps),
+            self._jagged(columns, filled, steps, shared),
             global_weights,
             each(self._truth, torch.float32, 0) if self._truth else none,
             each(self._keys_of, torch.int64, 0) if self._keys_of else none,
-            self._cut(self._known(columns, steps * self._rows)) if self._keys_of else none,
+            self._cut(self._known(alone, steps * self._rows)) if self._keys_of else none,
             strict=True,
         )
         return [Batch(*fields) for fields in of_steps]
@@ -134,7 +149,7 @@ class BatchAssembler:
                 view[: len(known), place] = known
         return out
 
-    def _jagged(self, columns: _Columns, filled: int, steps: int) -> list[JaggedIds]:
+    def _jagged(self, columns: _Columns, filled: int, steps: int, shared: Shared | None) -> list[JaggedIds]:
         """The ids of each step; all steps' become rows of tables together."""
         lengths = self._empty((steps, len(self._ids), self._rows), torch.int32)
         lengths_view = lengths.numpy()
@@ -145,21 +160,28 @@ class BatchAssembler:
         missing: list[np.ndarray] = []
         taken = 0
         for place, feature in enumerate(self._ids if columns else ()):
-            column = columns[feature]
+            column, of_held, steps_at = columns[feature], of_rows[:filled], bounds
+            rides = shared is not None and feature in shared.riding
+            if shared is not None and rides:
+                column, of_held = shared.riding[feature], np.empty(len(shared.at), np.int32)
+                steps_at = np.searchsorted(shared.at, bounds)
             if isinstance(column, pa.ListArray):
                 offsets = column.offsets.to_numpy(zero_copy_only=True)
-                np.subtract(offsets[1:], offsets[:-1], out=of_rows[:filled])
-                counts_FS[place] = np.diff(offsets[bounds])
+                np.subtract(offsets[1:], offsets[:-1], out=of_held)
+                counts_FS[place] = np.diff(offsets[steps_at])
                 parts.append(column.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]])
             else:
-                of_rows[:filled] = 1
-                counts_FS[place] = np.diff(bounds)
+                of_held[:] = 1
+                counts_FS[place] = np.diff(steps_at)
                 if column.null_count:
                     keys, places = _with_nulls(column)
                     parts.append(keys)
                     missing.append(taken + places)
                 else:
                     parts.append(column.to_numpy(zero_copy_only=True))
+            if shared is not None and rides:
+                of_rows[:] = 0
+                of_rows[shared.at] = of_held
             lengths_view[:, place] = of_rows.reshape(steps, self._rows)
             taken += len(parts[-1])
         if not columns:
@@ -176,7 +198,8 @@ class BatchAssembler:
             # `clip` takes into `out` itself, while `raise` takes into a copy of it.
             np.take(keys, _by_step(counts_FS), out=values.numpy(), mode="clip")
         of_steps = values.split(counts_FS.sum(axis=0).tolist()), lengths.unbind(), map(tuple, counts_FS.T.tolist())
-        return [JaggedIds(self._ids, *found) for found in zip(*of_steps, strict=True)]
+        groups = self._side.groups(shared, steps, self._empty) if self._side is not None else [None] * steps
+        return [JaggedIds(self._ids, *found) for found in zip(*of_steps, groups, strict=True)]
 
 
 def _by_step(counts_FS: np.ndarray) -> np.ndarray:

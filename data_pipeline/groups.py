@@ -136,12 +136,38 @@ def fold(rows: pa.Table, side: UserSide, *, row_group_rows: int) -> tuple[pa.Tab
     return rows, +changes
 
 
-def unfold(rows: pa.Table, side: UserSide) -> pa.Table:
-    """Rows as they would stand without groups; `rows`' first one begins a group.
+def check_folded(rows: pa.Table, side: UserSide) -> None:
+    """Makes sure that rows begin with a group, and that none sees more events than its group has.
 
     Raises:
         pa.ArrowInvalid: they are not what `fold` gives.
     """
+    first = first_rows(_whole(rows, GROUP_START))
+    for name, newest in side.items():
+        if newest is not None and name in rows.column_names:
+            shown = _whole(rows, visible(name)).to_numpy()
+            if ((shown < 0) | (shown > _lengths(_whole(rows, name))[first])).any():
+                raise pa.ArrowInvalid("a row sees more events than its group has")
+            if (shown[1:] < shown[:-1])[first[1:] == first[:-1]].any():
+                raise pa.ArrowInvalid("a row sees fewer events than the row before")
+
+
+def cut(rows: pa.Table, side: UserSide, first: int, count: int) -> pa.Table:
+    """`count` folded rows from row `first` on, which begins a group even where it is within one."""
+    starts = rows[GROUP_START]
+    if starts[first].as_py():
+        return rows.slice(first, count)
+    begun = first
+    while not starts[begun].as_py():
+        begun -= 1
+    columns = [rows[name].slice(begun if name in side else first, 1) for name in rows.column_names]
+    columns[rows.column_names.index(GROUP_START)] = pa.chunked_array([pa.array([True])])
+    return pa.concat_tables([pa.table(columns, schema=rows.schema), rows.slice(first + 1, count - 1)])
+
+
+def unfold(rows: pa.Table, side: UserSide) -> pa.Table:
+    """Rows as they would stand without groups; raises as `check_folded` does."""
+    check_folded(rows, side)
     columns = [name for name in rows.column_names if name in side]
     first = first_rows(_whole(rows, GROUP_START))
     for name in columns:
@@ -163,14 +189,16 @@ def first_rows(start: pa.BooleanArray) -> np.ndarray:
     return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0)) if len(begins) else np.zeros(0, np.int64)
 
 
+def slices_of(column: pa.ListArray, rows: np.ndarray, first: np.ndarray, counts: np.ndarray) -> pa.ListArray:
+    """Of the lists in `rows`, int64 [P], `counts` items from the one in place `first` on."""
+    begins = column.offsets.to_numpy().astype(np.int64)[rows] + first
+    return _list_array(column, counts, column.values.take(pa.array(_runs(begins, counts))))
+
+
 def _seen(column: pa.ListArray, first: np.ndarray, shown: np.ndarray, newest: int) -> pa.ListArray:
     """What each row reads of its group's events."""
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    if ((shown < 0) | (shown > (offsets[1:] - offsets[:-1])[first])).any():
-        raise pa.ArrowInvalid("a row sees more events than its group has")
     counts = np.minimum(shown, newest)
-    taken = column.values.take(pa.array(_runs((offsets[:-1][first] + shown - counts), counts)))
-    return _list_array(column, counts, taken)
+    return slices_of(column, first, shown - counts, counts)
 
 
 def _differs(column: pa.Array) -> np.ndarray:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
-from data_pipeline.groups import UserSide, group_fields, unfold
+from data_pipeline.groups import UserSide, check_folded, cut, group_fields, unfold
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
 from data_pipeline.row_order import Piece, RowOrder, files_at_once
@@ -52,6 +52,7 @@ class Loader:
         shuffle: `chunks` permutes the row groups anew each epoch; `none` keeps the order of time.
         lanes: parts of the line of row groups that each batch has a stripe of.
         prefetch: batches that a background thread reads ahead, and those that are read at once.
+        shares: rows of a group have the user side once, where the data is grouped; else each row has it.
         keys_of: features whose keys the batches keep beside the rows of their tables.
 
     Raises:
@@ -77,6 +78,7 @@ class Loader:
         with_truth: bool = False,
         pin_memory: bool = False,
         keys_of: Sequence[str] = (),
+        shares: bool = True,
     ) -> None:
         assert batch_size % world_size == 0, f"{batch_size} rows over {world_size} ranks"
         self._share = batch_size // world_size
@@ -84,15 +86,22 @@ class Loader:
         self._rank = rank
         self._shuffle: Literal["chunks", "none"] = shuffle
         self._seed, self._lanes, self._prefetch = seed, lanes, prefetch
+        side = {} if manifest.group is None else manifest.group.user_side
         self._assemble = BatchAssembler(
-            schema, rows=self._share, with_truth=with_truth, pin_memory=pin_memory, keys_of=keys_of
+            schema,
+            rows=self._share,
+            with_truth=with_truth,
+            pin_memory=pin_memory,
+            keys_of=keys_of,
+            side=side if shares else {},
         )
         prepared = prepared_columns(schema, has_truth=manifest.has_truth)
         columns = pa.schema([prepared.field(name) for name in self._assemble.columns()])
         shards = manifest.splits[split]
-        side = {} if manifest.group is None else manifest.group.user_side
         most_files = min(-(-files_at_once(lanes) // world_size) + 1, _OPEN_FILES)
-        self._chunks = _Chunks(folder, shards, manifest.row_group_rows, columns, side, most_files=most_files)
+        self._chunks = _Chunks(
+            folder, shards, manifest.row_group_rows, columns, side, shares=shares, most_files=most_files
+        )
         self._schema = schema
         self.batch_size = batch_size
         self.rows = manifest.rows(split)
@@ -198,6 +207,7 @@ class _Chunks:
         columns: pa.Schema,
         side: UserSide,
         *,
+        shares: bool,
         most_files: int,
     ) -> None:
         self._paths = [folder / shard.path for shard in shards]
@@ -211,7 +221,7 @@ class _Chunks:
         self._places = places
         self._most_files = most_files
         self._columns = pa.schema([*columns, *group_fields(side)]) if side else columns
-        self._side = side
+        self._side, self._shares = side, shares
         self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
         self._kept: dict[int, pa.Table] = {}
 
@@ -222,6 +232,8 @@ class _Chunks:
         for chunk in asked:
             if chunk not in self._kept:
                 self._kept[chunk] = self._load(chunk)
+        if self._side and self._shares:
+            return [cut(self._kept[chunk], self._side, first, rows) for chunk, first, rows in pieces]
         return [self._kept[chunk].slice(first, rows) for chunk, first, rows in pieces]
 
     def _load(self, chunk: int) -> pa.Table:
@@ -235,7 +247,9 @@ class _Chunks:
             table = file.reader.read_row_group(group, column_indices=places, use_threads=False)
             if table.num_rows != self.rows[chunk]:
                 raise _DamagedError(f"it has {table.num_rows} rows, not {self.rows[chunk]}")
-            if self._side:
+            if self._side and self._shares:
+                check_folded(table, self._side)
+            elif self._side:
                 table = unfold(table, self._side)
         except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:
             raise self.unreadable(chunk, one_line(error)) from error

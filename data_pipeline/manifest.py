@@ -87,9 +87,9 @@ class Manifest(Strict):
 
     `raw_rows` = rows of all splits + rows set aside by reason. `prepared_from` is the part of the config, and the
     fingerprint of the raw files, that decide the shards' bytes. `meaning` is what `schema_hash` is the checksum of.
-    `raw_types` are the types that files hold each raw column in. `ids_per_row` is, by feature with several ids a row,
-    their mean number in `data.statistics_of`. `key_ranges` is, by feature on an identity table, what its ids were.
-    `group` is None of rows without groups.
+    `raw_types` are the types that files hold each raw column in. `ids_per_row` is, by feature that has not one id a
+    row, their mean number in `data.statistics_of`, where those that a group shares are counted once. `key_ranges` is,
+    by feature on an identity table, what its ids were. `group` is None of rows without groups.
     """
 
     format_version: int = FORMAT_VERSION

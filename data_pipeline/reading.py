@@ -72,6 +72,7 @@ def open_split(
         prefetch=config.loader.prefetch,
         with_truth=manifest.has_truth and not training,
         pin_memory=pin_memory,
+        shares=config.loader.share,
         keys_of=() if training else config.features.sliced_ids(config.eval.slices),
     )
 

@@ -23,7 +23,16 @@ from data_pipeline.manifest import (
 )
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import disk_errors_told
-from rankmixer_dist.schema import GROUP_START, LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, NumericFeature, Schema
+from rankmixer_dist.schema import (
+    GROUP_START,
+    LABEL_PREFIX,
+    ROW_ID,
+    TIMESTAMP,
+    USER_ID,
+    IdFeature,
+    NumericFeature,
+    Schema,
+)
 
 # Measured on row groups of 128 to 1024 rows: lz4 reads 2 to 3 times as fast as zstd, for files 1.5 times as large, and
 # a dictionary makes ids no faster and small row groups slower. Statistics are kept where a reader can prune by them.
@@ -111,7 +120,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A written shard, the moments of its numeric features, the ids of those that have several a row, the highest id of
+    """A written shard, the moments of its numeric features, the ids of those that have not one a row, the highest id of
     those on identity tables that have any, the groups of its rows, and by column, how many began because of it."""
 
     shard: Shard
@@ -186,7 +195,8 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
     )
     moments = {name: Moments.of(rows[name].to_numpy()) for name in target.schema.of_kind(NumericFeature)}
     lists = [column.name for column in columns if pa.types.is_list(column.type)]
-    ids = {name: pc.sum(pc.list_value_length(rows[name])).as_py() for name in lists}
+    ids = {name: pc.sum(pc.list_value_length(written[name])).as_py() for name in lists}
+    ids |= {name: groups for name in target.side or {} if isinstance(target.schema.features.get(name), IdFeature)}
     highest = {name: pc.max(_keys_of(rows, name)).as_py() for name in identity_features(target.schema)}
     highest = {name: key for name, key in highest.items() if key is not None}
     return (ShardResult(shard, moments, ids, highest, groups, changes),)

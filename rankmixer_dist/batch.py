@@ -10,17 +10,46 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Rows of a batch that follow each other and share a user side, whose ids ride on the first row of each group.
+
+    `group_B`: int64 [B], the group of each row, ascending from 0; `first_G`: int64 [G], the first row of each group.
+    Padding rows are a group. `features` are those whose ids ride. Of S of them, `sequences`, a group has the events of
+    all its rows: row b may see the oldest `visible_SB[s, b]`, int64, and reads the newest `newest[s]` of these, which
+    makes `seen[s]` events over all rows.
+    """
+
+    group_B: Tensor
+    first_G: Tensor
+    features: tuple[str, ...]
+    sequences: tuple[str, ...]
+    newest: tuple[int, ...]
+    visible_SB: Tensor
+    seen: tuple[int, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By field."""
+        return {"group_B": self.group_B, "first_G": self.first_G, "visible_SB": self.visible_SB}
+
+
+@dataclass(frozen=True)
 class JaggedIds:
     """Ids of several features over the same rows, feature-major: all rows of the first feature, then of the next.
 
     `values`: int64 [sum of lengths]; `lengths_FB`: int32 [F, B], ids of feature f in row b; `counts`: ids of each
-    feature over all rows, known to the host, which would have to wait for a GPU to count them there.
+    feature over all rows, known to the host, which would have to wait for a GPU to count them there. `groups` is None
+    where each row has its own ids of every feature.
     """
 
     features: tuple[str, ...]
     values: Tensor
     lengths_FB: Tensor
     counts: tuple[int, ...]
+    groups: Groups | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By field, those of the groups left out."""
+        return {"values": self.values, "lengths_FB": self.lengths_FB}
 
     @classmethod
     def on_host(cls, features: tuple[str, ...], values: Tensor, lengths_FB: Tensor) -> "JaggedIds":
@@ -77,7 +106,10 @@ class Batch:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             if isinstance(value, JaggedIds):
-                return dataclasses.replace(value, values=move(value.values), lengths_FB=move(value.lengths_FB))
+                moved = {name: move(tensor) for name, tensor in value.tensors().items()}
+                return dataclasses.replace(value, **moved, groups=move(value.groups))
+            if isinstance(value, Groups):
+                return dataclasses.replace(value, **{name: move(tensor) for name, tensor in value.tensors().items()})
             return value
 
         return Batch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})
@@ -88,5 +120,6 @@ class Batch:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 yield value
-        yield self.ids.values
-        yield self.ids.lengths_FB
+        yield from self.ids.tensors().values()
+        if self.ids.groups is not None:
+            yield from self.ids.groups.tensors().values()

@@ -116,4 +116,8 @@ class LoaderConfig(Strict):
         description="row groups that a batch is dealt from, which all ranks together keep decoded; a multiple of the "
         "ranks lets each decode its own alone",
     )
+    share: bool = Field(
+        default=True,
+        description="grouped rows look up what they share once a group; false: each row its own",
+    )
     prefetch: PositiveInt = Field(default=4, description="batches read ahead in the background")

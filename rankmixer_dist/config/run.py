@@ -291,10 +291,10 @@ class RunConfig(Strict):
 
 MANNER = frozenset(
     {
-        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "sparse.sharding", "sparse.memory_gib",
-        "dense.zero_stage", "parallel", "train.log_every", "train.stall_timeout_s", "train.deterministic",
-        "train.audit_rows", "checkpoint", "eval.split", "eval.batch_size", "eval.checkpoint", "eval.slices",
-        "eval.compare_paths", "stream",
+        "runs", "data.job", "data.verify_checksums", "loader.prefetch", "loader.share", "sparse.sharding",
+        "sparse.memory_gib", "dense.zero_stage", "parallel", "train.log_every", "train.stall_timeout_s",
+        "train.deterministic", "train.audit_rows", "checkpoint", "eval.split", "eval.batch_size", "eval.checkpoint",
+        "eval.slices", "eval.compare_paths", "stream",
     }
 )  # fmt: skip
 """Keys, and sections, that say how a run is done and watched; none of them changes what it learns."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rankmixer_dist.schema import IdFeature, NumericFeature, Schema, SequenceFeature
+from rankmixer_dist.schema import NumericFeature, Schema, SequenceFeature
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,5 @@ def estimated_ids_per_row(schema: Schema, measured: Mapping[str, float]) -> dict
         if isinstance(feature, NumericFeature):
             continue
         guess = feature.max_length / 2 if isinstance(feature, SequenceFeature) else 1.0
-        found[name] = 1.0 if isinstance(feature, IdFeature) else measured.get(name, guess)
+        found[name] = measured.get(name, guess)
     return found

@@ -15,6 +15,7 @@ from torchrec import (
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.embedded import Embedded, Events
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, Schema, SequenceFeature
+from rankmixer_dist.sparse.by_row import by_row
 
 
 class EmbeddingTables(nn.Module):
@@ -52,7 +53,8 @@ class EmbeddingTables(nn.Module):
         """Looks up a batch.
 
         Args:
-            ids: all id features of the schema in the order of `Schema.id_features`.
+            ids: all id features of the schema in the order of `Schema.id_features`. What groups of rows share is looked
+                up once a group.
         """
         keyed = KeyedJaggedTensor(
             keys=list(ids.features),
@@ -79,7 +81,8 @@ class EmbeddingTables(nn.Module):
                 vectors[name] = _one_a_row(rows[name], len(lengths[name]))
             elif isinstance(feature, MultiIdFeature):
                 vectors[name] = self._pool(feature, _segment_sum(rows[name]), lengths[name])
-        return Embedded(vectors, events)
+        found = Embedded(vectors, events)
+        return found if ids.groups is None else by_row(found, ids.groups)
 
     @staticmethod
     def _pool(feature: object, summed_BD: Tensor, lengths_B: Tensor) -> Tensor:

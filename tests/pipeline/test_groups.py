@@ -1,8 +1,11 @@
 """Preparation with groups: the same rows as without, the same bytes from Ray, and every reader expands them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from data_pipeline.assemble import BatchAssembler
 from data_pipeline.job import RayJob, SerialJob
@@ -19,6 +22,7 @@ from tests.pipeline.test_preprocess import contents
 
 USER_SIDE = ("user", "watched", "liked_tags")
 SCOPES = tuple(f"features.features.{name}.scope=user" for name in USER_SIDE)
+NO_SCOPES = tuple(f"features.features.{name}.scope=row" for name in USER_SIDE)
 DAY = ("data.group.by=user_id", "data.group.window=1d")
 SMALL = ("data.shard_rows=256", "data.row_group_rows=64")
 
@@ -34,7 +38,7 @@ def rows_of(config, manifest, split):
 
 def test_a_scope_alone_changes_no_byte(small_config, tmp_path):
     prepare(small_config, tmp_path / "scoped")
-    config = load_config(small_config, [f"data.prepared={tmp_path / 'plain'}", *SMALL])
+    config = load_config(small_config, [f"data.prepared={tmp_path / 'plain'}", *SMALL, *NO_SCOPES])
     preprocess(config, progress=False, job=SerialJob())
     assert contents(tmp_path / "scoped") == contents(tmp_path / "plain")
     assert find_prepared(config, ["train"]).group is None
@@ -57,7 +61,10 @@ def test_grouped_rows_are_the_rows_without_groups(small_config, tmp_path, group)
     for name, statistics in plain.numerics.items():
         assert manifest.numerics[name].count == statistics.count
         assert manifest.numerics[name].mean == pytest.approx(statistics.mean, rel=1e-12)
-    assert manifest.ids_per_row == pytest.approx(plain.ids_per_row)
+    shares = 1 / manifest.rows_per_group("train")
+    assert manifest.ids_per_row["user"] == pytest.approx(shares) and "user" not in plain.ids_per_row
+    for name, ids in plain.ids_per_row.items():
+        assert manifest.ids_per_row[name] == pytest.approx(ids) if name == "tags" else manifest.ids_per_row[name] < ids
     assert manifest.key_ranges == plain.key_ranges
 
 
@@ -88,18 +95,13 @@ def test_ray_prepares_the_bytes_that_one_process_does(small_config, tmp_path, ro
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_loader_gives_every_row_once_whatever_the_ranks(small_config, tmp_path, world_size):
     config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
-    batches = []
-    for rank in range(world_size):
-        loader = Loader(
-            config.data.prepared, manifest, config.features, split="test", batch_size=30, rank=rank,
-            world_size=world_size, shuffle="chunks", seed=3, lanes=4, prefetch=2,
-        )  # fmt: skip
-        batches.append([batch for batch, _ in loader.epoch(Position(0, 0))])
+    shares = range(world_size)
+    batches = [batches_of(config, manifest, shares=True, world_size=world_size, rank=r, split="test") for r in shares]
     found = [row for share in batches for batch in share for row in batch.row_id_B[batch.weight_B > 0].tolist()]
     rows = rows_of(config, manifest, "test")
     assert sorted(found) == sorted(rows["row_id"].to_pylist())
-    sent = sum(batch.ids.counts[batch.ids.features.index("watched")] for share in batches for batch in share)
-    assert sent == len(rows["watched"].combine_chunks().flatten())
+    seen = sum(batch.ids.groups.seen[0] for share in batches for batch in share)
+    assert seen == len(rows["watched"].combine_chunks().flatten())
 
 
 def test_a_streaming_evaluation_reads_them_too(small_config, tmp_path):
@@ -133,6 +135,65 @@ def test_what_rows_cannot_be_grouped_by(small_config, tmp_path, overrides, told)
 
 
 def test_rows_that_share_nothing_are_not_grouped(small_config, tmp_path):
-    config = load_config(small_config, [f"data.prepared={tmp_path / 'p'}", *DAY])
+    config = load_config(small_config, [f"data.prepared={tmp_path / 'p'}", *DAY, *NO_SCOPES])
     with pytest.raises(UserError, match="no feature has `scope: user`"):
         preprocess(config, progress=False, job=SerialJob())
+
+
+def batches_of(config, manifest, *, shares, world_size=1, rank=0, batch_size=30, lanes=1, split="train"):
+    loader = Loader(
+        config.data.prepared, manifest, config.features, split=split, batch_size=batch_size, rank=rank,
+        world_size=world_size, shuffle="chunks", seed=3, lanes=lanes, prefetch=2, with_truth=True,
+        keys_of=("user", "video_id"), shares=shares,
+    )  # fmt: skip
+    return [batch for batch, _ in loader.epoch(Position(0, 0))]
+
+
+def each_row_alone(batch):
+    """The ids of a batch by feature and row: each row's own."""
+    ids, groups = batch.ids, batch.ids.groups
+    ends = [0, *np.cumsum(ids.lengths_FB.numpy()).tolist()]
+    rows = len(batch.row_id_B)
+    lists = [ids.values[start:end].tolist() for start, end in pairwise(ends)]
+    found = {name: lists[place * rows : (place + 1) * rows] for place, name in enumerate(ids.features)}
+    assert ids.counts == tuple(sum(len(each) for each in lists) for lists in found.values())
+    if groups is None:
+        return found
+    assert {*groups.features} == {*USER_SIDE} and groups.sequences == ("watched",)
+    first_B = groups.first_G[groups.group_B].tolist()
+    assert groups.group_B[0] == 0 and set(groups.group_B.diff().tolist()) <= {0, 1}
+    for name in USER_SIDE:
+        riding = found[name]
+        assert all(not riding[row] for row in range(rows) if first_B[row] != row)
+        found[name] = [riding[first] for first in first_B]
+    for place, name in enumerate(groups.sequences):
+        seen = [
+            events[:visible][-groups.newest[place] :] if visible else []
+            for events, visible in zip(found[name], groups.visible_SB[place].tolist(), strict=True)
+        ]
+        assert sum(len(events) for events in seen) == groups.seen[place]
+        found[name] = seen
+    return found
+
+
+@pytest.mark.parametrize(("world_size", "batch_size", "lanes"), [(1, 30, 1), (2, 64, 1), (3, 33, 4), (1, 1, 1)])
+def test_rows_that_share_are_the_rows_that_do_not(small_config, tmp_path, world_size, batch_size, lanes):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    sent = {True: 0, False: 0}
+    for rank in range(world_size):
+        ways = {
+            shares: batches_of(
+                config, manifest, shares=shares, world_size=world_size, rank=rank, batch_size=batch_size, lanes=lanes
+            )
+            for shares in sent
+        }
+        for shared, alone in zip(*(ways[shares] for shares in (True, False)), strict=True):
+            assert shared.global_weight == alone.global_weight
+            for name in ("row_id_B", "user_id_B", "timestamp_B", "weight_B", "labels_BK", "numerics_BN", "truth_BK"):
+                assert torch.equal(getattr(shared, name).nan_to_num(7), getattr(alone, name).nan_to_num(7)), name
+            assert torch.equal(shared.keys_BS * shared.known_BS, alone.keys_BS * alone.known_BS)
+            assert torch.equal(shared.known_BS, alone.known_BS)
+            assert each_row_alone(shared) == each_row_alone(alone)
+            sent[True] += sum(shared.ids.counts)
+            sent[False] += sum(alone.ids.counts)
+    assert sent[True] <= (0.75 if batch_size > 1 else 1) * sent[False]

@@ -146,7 +146,7 @@ def test_rows_without_an_id_are_groups_of_their_own():
 @pytest.mark.parametrize(
     ("column", "values", "told"),
     [(GROUP_START, [False, False], "begins no group"), (visible("seen"), [2, 4], "more events"),
-     (visible("seen"), [-1, 3], "more events")],
+     (visible("seen"), [-1, 3], "more events"), (visible("seen"), [2, 1], "fewer events")],
 )  # fmt: skip
 def test_rows_that_were_never_written_so_are_refused(column, values, told):
     folded, _ = written([{"seen": [1, 2]}, {"seen": [1, 2, 3]}])
