@@ -1,4 +1,4 @@
-"""Exact ranking and calibration metrics as states that update, merge, compute, save and load; numpy only."""
+"""Exact ranking and calibration metrics as states that update, merge and compute; numpy only."""
 
 from rankmixer_dist.metrics.auc import AUC
 from rankmixer_dist.metrics.auc_counts import AUCCounts

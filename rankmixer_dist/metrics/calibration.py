@@ -1,7 +1,6 @@
 """How far predicted probabilities can be trusted: log loss, normalised entropy, calibration, reliability bins."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,13 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from rankmixer_dist.metrics.exact_sum import ExactSums
 from rankmixer_dist.metrics.rows import (
-    check_array_names,
     check_labels,
     check_probabilities,
     check_same_length,
     check_weights,
 )
-from rankmixer_dist.metrics.state import ArrayState
 
 # The distance from 1 to the float32 below it: a sigmoid that saturated in float32 costs at most 24 ln 2 = 16.6 nats.
 LOGLOSS_CLIP = 2.0**-24
@@ -67,7 +64,7 @@ class ReliabilityBins:
     calibration: NDArray[np.float64]
 
 
-class Calibration(ArrayState):
+class Calibration:
     """Mergeable calibration figures in constant memory (6 KB, 18 with weights); bit-identical for every split.
 
     The choice that makes it so: each row's loss is a function of that row alone, and the sums of losses and of
@@ -158,39 +155,6 @@ class Calibration(ArrayState):
         if self._weight_sums is not None:
             return self._weight_sums
         return _WeightSums(ExactSums.of_counts(self._rows), ExactSums.of_counts(self._positives))
-
-    def to_arrays(self) -> dict[str, NDArray]:
-        """The state: `rows`, `positives` [bins] int64, `score_sums` [bins, 144], `loss_sum` [1, 144] uint8; if any
-        weights were given, their sums `row_weights` and `positive_weights` [bins, 144] uint8."""
-        arrays: dict[str, NDArray] = {
-            "rows": self._rows.copy(),
-            "positives": self._positives.copy(),
-            "score_sums": self._score_sums.to_array(),
-            "loss_sum": self._loss_sum.to_array(),
-        }
-        if self._weight_sums is not None:
-            arrays["row_weights"] = self._weight_sums.of_rows.to_array()
-            arrays["positive_weights"] = self._weight_sums.of_positives.to_array()
-        return arrays
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
-        """The state that `to_arrays` was called on.
-
-        Raises:
-            ValueError: other array names.
-        """
-        names = {"rows", "positives", "score_sums", "loss_sum"}
-        weight_names = ("row_weights", "positive_weights")
-        weighted = "row_weights" in arrays
-        check_array_names(arrays, names.union(weight_names) if weighted else names)
-        state = cls()
-        state._rows, state._positives = arrays["rows"].copy(), arrays["positives"].copy()
-        state._score_sums = ExactSums.from_array(arrays["score_sums"])
-        state._loss_sum = ExactSums.from_array(arrays["loss_sum"])
-        if weighted:
-            state._weight_sums = _WeightSums(*(ExactSums.from_array(arrays[name]) for name in weight_names))
-        return state
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,13 @@ LOW_BITS = 26
 EXPONENTS = 2048
 # Half mantissas are below 2**27; float64 counts them exactly while a chunk has at most 2**26 rows. Smaller is faster.
 CHUNK_ROWS = 1 << 18
-# 2**63 rows of values below 2**14: 1074 + 14 + 63 bits.
-BYTES_PER_SUM = 144
 
 
 class ExactSums:
     """Sums of non-negative float64 values in `num_groups` groups, each held as one Python integer.
 
     A long accumulator (Kulisch): integers add without rounding, so every split of the values and every order of
-    `add` and `merge` leaves the same state. 144 bytes a group.
+    `add` and `merge` leaves the same state. At most 144 bytes a group.
     """
 
     def __init__(self, num_groups: int) -> None:
@@ -70,18 +68,6 @@ class ExactSums:
     def ratios(self, other: Self) -> NDArray[np.float64]:
         """The sums [num_groups] divided by those of another accumulator, as `ratio`."""
         return np.array([_ratio(mine, theirs) for mine, theirs in zip(self.totals, other.totals, strict=True)])
-
-    def to_array(self) -> NDArray[np.uint8]:
-        """The state as bytes [num_groups, 144], little endian."""
-        raw = b"".join(total.to_bytes(BYTES_PER_SUM, "little") for total in self.totals)
-        return np.frombuffer(raw, np.uint8).reshape(len(self.totals), BYTES_PER_SUM).copy()
-
-    @classmethod
-    def from_array(cls, array: NDArray[np.uint8]) -> Self:
-        """The state that `to_array` was called on."""
-        sums = cls(len(array))
-        sums.totals = [int.from_bytes(row.tobytes(), "little") for row in array]
-        return sums
 
 
 def _ratio(numerator: int, denominator: int) -> float:

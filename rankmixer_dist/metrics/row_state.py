@@ -6,8 +6,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rankmixer_dist.metrics.rows import check_array_names, check_same_length, check_weights
-from rankmixer_dist.metrics.state import ArrayState
+from rankmixer_dist.metrics.rows import check_same_length, check_weights
 
 Checks = Mapping[str, Callable[[ArrayLike], NDArray]]
 
@@ -75,7 +74,7 @@ class RowBuffer:
         self._chunks.setdefault(WEIGHTS, [np.ones(self.rows)])
 
 
-class RowState(ArrayState):
+class RowState:
     """A metric over rows that are kept; a subclass says which columns, takes them in `update` and computes."""
 
     checks: ClassVar[Checks]
@@ -92,22 +91,6 @@ class RowState(ArrayState):
     def merge(self, other: Self) -> None:
         """Add the rows of another state to this one."""
         self._rows.merge(other._rows)
-
-    def to_arrays(self) -> dict[str, NDArray]:
-        """The columns that `update` takes, [rows] each; `weights` only if any were given."""
-        return self._rows.arrays()
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
-        """The state that `to_arrays` was called on.
-
-        Raises:
-            ValueError: other array names, or values that `update` refuses.
-        """
-        check_array_names(arrays, cls.checks.keys(), optional={WEIGHTS})
-        state = cls()
-        state._rows.append(arrays, arrays.get(WEIGHTS))
-        return state
 
 
 def _empty(name: str) -> NDArray:

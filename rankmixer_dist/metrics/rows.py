@@ -1,7 +1,5 @@
 """Checks of the columns of scored rows."""
 
-from collections.abc import Collection, Mapping
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -92,18 +90,6 @@ def check_same_length(**columns: NDArray) -> None:
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
         raise ValueError(f"columns differ in length: {lengths}")
-
-
-def check_array_names(
-    arrays: Mapping[str, NDArray], expected: Collection[str], *, optional: Collection[str] = ()
-) -> None:
-    """Refuse a mapping that is not the `to_arrays` of the state that reads it.
-
-    Raises:
-        ValueError: naming what was found and what was expected.
-    """
-    if arrays.keys() - set(optional) != set(expected):
-        raise ValueError(f"metric state: expected arrays {sorted(expected)}, got {sorted(arrays)}")
 
 
 def _one_dimensional(name: str, values: ArrayLike) -> NDArray:

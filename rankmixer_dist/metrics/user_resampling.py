@@ -5,7 +5,6 @@ the order of users, nor how they were split and merged, shows in a single bit.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankmixer_dist.metrics.keys import MIX_STEP, mixed, user_keys
-from rankmixer_dist.metrics.rows import check_array_names
-from rankmixer_dist.metrics.state import ArrayState
 
 UNITS_PER_ONE = 1 << 20
 MAX_TOTAL = 2.0**40
@@ -53,7 +50,7 @@ class BootstrapResult:
     ci95_high: float
 
 
-class UserBootstrap(ArrayState):
+class UserBootstrap:
     """Mergeable bootstrap by user of sum_u numerator_u / sum_u denominator_u, in 16 bytes a replicate.
 
     The Poisson bootstrap (Chamandy et al., Estimating Uncertainty for Massive Data Streams, Google 2012): in each
@@ -108,23 +105,6 @@ class UserBootstrap(ArrayState):
         values = np.sort(numerators / denominators)
         low, high = np.quantile(values, [0.025, 0.975])
         return BootstrapResult(float(np.std(values, ddof=1)), float(low), float(high))
-
-    def to_arrays(self) -> dict[str, NDArray]:
-        """The state as `sums` [2, replicates] int64 and `about` [2] int64: seed, users."""
-        return {"sums": self._sums.copy(), "about": np.array([self._seed, self._users], np.int64)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
-        """The state that `to_arrays` was called on.
-
-        Raises:
-            ValueError: other array names.
-        """
-        check_array_names(arrays, {"sums", "about"})
-        state = cls(arrays["sums"].shape[1])
-        state._seed, state._users = arrays["about"].tolist()
-        state._sums = arrays["sums"].copy()
-        return state
 
 
 def sign_flip_p_value(

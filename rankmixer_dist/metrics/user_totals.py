@@ -1,7 +1,6 @@
 """UAUC from the AUC of each user: sums over users without rounding, which add up over parts of the users."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankmixer_dist.metrics.exact_sum import ExactSums
-from rankmixer_dist.metrics.rows import check_array_names
-from rankmixer_dist.metrics.state import ArrayState
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class UserAUCs:
     rows: NDArray[np.int64]
 
 
-class UserAUCTotals(ArrayState):
+class UserAUCTotals:
     """UAUC over users whose AUCs are known, in 450 bytes: what workers that hold different users have to merge.
 
     All rows of a user belong into one `update`; the same user in two of them would count as two users. Bit-identical
@@ -79,20 +76,3 @@ class UserAUCTotals(ArrayState):
             return UserAUCResult(math.nan, math.nan, 0, 0)
         won, impressions, aucs = self._sums.rounded_sums().tolist()
         return UserAUCResult(won / impressions, aucs / self._users, self._users, self._rows)
-
-    def to_arrays(self) -> dict[str, NDArray]:
-        """The state as `sums` [3, 144] uint8 and `counts` [2] int64: users, rows."""
-        return {"sums": self._sums.to_array(), "counts": np.array([self._users, self._rows], np.int64)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
-        """The state that `to_arrays` was called on.
-
-        Raises:
-            ValueError: other array names.
-        """
-        check_array_names(arrays, {"sums", "counts"})
-        state = cls()
-        state._sums = ExactSums.from_array(arrays["sums"])
-        state._users, state._rows = arrays["counts"].tolist()
-        return state

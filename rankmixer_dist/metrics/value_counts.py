@@ -1,20 +1,17 @@
 """How often each value of a column occurs, such as the rows of each user."""
 
-from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rankmixer_dist.metrics.keys import run_starts
-from rankmixer_dist.metrics.rows import check_array_names, check_same_length
-from rankmixer_dist.metrics.state import ArrayState
 
 _WAITING = 1_000_000
 """Values that may wait to be merged, if there are not more merged ones."""
 
 
-class ValueCounts(ArrayState):
+class ValueCounts:
     """Mergeable counts of the distinct values of an int64 column: 16 bytes a distinct value, up to three times that
     while rows come in."""
 
@@ -47,23 +44,6 @@ class ValueCounts(ArrayState):
             return np.zeros(len(values), np.int64)
         places = np.searchsorted(known, values).clip(max=len(known) - 1)
         return np.where(known[places] == values, counts[places], 0)
-
-    def to_arrays(self) -> dict[str, NDArray]:
-        """The state as `values` and `counts`, int64 [V]."""
-        return {"values": self.values, "counts": self.counts}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray]) -> Self:
-        """The state that `to_arrays` was called on.
-
-        Raises:
-            ValueError: other array names, or arrays of two lengths.
-        """
-        check_array_names(arrays, {"values", "counts"})
-        check_same_length(**arrays)
-        state = cls()
-        state._add(arrays["values"], arrays["counts"])
-        return state
 
     def _add(self, values: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
         self._waiting.append((values, counts))

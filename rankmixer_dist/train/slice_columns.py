@@ -71,8 +71,8 @@ def _of_all_ranks(splits: Sequence[str], column: str, count_values: CountValues)
     mine, total = ValueCounts(), ValueCounts()
     with failing_together():
         mine = count_values(splits, column)
-    for part in all_gather_objects(mine.to_arrays()):
-        total.merge(ValueCounts.from_arrays(part))
+    for part in all_gather_objects(mine):
+        total.merge(part)
     return total
 
 

@@ -1,7 +1,7 @@
-"""Random partitions: rows go to states, states to files and back, and into one another in any order."""
+"""Random partitions: rows go to states, states to other processes, and into one another in any order."""
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,25 +11,21 @@ Partitions = Callable[..., Iterator[Any]]
 
 
 @pytest.fixture
-def partitions(tmp_path: Path) -> Partitions:
-    """`partitions(make, columns, load=...)` yields 20 states over the same rows, split and merged differently."""
+def partitions() -> Partitions:
+    """`partitions(make, columns)` yields 20 states over the same rows, split and merged differently."""
 
-    def states(
-        make: Callable[[], Any], columns: Mapping[str, np.ndarray], load: Callable[[Path], Any] | None = None
-    ) -> Iterator[Any]:
+    def states(make: Callable[[], Any], columns: Mapping[str, np.ndarray]) -> Iterator[Any]:
         rng = np.random.default_rng(1)
         rows = len(next(iter(columns.values())))
-        for turn in range(20):
+        for _ in range(20):
             parts = []
             cuts = np.sort(rng.integers(0, rows + 1, size=rng.integers(0, 9)))
-            for number, part in enumerate(np.split(rng.permutation(rows), cuts)):
+            for part in np.split(rng.permutation(rows), cuts):
                 state = make()
                 for batch in np.array_split(part, rng.integers(1, 4)):
                     state.update(**{name: column[batch] for name, column in columns.items()})
                 if rng.random() < 0.5:
-                    path = tmp_path / f"{turn}-{number}"
-                    state.save(path)
-                    state = load(path) if load else type(state).load(path)
+                    state = pickle.loads(pickle.dumps(state))
                 parts.append(state)
             while len(parts) > 1:
                 merged = parts.pop(rng.integers(len(parts)))
