@@ -42,6 +42,10 @@ class SparseConfig(Strict):
         description="memory of a rank for tables; by default what the dense part leaves of a GPU, or a share of the "
         "host's",
     )
+    look_ahead: bool = Field(
+        default=True,
+        description="send the next batch's ids to their owners while a step computes; no figure depends on it",
+    )
 
 
 class DenseConfig(Strict):
@@ -292,7 +296,8 @@ class RunConfig(Strict):
 MANNER = frozenset(
     {
         "runs", "data.job", "data.verify_checksums", "loader.prefetch", "loader.share", "sparse.sharding",
-        "sparse.memory_gib", "dense.zero_stage", "parallel", "train.log_every", "train.stall_timeout_s",
+        "sparse.memory_gib", "sparse.look_ahead", "dense.zero_stage", "parallel", "train.log_every",
+        "train.stall_timeout_s",
         "train.deterministic", "train.audit_rows", "checkpoint", "eval.split", "eval.batch_size", "eval.checkpoint",
         "eval.slices", "eval.compare_paths", "stream",
     }

@@ -15,10 +15,12 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from rankmixer_dist.ahead import ahead_stream
 from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.embedded import Embedded
 from rankmixer_dist.pieces import Piece
 from rankmixer_dist.sparse.init import fill_uniform_
+from rankmixer_dist.sparse.pending import Pending
 from rankmixer_dist.sparse.placement import Placement, place, sharders
 from rankmixer_dist.sparse.room import Room
 from rankmixer_dist.sparse.tables import EmbeddingTables
@@ -43,7 +45,20 @@ class Tables(Protocol):
         """The torch module that holds the tables."""
         ...
 
-    def __call__(self, ids: JaggedIds) -> Embedded: ...
+    def start(self, ids: JaggedIds) -> Pending:
+        """Begins a lookup: the ids set out to their owners. All ranks begin, send and finish lookups in one order.
+
+        A GPU does so in the stream for what is ahead (`ahead_stream`), where the ids have to lie ready.
+        """
+        ...
+
+    def finish(self, pending: Pending) -> Embedded:
+        """The embeddings of a lookup that has begun, by the tables as they are now."""
+        ...
+
+    def __call__(self, ids: JaggedIds) -> Embedded:
+        """Both in one."""
+        ...
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the updates that the next backward makes."""
@@ -76,6 +91,12 @@ class LocalTables:
         kwargs = {"lr": settings.lr, "eps": settings.eps}
         apply_optimizer_in_backward(RowWiseAdagrad, module.parameters(), kwargs)
 
+    def start(self, ids: JaggedIds) -> Pending:
+        return self.module.start(ids)
+
+    def finish(self, pending: Pending) -> Embedded:
+        return self.module.finish(pending)
+
     def __call__(self, ids: JaggedIds) -> Embedded:
         return self.module(ids)
 
@@ -99,6 +120,18 @@ class ShardedTables:
 
     def __init__(self, module: DistributedModelParallel) -> None:
         self.module = module
+        self._stream = ahead_stream(module.device)
+
+    @property
+    def _tables(self) -> EmbeddingTables:
+        """With sharded modules in the place of its own."""
+        return self.module.module
+
+    def start(self, ids: JaggedIds) -> Pending:
+        return self._tables.start(ids, self._stream)
+
+    def finish(self, pending: Pending) -> Embedded:
+        return self._tables.finish(pending)
 
     def __call__(self, ids: JaggedIds) -> Embedded:
         return self.module(ids)

@@ -16,6 +16,7 @@ from rankmixer_dist.batch import JaggedIds
 from rankmixer_dist.embedded import Embedded, Events
 from rankmixer_dist.schema import IdFeature, MultiIdFeature, Schema, SequenceFeature
 from rankmixer_dist.sparse.by_row import by_row
+from rankmixer_dist.sparse.pending import Pending
 
 
 class EmbeddingTables(nn.Module):
@@ -50,11 +51,20 @@ class EmbeddingTables(nn.Module):
         self._split += [sum(len(table.feature_names) for table in rows[dim]) for dim in sorted(rows)]
 
     def forward(self, ids: JaggedIds) -> Embedded:
-        """Looks up a batch.
+        """Looks up a batch: `start` and `finish` in one.
 
         Args:
             ids: all id features of the schema in the order of `Schema.id_features`. What groups of rows share is looked
                 up once a group.
+        """
+        return self.finish(self.start(ids))
+
+    def start(self, ids: JaggedIds, stream: torch.cuda.Stream | None = None) -> Pending:
+        """Begins a lookup: ids set out to their owners, and no table is read.
+
+        Args:
+            ids: as in `forward`.
+            stream: as of `Pending`.
         """
         keyed = KeyedJaggedTensor(
             keys=list(ids.features),
@@ -64,12 +74,18 @@ class EmbeddingTables(nn.Module):
             length_per_key=list(ids.counts),  # else `split` and TorchRec's exchange ask the device for them
         )
         bags, *unpooled = keyed.split(self._split)
-        lengths = dict(zip(ids.features, ids.lengths_FB, strict=True))
-        # All lookups start before any is read, so that their exchanges between ranks overlap.
-        looked_up = [lookup(part) for lookup, part in zip(self.sequences, unpooled, strict=True)]
-        pooled = self.bags(bags).to_dict() if self.bags is not None else {}
-        rows = {name: row for of_width in looked_up for name, row in of_width.items()}
+        parts = [*zip(self.sequences, unpooled, strict=True)]
+        if self.bags is not None:
+            parts.append((self.bags, bags))
+        return Pending(ids, parts, stream)
 
+    def finish(self, pending: Pending) -> Embedded:
+        """The embeddings of a lookup that has begun, by the tables as they are now."""
+        # All lookups start before any is read, so that their exchanges between ranks overlap.
+        looked_up = pending.look_up()
+        pooled = looked_up.pop().to_dict() if self.bags is not None else {}
+        rows = {name: row for of_width in looked_up for name, row in of_width.items()}
+        lengths = dict(zip(pending.ids.features, pending.ids.lengths_FB, strict=True))
         vectors: dict[str, Tensor] = {}
         events: dict[str, Events] = {}
         for name, feature in self.schema.features.items():
@@ -82,7 +98,8 @@ class EmbeddingTables(nn.Module):
             elif isinstance(feature, MultiIdFeature):
                 vectors[name] = self._pool(feature, _segment_sum(rows[name]), lengths[name])
         found = Embedded(vectors, events)
-        return found if ids.groups is None else by_row(found, ids.groups)
+        groups = pending.ids.groups
+        return found if groups is None else by_row(found, groups)
 
     @staticmethod
     def _pool(feature: object, summed_BD: Tensor, lengths_B: Tensor) -> Tensor:

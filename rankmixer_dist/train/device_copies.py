@@ -2,11 +2,12 @@
 
 import torch
 
+from rankmixer_dist.ahead import ahead_stream
 from rankmixer_dist.batch import Batch
 
 
 class DeviceCopies:
-    """Copies batches to a device; to a GPU in a stream of its own, beside the step before, which the host has queued.
+    """Copies batches to a device; to a GPU in `ahead_stream`, beside the step before, which the host has queued.
 
     What the stream of the steps does next waits for the copy. The source has to be pinned to overlap: torch then keeps
     it until the copy is done, whoever lets go of it. The copies' memory is not given away before the steps' stream is
@@ -15,7 +16,7 @@ class DeviceCopies:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = ahead_stream(device)
 
     def __call__(self, batch: Batch) -> Batch:
         """The same batch on the device."""

@@ -3,9 +3,11 @@
 import math
 import resource
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +21,7 @@ from rankmixer_dist.train.loss_range import LossRange, label_counts
 from rankmixer_dist.train.non_finite import NonFiniteRows
 from rankmixer_dist.train.peak import Peak
 from rankmixer_dist.train.schedule import LearningRate
-from rankmixer_dist.train.step import StepResult
+from rankmixer_dist.train.step import Rates, StepResult
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 _COMM_EVERY_INTERVALS = 5
@@ -53,6 +55,10 @@ class Plan:
     flops_per_row: int
     peak: Peak
 
+    def rates(self, step: int) -> Rates:
+        """Learning rates of the `step`-th step, from 1."""
+        return Rates(self.lr.at(step - 1), self.sparse_lr.at(step - 1))
+
 
 @dataclass
 class Progress:
@@ -61,6 +67,12 @@ class Progress:
     step: int
     rows: int
     position: Position
+
+
+class Step(Protocol):
+    """What trains on batches one after the other, each when its result is asked for; it may read ahead."""
+
+    def run(self, batches: Iterator[Batch], *, first: int, rates: Callable[[int], Rates]) -> Iterator[StepResult]: ...
 
 
 class Hooks(Protocol):
@@ -89,7 +101,7 @@ class Hooks(Protocol):
 
 def run_loop(
     batches: Epochs,
-    step: Callable[..., StepResult],
+    step: Step,
     plan: Plan,
     *,
     progress: Progress,
@@ -110,33 +122,29 @@ def run_loop(
     interval = _Interval(plan, topology, stopwatch, non_finite, loss_range)
     to_device = DeviceCopies(topology.device)
     saved = progress.step
-    rates: dict[str, float] = {}  # of the newest step
 
     def save() -> None:
         nonlocal saved
         if not interval.is_empty:
-            hooks.on_log(interval.close(progress, **rates))
+            hooks.on_log(interval.close(progress))
         hooks.doing(progress.step, "saving a checkpoint")
         hooks.on_checkpoint(progress)
         saved = progress.step
 
     while progress.step < plan.total_steps and progress.position.epoch < plan.epochs:
-        hooks.doing(progress.step, "waiting for data")
         reading = batches.epoch(progress.position)
-        for batch, position in interval.timed(reading):
-            hooks.doing(progress.step + 1, "in the training step")
-            rates = {"lr": plan.lr.at(progress.step), "sparse_lr": plan.sparse_lr.at(progress.step)}
-            on_device = to_device(batch)
-            with interval.maybe_timed_exchange(progress.step):
-                result = step(on_device, number=progress.step + 1, **rates)
+        ahead = _ReadAhead(reading, plan, progress, to_device, interval, hooks)
+        results = step.run(ahead, first=progress.step + 1, rates=plan.rates)
+        while (result := interval.next_result(results, progress.step)) is not None:
+            item = ahead.read.popleft()
             progress.step += 1
-            progress.rows += int(batch.global_weight)
-            progress.position = position
-            interval.add(progress.step, on_device, result)
-            hooks.on_step(batch)
+            progress.rows += int(item.batch.global_weight)
+            progress.position = item.position
+            interval.add(progress.step, item.on_device, result)
+            hooks.on_step(item.batch)
             last = progress.step == plan.total_steps
             if last or progress.step % plan.log_every == 0:
-                hooks.on_log(interval.close(progress, **rates))
+                hooks.on_log(interval.close(progress))
             if plan.checkpoint_every is not None and progress.step % plan.checkpoint_every == 0 and not last:
                 save()
             if hooks.stops() and not last:
@@ -145,7 +153,6 @@ def run_loop(
                 raise Preempted(f"asked to stop; saved at step {progress.step} of {plan.total_steps}")
             if last:
                 break
-            hooks.doing(progress.step, "waiting for data")
         else:
             if plan.checkpoint_epochs and saved != progress.step:
                 save()
@@ -155,6 +162,43 @@ def run_loop(
         hooks.doing(progress.step, "saving a checkpoint")
         hooks.on_checkpoint(progress)
     return progress
+
+
+@dataclass(frozen=True)
+class _Read:
+    batch: Batch
+    on_device: Batch
+    position: Position
+
+
+class _ReadAhead:
+    """The batches of an epoch on the device, no more than the plan has steps; `read`: those not trained on yet."""
+
+    def __init__(
+        self,
+        reading: Iterator[tuple[Batch, Position]],
+        plan: Plan,
+        progress: Progress,
+        to_device: DeviceCopies,
+        interval: "_Interval",
+        hooks: Hooks,
+    ) -> None:
+        self.read: deque[_Read] = deque()
+        self._reading = islice(reading, plan.total_steps - progress.step)
+        self._progress, self._to_device, self._interval, self._hooks = progress, to_device, interval, hooks
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self._hooks.doing(self._progress.step, "waiting for data")
+        with self._interval.timed_wait():
+            item = next(self._reading, None)
+        self._hooks.doing(self._progress.step + 1, "in the training step")
+        if item is None:
+            raise StopIteration
+        self.read.append(_Read(item[0], self._to_device(item[0]), item[1]))
+        return self.read[-1].on_device
 
 
 class _Interval:
@@ -180,25 +224,24 @@ class _Interval:
         self._rows, self._steps, self._skipped, self._wait_s = 0.0, 0, 0, 0.0
         self._start = time.perf_counter()
 
-    def timed(self, reading: Iterator[tuple[Batch, Position]]) -> Iterator[tuple[Batch, Position]]:
-        """The same items; the time spent waiting for them is data wait."""
-        while True:
-            start = time.perf_counter()
-            item = next(reading, None)
-            self._wait_s += time.perf_counter() - start
-            if item is None:
-                return
-            yield item
-
     @contextmanager
-    def maybe_timed_exchange(self, step: int) -> Iterator[None]:
-        """Measures the collectives of one step in every few intervals; the lines between repeat its figure."""
+    def timed_wait(self) -> Iterator[None]:
+        """What it holds is data wait."""
+        start = time.perf_counter()
+        yield
+        self._wait_s += time.perf_counter() - start
+
+    def next_result(self, results: Iterator[StepResult], step: int) -> StepResult | None:
+        """Takes the next step after `step`; None if there is no batch for it.
+
+        Measures the collectives of one step in every few intervals; the lines between repeat its figure.
+        """
         if step % (_COMM_EVERY_INTERVALS * self._plan.log_every) != _COMM_STEP % self._plan.log_every:
-            yield
-            return
+            return next(results, None)
         with CommTimer(self._topology.device) as timer:
-            yield
+            result = next(results, None)
         self._comm_s, self._own_s = timer.seconds, timer.own_s
+        return result
 
     @property
     def is_empty(self) -> bool:
@@ -217,8 +260,9 @@ class _Interval:
         self._sums_3K[1:] += label_counts(batch)
         self._rows += batch.global_weight
 
-    def close(self, progress: Progress, *, lr: float, sparse_lr: float) -> dict[str, Any]:
+    def close(self, progress: Progress) -> dict[str, Any]:
         plan = self._plan
+        rates = plan.rates(progress.step)
         parts = self._stopwatch.totals()
         summed, *counts = sum_over_ranks(self._sums_3K).tolist()
         # All batches may have been left out.
@@ -235,8 +279,8 @@ class _Interval:
             "rows": progress.rows,
             "loss": loss,
             "loss_per_task": dict(zip(plan.tasks, losses, strict=True)),
-            "lr": lr,
-            "sparse_lr": sparse_lr,
+            "lr": rates.lr,
+            "sparse_lr": rates.sparse_lr,
             "samples_per_s": rate,
             "mfu": plan.peak.share(rate * plan.flops_per_row / self._topology.world_size),
             "steps": self._steps,

@@ -154,6 +154,7 @@ def _train(
         stopwatch=stopwatch,
         routing=routing,
         skip_non_finite=config.train.on_non_finite == "skip",
+        look_ahead=config.sparse.look_ahead,
     )
     with RunHooks(config, topology, tables, engine, progress, plan, validation_rows, routing, begins) as hooks:
         run_loop(

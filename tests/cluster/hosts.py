@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-_SUBNET = "10.203.77"
+_SUBNET, _SLOW_SUBNET = "10.203.77", "10.203.78"
 
 
 def run(*command: str) -> str:
@@ -116,6 +116,24 @@ class Hosts:
         meeting = ["--rdzv_endpoint=host0:29500", "--rdzv_id=bed", "--rdzv_conf=last_call_timeout=2,join_timeout=120"]
         options = [f"--nnodes={nodes}", "--nproc_per_node=1", "--max_restarts=3", *meeting]
         return self.start(index, sys.executable, "launch/torchrun.py", *options, *arguments, log=log, **more)
+
+    @contextmanager
+    def slow_link(self, *, mbit_s: float, delay_ms: float) -> Iterator[str]:
+        """A second link between the first two hosts, of this rate and one-way delay; yields its interface's name.
+
+        Skips the test where there are no TUN devices.
+        """
+        if not Path("/dev/net/tun").exists():
+            pytest.skip("a slow link needs /dev/net/tun")
+        ends = [f"{self._space(index)}={_SLOW_SUBNET}.{index + 1}" for index in range(2)]
+        command = [sys.executable, str(ROOT / "tests/cluster/slow_link.py"), "slow0", str(mbit_s), str(delay_ms), *ends]
+        relay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert relay.stdout is not None and relay.stdout.readline() == "ready\n"
+            yield "slow0"
+        finally:
+            relay.kill()
+            relay.wait()
 
     def cut_power(self, index: int) -> None:
         """The others see nothing more of this host: no packet says that its processes are gone."""

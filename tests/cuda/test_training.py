@@ -164,9 +164,9 @@ def test_contexts_are_told_by_device():
 
 
 def test_the_rehearsals_list_says_which_waits_are_allowed():
-    lookup = "rankmixer_dist/sparse/tables.py:EmbeddingTables.forward"
-    exchange = f"torchrec/distributed/dist_data.py:_safe_tolist_2d from {lookup}"
-    upload = f"torchrec/distributed/dist_data.py:KJTAllToAllSplitsAwaitable.__init__ from {lookup}"
+    lookup = "rankmixer_dist/sparse/pending.py:_Part"
+    exchange = f"torchrec/distributed/dist_data.py:_safe_tolist_2d from {lookup}.send"
+    upload = f"torchrec/distributed/dist_data.py:KJTAllToAllSplitsAwaitable.__init__ from {lookup}.__init__"
     assert unallowed({exchange: 4, upload: 6, lookup: 1, "autograd": 1}) == ["autograd", lookup]
     assert unallowed({}) == []
 

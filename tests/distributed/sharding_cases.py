@@ -24,7 +24,6 @@ from rankmixer_dist.sparse.shard import (
     LocalTables,
     RowWiseAdagradSettings,
     ShardedTables,
-    Tables,
     init_tables,
     shard_tables,
     table_pieces,
@@ -103,9 +102,8 @@ def by_name(found: Embedded) -> list[tuple[str, torch.Tensor]]:
     return sorted({**found.vectors, **events}.items())
 
 
-def backward(tables: Tables, declared: Schema, step: int, rank: int, ranks: int) -> None:
+def backward(found: Embedded, step: int, rank: int) -> None:
     """This rank's part of a loss that is a mean over the rows of all ranks, as `parallel.engine` scales it."""
-    found = tables(ids_of(declared, step, rank))
     random = torch.Generator().manual_seed(7777 * step + rank)
     loss = torch.zeros(())
     for _, value in by_name(found):
@@ -146,9 +144,14 @@ def trained(declared: Schema, fixed: dict[str, str], rank: int, ranks: int) -> t
     module = EmbeddingTables(declared, device=torch.device("meta"))
     tables, placement = shard_tables(module, settings=SETTINGS, fixed=fixed, room=room)
     init_tables(tables, scale=0.1, seed=3)
+    pending = tables.start(ids_of(declared, 0, rank))
     for step in range(STEPS):
         tables.set_lr(0.2)
-        backward(tables, declared, step, rank, ranks)
+        found = tables.finish(pending)
+        pending = tables.start(ids_of(declared, step + 1, rank))  # before the tables move
+        if step % 2:
+            pending.send()
+        backward(found, step, rank)
     return tables, placement.tables
 
 
@@ -210,7 +213,7 @@ def taken_up(ranks: int, folder: Path) -> list[str]:
         assert found.keys() == expected.keys()
         different = [key for key in found if not torch.equal(found[key], expected[key])]
     init_tables(tables, scale=0.1, seed=ranks)
-    backward(tables, declared, 0, dist.get_rank(), ranks)
+    backward(tables(ids_of(declared, 0, dist.get_rank())), 0, dist.get_rank())
     write_pieces(table_pieces(tables), folder / f"saved{ranks}")
     return different
 

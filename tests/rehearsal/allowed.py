@@ -7,7 +7,8 @@ IN_A_STEP: dict[str, str] = {
 }
 """On the stand-in device, in the training loop."""
 
-_TABLES = " from rankmixer_dist/sparse/tables.py:EmbeddingTables.forward"
+_PART = " from rankmixer_dist/sparse/pending.py:_Part."
+_START, _SEND, _RECEIVE, _LOOK_UP = (_PART + act for act in ("__init__", "send", "receive", "look_up"))
 _COUNTER = "FBGEMM counts its steps in a tensor of the host"
 _EXCHANGE = "TorchRec tells the ranks how many ids each gets"
 _FIRST = "at the first lookup"
@@ -15,11 +16,12 @@ _RECAT = "upload torchrec/distributed/dist_data.py:_get_recat"
 _FBGEMM = "read fbgemm_gpu/split_table_batched_embeddings_ops_training.py:SplitTableBatchedEmbeddingBagsCodegen.forward"
 
 IN_AN_EXCHANGE: dict[str, str] = {
-    "read torchrec/distributed/dist_data.py:_safe_tolist_2d" + _TABLES: _EXCHANGE,
-    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _TABLES: _EXCHANGE,
-    "upload torchrec/distributed/dist_data.py:KJTAllToAllSplitsAwaitable.__init__" + _TABLES: _EXCHANGE,
-    _RECAT + _TABLES: "TorchRec makes the order of what came on the host",
-    _FBGEMM + _TABLES: "FBGEMM reads its count of steps once; here, where counts have no values, at each lookup",
+    "read torchrec/distributed/dist_data.py:_safe_tolist_2d" + _SEND: _EXCHANGE,
+    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _START: _EXCHANGE,
+    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _RECEIVE: _EXCHANGE,
+    "upload torchrec/distributed/dist_data.py:KJTAllToAllSplitsAwaitable.__init__" + _START: _EXCHANGE,
+    _RECAT + _SEND: "TorchRec makes the order of what came on the host",
+    _FBGEMM + _LOOK_UP: "FBGEMM reads its count of steps once; here, where counts have no values, at each lookup",
 }
 """On the stand-in device, in the lookup of sharded tables."""
 
@@ -53,12 +55,12 @@ IN_SCORING: dict[str, str] = {
 
 IN_STREAMING: dict[str, str] = {
     SCORES_OF_A_SHARD: "the scores themselves",
-    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _TABLES: _EXCHANGE,
-    _RECAT + _TABLES: "TorchRec makes the order of what came on the host",
-    _FBGEMM + _TABLES: "FBGEMM reads its count of steps once; here, where counts have no values, at each lookup",
-    "upload torchrec/distributed/embedding.py:ShardedEmbeddingCollection._create_input_dist" + _TABLES: _FIRST,
-    "upload torchrec/distributed/embeddingbag.py:ShardedEmbeddingBagCollection._create_input_dist" + _TABLES: _FIRST,
-    "upload torchrec/distributed/sharding/rw_sharding.py:RwSparseFeaturesDist.__init__" + _TABLES: _FIRST,
+    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _START: _EXCHANGE,
+    _RECAT + _SEND: "TorchRec makes the order of what came on the host",
+    _FBGEMM + _LOOK_UP: "FBGEMM reads its count of steps once; here, where counts have no values, at each lookup",
+    "upload torchrec/distributed/embedding.py:ShardedEmbeddingCollection._create_input_dist" + _START: _FIRST,
+    "upload torchrec/distributed/embeddingbag.py:ShardedEmbeddingBagCollection._create_input_dist" + _START: _FIRST,
+    "upload torchrec/distributed/sharding/rw_sharding.py:RwSparseFeaturesDist.__init__" + _START: _FIRST,
 }
 """On the stand-in device, while an actor of the streaming evaluation scores a shard."""
 
@@ -68,9 +70,10 @@ READS_OF_A_REAL_STEP: dict[str, tuple[int, str]] = {
         1,
         "Adam counts its steps in a tensor of the host",
     ),
-    _FBGEMM + _TABLES: (4, _COUNTER),
-    "read torchrec/distributed/dist_data.py:_safe_tolist_2d" + _TABLES: (4, _EXCHANGE),
-    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _TABLES: (4, _EXCHANGE),
+    _FBGEMM + _LOOK_UP: (4, _COUNTER),
+    "read torchrec/distributed/dist_data.py:_safe_tolist_2d" + _SEND: (4, _EXCHANGE),
+    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _START: (2, _EXCHANGE),
+    "read torchrec/sparse/jagged_tensor.py:_safe_tolist" + _RECEIVE: (2, _EXCHANGE),
 }
 """On two CPU ranks with sharded tables, where every tensor counts: how often a step."""
 

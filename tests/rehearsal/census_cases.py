@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from rankmixer_dist.batch import Batch
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.config import load_config
 from rankmixer_dist.parallel.topology import process_group
@@ -53,18 +54,18 @@ def watch_groups() -> dict[str, list[float]]:
 
 def watch(census: Census) -> None:
     """Lets `census` count steps FIRST to LAST of every run."""
-    take_step = TrainStep.__call__
+    take_step = TrainStep.take
 
-    def watched(step: TrainStep, *args: Any, **kwargs: Any) -> Any:
-        if not FIRST <= kwargs["number"] <= LAST:
-            return take_step(step, *args, **kwargs)
+    def watched(step: TrainStep, batch: Batch, number: int, *args: Any, **kwargs: Any) -> Any:
+        if not FIRST <= number <= LAST:
+            return take_step(step, batch, number, *args, **kwargs)
         with census:
             census.start()
-            result = take_step(step, *args, **kwargs)
+            result = take_step(step, batch, number, *args, **kwargs)
             census.stop()
         return result
 
-    TrainStep.__call__ = watched
+    TrainStep.take = watched
     type(get_accelerator()).synchronize = lambda *args: census.note("sync")
     for name in ("tolist", "numpy"):  # which read the memory of the CPU without an operator
         setattr(torch.Tensor, name, _noted(getattr(torch.Tensor, name), census))

@@ -133,6 +133,7 @@ def rehearse(config: RunConfig, topology: Topology, census: Any, *, sharded: boo
         stopwatch=stopwatch,
         routing=routing,
         skip_non_finite=config.train.on_non_finite == "skip",
+        look_ahead=config.sparse.look_ahead,
     )
     census.start()
     run_loop(

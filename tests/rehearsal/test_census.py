@@ -10,7 +10,7 @@ from tests.rehearsal.conftest import lines_of, needs_cuda_wheels, without_kernel
 def counted(launch, small_config, tmp_path_factory):
     """Of the first of two ranks, a step."""
     runs = tmp_path_factory.mktemp("census")
-    given = [f"runs={runs}", "train.max_steps=9", "train.log_every=20", "dense.clip_norm=1.0"]
+    given = [f"runs={runs}", "train.max_steps=10", "train.log_every=20", "dense.clip_norm=1.0"]
     ended = launch.forked("tests/rehearsal/census_cases.py", str(small_config), *given, ranks=2)
     return lines_of(ended)[0]
 

@@ -33,11 +33,12 @@ ALLOWED |= {
     "layers": {"errors"},
     "batch": {"errors", "schema"},
     "embedded": set(),
+    "ahead": set(),
     "losses": {"errors", "schema"},
     "pieces": set(),
     "threads": set(),
 }
-FLOOR_1 = {*FLOOR_0, "layers", "batch", "embedded", "losses", "pieces", "threads"}
+FLOOR_1 = {*FLOOR_0, "layers", "batch", "embedded", "ahead", "losses", "pieces", "threads"}
 # Floor 2 to 5. `sparse` and `parallel` are siblings and do not know each other.
 ALLOWED |= {"models": FLOOR_1, "sparse": {*FLOOR_1, "models"}, "parallel": {*FLOOR_1, "models"}}
 # Checkpoints move pieces of tensors between ranks and files; whose they are is not their business.
