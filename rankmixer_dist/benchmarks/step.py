@@ -18,7 +18,7 @@ from rankmixer_dist.benchmarks.step_peer import PeerBatch, PeerLoop
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.parallel.topology import Topology, barrier, gather_objects, process_group
 from rankmixer_dist.train.build import build_engine, build_model, build_tables, unknown_data
-from rankmixer_dist.train.step import TrainStep
+from rankmixer_dist.train.step import Rates, TrainStep
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 BACKBONES = ("dlrm_mlp", "dcn_v2")
@@ -111,14 +111,13 @@ def _loops(config: RunConfig, topology: Topology, steps: int) -> dict[str, Calla
         auxiliary_weight=0.0,
         world_size=topology.world_size,
         stopwatch=Stopwatch(topology.device),
+        look_ahead=config.sparse.look_ahead,
     )
-    taken = 0
+    rates = Rates(config.dense.lr, config.sparse.lr)
 
     def ours() -> None:
-        nonlocal taken
-        for batch in batches:
-            taken += 1
-            step(batch, number=taken, lr=config.dense.lr, sparse_lr=config.sparse.lr)
+        for _ in step.run(iter(batches), first=1, rates=lambda number: rates):
+            pass
 
     return {"ours": ours, "peer": lambda: peer.train(iter(of_peer))}
 
