@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rankmixer_dist.checkpoint.about import ABOUT_NAME, read_about
 from rankmixer_dist.checkpoint.folder import checkpoints, find_checkpoint
 from rankmixer_dist.config import MANNER, RunConfig
@@ -161,5 +163,18 @@ def _order_in(folder: Path) -> dict[str, list[str]] | None:
 
 
 def _difference(path: Path, config: RunConfig) -> Difference | None:
-    """Of the config in a file and this one, in keys that may not differ."""
-    return first_difference(read_resolved(path), config.model_dump(mode="json"), but=CHANGEABLE)
+    """Of the config in a file and this one, in keys that may not differ.
+
+    A key that the file lacks, because an earlier program wrote it, has its default: what that program did.
+    """
+    try:
+        old = RunConfig.model_validate(read_resolved(path))
+    except ValidationError as error:  # a key that has gone, or means something else
+        first = error.errors()[0]
+        return ".".join(map(str, first["loc"])), first["input"], None
+    return first_difference(_comparable(old), _comparable(config), but=CHANGEABLE)
+
+
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    """The keys of a config but for a feature's scope: what it does, the rows of the data show."""
+    return config.model_dump(mode="json", exclude={"features": {"features": {"__all__": {"scope"}}}})
