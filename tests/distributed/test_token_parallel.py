@@ -1,4 +1,4 @@
-"""A RankMixer whose tokens are spread over ranks trains as on one rank, sends what it should, and resumes anywhere."""
+"""A backbone whose tokens are spread over ranks trains as on one rank, sends what it should, and resumes anywhere."""
 
 import itertools
 import json
@@ -33,26 +33,31 @@ OPTIONS = [
     LARGE | {"num_blocks": 1},
 ]
 
-REFERENCES = [{"name": f"alone-{norm}", "ep": 0, "norm": norm} for norm in ("post", "pre")]
-REFERENCES += [{"name": "alone-free", "ep": 0, "norm": "post", "clip": None}]
+REFERENCES = [{"name": f"alone-{model}", "ep": 0, "model": model} for model in ("post", "pre", "large")]
+REFERENCES += [{"name": "alone-free", "ep": 0, "model": "post", "clip": None}]
 
 
 def case(ranks, ep, mode, stage, **more):
-    norm = "pre" if stage == 1 else "post"
+    """RankMixer, but for another model in `more`."""
+    model = "pre" if stage == 1 else "post"
     name = f"{ranks}-{ep}-{mode}-{stage}"
-    return {"name": name, "ep": ep, "mode": mode, "stage": stage, "norm": norm} | more
+    return {"name": name, "ep": ep, "mode": mode, "stage": stage, "model": model} | more
 
 
 def training(ranks):
     modes = itertools.product(OWNED_SIZES[ranks], ("token", "plain"), (0, 1, 2))
     cases = [case(ranks, ep, mode, stage) for ep, mode, stage in modes if (ep, mode) != (1, "plain")]
-    return cases + [case(ranks, ep, "token", 0, name=f"{ranks}-{ep}-free", clip=None) for ep in OWNED_SIZES[ranks][1:]]
+    for ep in OWNED_SIZES[ranks][1:]:
+        cases.append(case(ranks, ep, "token", 0, name=f"{ranks}-{ep}-free", clip=None))
+        cases.append(case(ranks, ep, "token", 1, name=f"{ranks}-{ep}-large", model="large", pieces=2))
+        cases.append(case(ranks, ep, "plain", 0, name=f"{ranks}-{ep}-large-plain", model="large"))
+    return cases
 
 
 def resumed(ranks, ep, mode, stage, source):
-    """Goes on in `source`'s norm, with this stage."""
+    """Goes on with `source`'s model, and this stage."""
     name = f"{ranks}-{ep}-{mode}-{stage}-from-{source['name']}"
-    return case(ranks, ep, mode, stage, name=name, source=source["name"], norm=source["norm"])
+    return case(ranks, ep, mode, stage, name=name, source=source["name"], model=source["model"])
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +133,7 @@ def test_training_matches_one_process(results, folder, ranks):
     for run in results[ranks]["train"]:
         if run["ep"] == 0:
             continue
-        expected = references["alone-free" if "clip" in run else f"alone-{run['norm']}"]
+        expected = references["alone-free" if "clip" in run else f"alone-{run['model']}"]
         assert_close(differences(folder, run, expected), run["name"])
 
 
@@ -191,7 +196,7 @@ def test_a_state_moves_between_expert_sizes_ranks_and_stages(results, start, fol
             resumed(4, 4, "token", 0, both),
         ],
     }
-    references = {run["norm"]: run for run in results[1]["train"] if run["ep"] == 0 and "clip" not in run}
+    references = {run["model"]: run for run in results[1]["train"] if run["ep"] == 0 and "clip" not in run}
     for ranks, cases in jobs.items():
         for run in start(ranks, train=cases)["train"]:
             saved, taken_up = (
@@ -201,4 +206,4 @@ def test_a_state_moves_between_expert_sizes_ranks_and_stages(results, start, fol
             assert saved.keys() == taken_up.keys()
             assert all(torch.equal(taken_up[key], tensor) for key, tensor in saved.items()), run["name"]
             assert run["updates"] == STEPS
-            assert_close(differences(folder, run, references[run["norm"]], since=SAVED_AT), run["name"])
+            assert_close(differences(folder, run, references[run["model"]], since=SAVED_AT), run["name"])

@@ -1,4 +1,4 @@
-"""Run on ranks: trains and checks a small RankMixer that is spread over ranks, and writes down what came out."""
+"""Run on ranks: trains and checks small backbones that are spread over ranks, and writes down what came out."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,6 @@ from rankmixer_dist.checkpoint.storage import read_pieces, write_pieces
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.models.backbone import Backbone, Pooled
 from rankmixer_dist.models.backbones import build_backbone
-from rankmixer_dist.models.rankmixer import RankMixer
 from rankmixer_dist.parallel.engine import DeepSpeedEngine, DenseEngine, OptimizerSettings, PlainEngine
 from rankmixer_dist.parallel.expert_groups import expert_grid
 from rankmixer_dist.parallel.token_parallel import spread
@@ -19,15 +18,20 @@ from rankmixer_dist.pieces import places_of
 
 ROWS, FEATURES, STEPS, SAVED_AT = 24, 6, 32, 16
 SIZES = {"num_tokens": 8, "token_dim": 16, "num_blocks": 3, "hidden_dim": 24}
+MODELS = {
+    "post": {"name": "rankmixer"},
+    "pre": {"name": "rankmixer", "norm": "pre"},
+    "large": {"name": "tokenmixer_large", "down_init": 1.0},
+}
 
 
 class Small(nn.Module):
     """Shared parameters before, inside and after those that can be owned."""
 
-    def __init__(self, norm: str) -> None:
+    def __init__(self, model: str) -> None:
         super().__init__()
         self.tokens = nn.Linear(FEATURES, SIZES["num_tokens"] * SIZES["token_dim"])
-        self.backbone = RankMixer(**SIZES, norm=norm)
+        self.backbone = build_backbone(**SIZES, **MODELS[model])
         self.head = nn.Linear(SIZES["token_dim"], 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,15 +40,15 @@ class Small(nn.Module):
         return self.head(self.backbone(tokens).out_BD.to(x.dtype)).squeeze(1)
 
 
-def full_model(norm: str) -> Small:
+def full_model(model: str) -> Small:
     """The same weights on every rank."""
     torch.manual_seed(3)
-    return Small(norm)
+    return Small(model)
 
 
 def build(case: dict, topology: Topology) -> DenseEngine:
     """The engine of a case: `ep` 0 is the reference, one process and no collectives."""
-    model = full_model(case["norm"])
+    model = full_model(case["model"])
     settings = OptimizerSettings(kind="adam", lr=0.01, weight_decay=0.01, clip_norm=case.get("clip", 0.3))
     if case["ep"] == 0:
         return PlainEngine(model, settings)
