@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.assemble import BatchAssembler
-from data_pipeline.groups import UserSide, check_folded, cut, group_fields, unfold
+from data_pipeline.groups import UserSide, check_folded, cut, group_fields, side_of, unfold
 from data_pipeline.id_range import id_beyond_table
 from data_pipeline.manifest import Manifest, Shard, prepared_columns
 from data_pipeline.row_order import Piece, RowOrder, files_at_once
@@ -272,6 +272,8 @@ class _Chunks:
             for column in self._columns:
                 if column.name not in columns or not columns[column.name].equals(column):
                     raise _DamagedError(f"it has no column {column.name!r} of type {column.type}")
+            if side_of(file.schema_arrow.metadata) != self._side:
+                raise _DamagedError("its rows share other columns than the manifest says")
             self._files[shard] = file, places_of(file.schema, {*self._columns.names})
             if len(self._files) > self._most_files:
                 self._files.popitem(last=False)[1][0].close()

@@ -17,7 +17,7 @@ from data_pipeline.streaming.shards import scan
 from data_pipeline.streaming.windows import WindowPlan
 from rankmixer_dist.batch import Position
 from rankmixer_dist.config import load_config
-from rankmixer_dist.errors import UserError
+from rankmixer_dist.errors import RankError, UserError
 from tests.pipeline.test_preprocess import contents
 
 USER_SIDE = ("user", "watched", "liked_tags")
@@ -140,13 +140,13 @@ def test_rows_that_share_nothing_are_not_grouped(small_config, tmp_path):
         preprocess(config, progress=False, job=SerialJob())
 
 
-def batches_of(config, manifest, *, shares, world_size=1, rank=0, batch_size=30, lanes=1, split="train"):
+def batches_of(config, manifest, *, shares, world_size=1, rank=0, batch_size=30, lanes=1, split="train", row=0):
     loader = Loader(
         config.data.prepared, manifest, config.features, split=split, batch_size=batch_size, rank=rank,
         world_size=world_size, shuffle="chunks", seed=3, lanes=lanes, prefetch=2, with_truth=True,
         keys_of=("user", "video_id"), shares=shares,
     )  # fmt: skip
-    return [batch for batch, _ in loader.epoch(Position(0, 0))]
+    return [batch for batch, _ in loader.epoch(Position(0, row))]
 
 
 def each_row_alone(batch):
@@ -197,3 +197,24 @@ def test_rows_that_share_are_the_rows_that_do_not(small_config, tmp_path, world_
             sent[True] += sum(shared.ids.counts)
             sent[False] += sum(alone.ids.counts)
     assert sent[True] <= (0.75 if batch_size > 1 else 1) * sent[False]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_run_goes_on_within_a_group(small_config, tmp_path, shares):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    whole = batches_of(config, manifest, shares=False, batch_size=1)
+    for row in (0, 1, 7, 63, 64, 1001):
+        (rest, *_) = batches_of(config, manifest, shares=shares, batch_size=24, row=row)
+        assert rest.row_id_B.tolist() == [batch.row_id_B.item() for batch in whole[row : row + 24]]
+        alone = [each_row_alone(batch) for batch in whole[row : row + 24]]
+        assert each_row_alone(rest) == {name: [each[name][0] for each in alone] for name in rest.ids.features}
+
+
+@pytest.mark.parametrize("side", [{"user": None}, {"user": None, "watched": 3, "liked_tags": None}])
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_manifest_that_says_other_columns_than_its_shards_is_refused(small_config, tmp_path, side, shares):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    other = manifest.model_copy(update={"group": manifest.group.model_copy(update={"user_side": side})})
+    for told in (other, manifest.model_copy(update={"group": None})):
+        with pytest.raises(RankError, match="shares? other columns than the manifest says"):
+            batches_of(config, told, shares=shares)
