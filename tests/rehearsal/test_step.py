@@ -132,7 +132,7 @@ def test_torch_declares_every_operator_for_gpus(found):
     [
         ("a read in the loss", "read rankmixer_dist/train/step.py:TrainStep._loss"),
         ("a figure in a message", "read rankmixer_dist/train/loop.py:_Interval.add"),
-        ("a copy that waits", "upload rankmixer_dist/train/loop.py:run_loop"),
+        ("a copy that waits", "upload rankmixer_dist/train/loop.py:_ReadAhead.__next__"),
     ],
 )
 def test_a_wait_that_somebody_adds_is_found(found, name, place):
