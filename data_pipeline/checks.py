@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_pipeline import kinds
+from data_pipeline.groups import group_fields, user_side
 from data_pipeline.manifest import MANIFEST_NAME, Manifest, check_tables, load_manifest, verify_checksums
 from data_pipeline.sources import ROW_HASH, Source
 from data_pipeline.sources.parquet_log import other_type
@@ -36,7 +37,8 @@ def check_columns(schema: Schema, source: Source, group: GroupConfig | None = No
 
     Raises:
         UserError: a column is missing (the nearest one is named) or of a type that does not fit, a feature is made from
-            a label, an outcome or a column that leaks the future, or rows are grouped by one.
+            a label, an outcome or a column that leaks the future, or rows are grouped by one; or a name is that of a
+            column that grouped rows have.
     """
     names = source.names()
     for name in (ROW_ID, USER_ID, TIMESTAMP):
@@ -62,6 +64,10 @@ def check_columns(schema: Schema, source: Source, group: GroupConfig | None = No
         _fits(group.by, source, "data.group.by", lambda kind: None if kinds.is_id(kind) else "ids are needed")
         if not schema.user_side():
             raise UserError("data.group: no feature has `scope: user`, so rows of a group share nothing; declare some")
+        taken = {field.name for field in group_fields(user_side(schema))}
+        for kind, declared in (("feature", schema.features), ("sequence", schema.sequences)):
+            for name in taken.intersection(declared):
+                raise UserError(f"{kind} {name}: grouped rows have a column of this name; choose another")
 
 
 def _known_beforehand(column: str, owner: str, labels: Mapping[str, str], source: Source) -> None:

@@ -22,8 +22,9 @@ import pyarrow as pa
 from data_pipeline.hashing import mix, read_ids
 from rankmixer_dist.schema import GROUP_START, Schema, SequenceFeature
 
-WINDOW, KEY = "group_window", "group_key"
-"""Columns of a row on its way to a shard: the first ms of its window, and its group in it."""
+WINDOW, KEY = " group_window", " group_key"
+"""Columns of a row on its way to a shard: the first ms of its window, and its group in it. No feature's name begins
+with a blank."""
 
 UserSide = Mapping[str, int | None]
 """User-side column -> how many of the events that it may see a row reads, None where it holds no events."""
@@ -61,8 +62,20 @@ def side_metadata(side: UserSide) -> dict[bytes, bytes]:
 
 
 def side_of(metadata: Mapping[bytes, bytes] | None) -> UserSide:
-    """The user side of a shard by its Parquet metadata; empty where its rows are not grouped."""
-    return json.loads((metadata or {}).get(_METADATA, b"{}"))
+    """The user side of a shard by its Parquet metadata; empty where its rows are not grouped.
+
+    Raises:
+        pa.ArrowInvalid: it is not what `side_metadata` gives.
+    """
+    try:
+        side = json.loads((metadata or {}).get(_METADATA, b"{}"))
+    except (ValueError, RecursionError):
+        side = None
+    if not isinstance(side, dict) or not all(
+        each is None or (type(each) is int and each > 0) for each in side.values()
+    ):
+        raise pa.ArrowInvalid(f"{_METADATA.decode()} in its Parquet metadata is not whole")
+    return side
 
 
 @dataclass(frozen=True)
@@ -80,16 +93,22 @@ class Grouping:
     side: UserSide
 
     def columns(
-        self, ids: pa.Array, row_id: np.ndarray, time: np.ndarray, ranges: Mapping[str, tuple[int, int]]
+        self, ids: pa.Array, alone: np.ndarray, time: np.ndarray, ranges: Mapping[str, tuple[int, int]]
     ) -> dict[str, pa.Array]:
-        """`WINDOW` and `KEY` of rows, of which each in no split has any window; a row without an id is a group."""
+        """`WINDOW` and `KEY` of rows.
+
+        A row in no split has window 0. A row without an id is a group of its own, with those that are equal to it.
+
+        Args:
+            alone: int64, what differs between rows that are not equal.
+        """
         window = np.zeros(len(time), np.int64)
         for start, end in ranges.values():
             inside = (time >= start) & (time < end)
             since = time[inside] - start
             window[inside] = start if self.window_ms is None else start + since // self.window_ms * self.window_ms
         found = read_ids(ids)
-        key = np.where(found.present, mix(found.bits), mix(row_id.view(np.uint64) ^ _NO_GROUP))
+        key = np.where(found.present, mix(found.bits), mix(alone.view(np.uint64) ^ _NO_GROUP))
         return {WINDOW: pa.array(window), KEY: pa.array(key.view(np.int64))}
 
 
@@ -145,8 +164,10 @@ def check_folded(rows: pa.Table, side: UserSide) -> None:
     first = first_rows(_whole(rows, GROUP_START))
     for name, newest in side.items():
         if newest is not None and name in rows.column_names:
-            shown = _whole(rows, visible(name)).to_numpy()
-            if ((shown < 0) | (shown > _lengths(_whole(rows, name))[first])).any():
+            shown, events = _whole(rows, visible(name)).to_numpy(), _whole(rows, name)
+            if not isinstance(events, pa.ListArray):
+                raise pa.ArrowInvalid(f"column {name!r} holds no events")
+            if ((shown < 0) | (shown > _lengths(events)[first])).any():
                 raise pa.ArrowInvalid("a row sees more events than its group has")
             if (shown[1:] < shown[:-1])[first[1:] == first[:-1]].any():
                 raise pa.ArrowInvalid("a row sees fewer events than the row before")

@@ -88,8 +88,9 @@ class Manifest(Strict):
     `raw_rows` = rows of all splits + rows set aside by reason. `prepared_from` is the part of the config, and the
     fingerprint of the raw files, that decide the shards' bytes. `meaning` is what `schema_hash` is the checksum of.
     `raw_types` are the types that files hold each raw column in. `ids_per_row` is, by feature that has not one id a
-    row, their mean number in `data.statistics_of`, where those that a group shares are counted once. `key_ranges` is,
-    by feature on an identity table, what its ids were. `group` is None of rows without groups.
+    row, their mean number in `data.statistics_of`, where those that a group shares are counted once;
+    `ids_read_per_row` is how many of them a row of a group has, each row counted. `key_ranges` is, by feature on an
+    identity table, what its ids were. `group` is None of rows without groups.
     """
 
     format_version: int = FORMAT_VERSION
@@ -101,6 +102,7 @@ class Manifest(Strict):
     splits: dict[str, list[Shard]]
     numerics: dict[str, NumericStatistics]
     ids_per_row: dict[str, NonNegativeFloat] = {}
+    ids_read_per_row: dict[str, NonNegativeFloat] = {}
     key_ranges: dict[str, KeyRange] = {}
     raw_rows: int
     set_aside: dict[str, int]
@@ -130,6 +132,10 @@ class Manifest(Strict):
     def rows_per_group(self, split: str) -> float:
         """How many rows of a split share a user side, in the mean."""
         return self.rows(split) / self.group.groups[split] if self.group is not None else 1.0
+
+    def ids_of_rows(self, *, shared: bool) -> dict[str, float]:
+        """Mean ids a row, by feature that has not one: those that a group shares counted once, or by each row of it."""
+        return self.ids_per_row if shared else self.ids_per_row | self.ids_read_per_row
 
     def span(self, split: str) -> tuple[int, int]:
         """The first and the last timestamp of a split that has rows."""

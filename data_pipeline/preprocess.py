@@ -124,11 +124,8 @@ class _Preparation:
                 name: reduce(Moments.merge, (result.moments[name] for result in statistics_of)).statistics()
                 for name in schema.of_kind(NumericFeature)
             },
-            ids_per_row={
-                name: sum(result.ids[name] for result in statistics_of)
-                / sum(result.shard.rows for result in statistics_of)
-                for name in statistics_of[0].ids
-            },
+            ids_per_row=_a_row(statistics_of, [result.ids for result in statistics_of]),
+            ids_read_per_row=_a_row(statistics_of, [result.read for result in statistics_of]),
             key_ranges=_key_ranges(schema, reports, splits.values()),
             raw_rows=sum(report.raw_rows for report in reports),
             set_aside={reason: counts[reason] for reason in sorted(counts) if counts[reason]},
@@ -247,7 +244,7 @@ def _prepared_from(config: RunConfig, source: Source) -> dict[str, Any]:
         "shard_rows": data.shard_rows,
         "on_bad_row": data.on_bad_row,
         "on_unreadable_file": data.on_unreadable_file,
-        **({"group": {**data.group.model_dump(), "user_side": config.features.user_side()}} if data.group else {}),
+        **({"group": {**data.group.model_dump(), "user_side": [*config.features.user_side()]}} if data.group else {}),
     }
 
 
@@ -263,6 +260,11 @@ def _key_ranges(
         )
         for name, table in identity_features(schema).items()
     }
+
+
+def _a_row(results: Sequence[ShardResult], counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    rows = sum(result.shard.rows for result in results)
+    return {name: sum(count[name] for count in counts) / rows for name in counts[0]}
 
 
 def _group(config: RunConfig, splits: Mapping[str, Sequence[ShardResult]]) -> GroupedRows | None:

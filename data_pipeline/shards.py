@@ -120,12 +120,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A written shard, the moments of its numeric features, the ids of those that have not one a row, the highest id of
-    those on identity tables that have any, the groups of its rows, and by column, how many began because of it."""
+    """A written shard and figures of its rows.
+
+    Attributes:
+        moments: Of its numeric features.
+        ids: Of features that have not one a row, as they are written.
+        read: The same as the rows of groups read them; empty without groups.
+        highest: Of features on identity tables that have any id.
+        groups: Of its rows.
+        changes: By column, how many groups began because of it.
+    """
 
     shard: Shard
     moments: Mapping[str, Moments]
     ids: Mapping[str, int]
+    read: Mapping[str, int]
     highest: Mapping[str, int]
     groups: int
     changes: Counter[str]
@@ -195,11 +204,12 @@ def write_shard(plan: ShardPlan, target: ShardTarget, *partitions: pa.Table) -> 
     )
     moments = {name: Moments.of(rows[name].to_numpy()) for name in target.schema.of_kind(NumericFeature)}
     lists = [column.name for column in columns if pa.types.is_list(column.type)]
-    ids = {name: pc.sum(pc.list_value_length(written[name])).as_py() for name in lists}
-    ids |= {name: groups for name in target.side or {} if isinstance(target.schema.features.get(name), IdFeature)}
+    once = [name for name in target.side or {} if isinstance(target.schema.features.get(name), IdFeature)]
+    ids = _items(written, lists) | dict.fromkeys(once, groups)
+    read = _items(rows, lists) | dict.fromkeys(once, rows.num_rows) if target.side else {}
     highest = {name: pc.max(_keys_of(rows, name)).as_py() for name in identity_features(target.schema)}
     highest = {name: key for name, key in highest.items() if key is not None}
-    return (ShardResult(shard, moments, ids, highest, groups, changes),)
+    return (ShardResult(shard, moments, ids, read, highest, groups, changes),)
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -209,6 +219,10 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         own = [field.name for field in group_fields(side)] if side and columns is not None else []
         rows = file.read(columns=None if columns is None else [*columns, *own])
     return unfold(rows, side) if side else rows
+
+
+def _items(rows: pa.Table, lists: Sequence[str]) -> dict[str, int]:
+    return {name: pc.sum(pc.list_value_length(rows[name])).as_py() for name in lists}
 
 
 def _keys_of(rows: pa.Table, name: str) -> pa.ChunkedArray:

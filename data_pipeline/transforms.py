@@ -163,8 +163,9 @@ def prepare(
         columns[ROW_HASH] = _column(raw, ROW_HASH)
         target = target.append(pa.field(ROW_HASH, pa.int64(), nullable=False))
     if grouping is not None:
-        row_id = raw[ROW_ID].to_numpy()
-        columns |= grouping.columns(_column(raw, grouping.by), row_id, time, time_ranges)
+        # Equal rows have to come to one partition, where all but the first are dropped.
+        alone = raw[ROW_HASH if ROW_HASH in raw.column_names else ROW_ID].to_numpy()
+        columns |= grouping.columns(_column(raw, grouping.by), alone, time, time_ranges)
         target = pa.schema([*target, *ORDER_FIELDS])
     rows = pa.table(columns).filter(pa.array(~faults.any))
     times = time[timed & ~bad_time]

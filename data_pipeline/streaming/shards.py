@@ -107,7 +107,10 @@ def read_groups(path: Path, columns: Sequence[str], schema: Schema, window: Wind
         raise UserError(f"{path}: not a whole Parquet file ({one_line(error)}); publish it again") from error
     with file:
         metadata = file.schema_arrow.metadata or {}
-        side = side_of(metadata)
+        try:
+            side = side_of(metadata)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: {error}; publish it again") from error
         for key, version in (GROUPED_SHARD_FORMAT if side else SHARD_FORMAT).items():
             found = metadata.get(key)
             if found != version:
@@ -122,11 +125,15 @@ def read_groups(path: Path, columns: Sequence[str], schema: Schema, window: Wind
                 raise UserError(f"{path}: has no column {name!r}; publish shards of prepared columns")
             if types[name] != expected.field(name).type:
                 raise UserError(f"{path}: column {name!r} is {types[name]}, not {expected.field(name).type}")
+        own = group_fields(side) if side else []
+        for field in own:
+            if types.get(field.name) != field.type:
+                raise UserError(f"{path}: has no column {field.name!r} of type {field.type}; publish it again")
         for group in range(file.num_row_groups):
             if window is not None and _outside(file.metadata.row_group(group), window):
                 continue
             try:
-                needed = [*columns, *(field.name for field in group_fields(side))] if side else [*columns]
+                needed = [*columns, *(field.name for field in own)]
                 table = file.read_row_group(group, columns=needed, use_threads=False)
                 table = unfold(table, side) if side else table
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -17,7 +17,6 @@ from rankmixer_dist.schema.features import (
     Task,
 )
 from rankmixer_dist.schema.names import (
-    GROUP_START,
     LABEL_PREFIX,
     ROW_ID,
     TIME_SLICES,
@@ -50,10 +49,8 @@ class Schema(Strict):
             column = feature.column or name
             if column in labels:
                 raise ValueError(f"feature {name}: column {column!r} is the label of task {labels[column]}")
-            if name in (ROW_ID, USER_ID, TIMESTAMP, GROUP_START) or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)):
+            if name in (ROW_ID, USER_ID, TIMESTAMP) or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)):
                 raise ValueError(f"feature {name}: the name is taken by prepared data; choose another and set `column`")
-            if name in {f"visible_{other}" for other in (*self.of_kind(SequenceFeature), *self.sequences)}:
-                raise ValueError(f"feature {name}: grouped rows say there what they see of a sequence; choose another")
             if feature.group not in self.groups:
                 raise ValueError(f"feature {name}: group {feature.group!r} is not declared under `groups`")
             table = getattr(feature, "table", None)
@@ -85,7 +82,7 @@ class Schema(Strict):
 
     def _check_sequences(self, labels: Mapping[str, str]) -> None:
         for name, sequence in self.sequences.items():
-            taken = name in self.features or name in (ROW_ID, USER_ID, TIMESTAMP, GROUP_START)
+            taken = name in self.features or name in (ROW_ID, USER_ID, TIMESTAMP)
             if taken or name.startswith((LABEL_PREFIX, TRUTH_PREFIX)) or "." in name:
                 raise ValueError(f"sequence {name}: the name is a column's, or has a dot; choose another")
             for column, raw in sequence.raw_columns().items():

@@ -62,6 +62,7 @@ def train(
     data: DataSeen,
     validation_rows: ScoredRows | None = None,
     ids_per_row: Mapping[str, float] | None = None,
+    events_per_row: Mapping[str, float] | None = None,
 ) -> None:
     """Trains `config`'s run over all ranks and leaves its directory complete.
 
@@ -69,8 +70,10 @@ def train(
         config: with its keys in the run's order (`run_dir.in_runs_order`).
         data: of the data here; a run that goes on keeps what it took when it began.
         validation_rows: of `checkpoint.best.split`, if the config asks for the best checkpoint.
-        ids_per_row: of features with several ids, as measured in the data, by which the tables are placed and the
-            dense model's FLOPs counted.
+        ids_per_row: that are looked up, of features with several ids, as measured in the data, by which the tables are
+            placed.
+        events_per_row: that each row pools, by sequence, as measured in the data, by which the dense model's FLOPs are
+            counted.
 
     Raises:
         UserError: the config cannot be run on these ranks, the run directory holds another config, or a checkpoint of
@@ -85,7 +88,7 @@ def train(
                 others = start_checkpoint(config, checkpoints(config.run_dir))
                 held.enter_context(only_job(config.run_dir))
         require_shared(config.run_dir, topology, key="runs")
-        _train(config, topology, rows, others, data, validation_rows, ids_per_row)
+        _train(config, topology, rows, others, data, validation_rows, ids_per_row, events_per_row)
 
 
 def _train(
@@ -96,6 +99,7 @@ def _train(
     data: DataSeen,
     validation_rows: ScoredRows | None,
     ids_per_row: Mapping[str, float] | None,
+    events_per_row: Mapping[str, float] | None,
 ) -> None:
     require_ranks(config, topology.world_size)
     share = topology.share_of(config.loader.batch_size)
@@ -111,7 +115,7 @@ def _train(
     with failing_together():
         begins = beginning(config, saved, others, data)
     model = build_model(config, begins.data, grid=grid)
-    cost = count(model, ids_per_row)
+    cost = count(model, events_per_row)
     tables, placed = build_tables(config, topology, rows_per_rank=share, saves=True, ids_per_row=ids_per_row)
     with failing_together():
         if topology.is_first:

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     from rankmixer_dist.train.build import weightless_model
 
     shown = console(soft_wrap=True)
-    cost = count(weightless_model(config), measured_ids(config)[0])
+    cost = count(weightless_model(config), measured_ids(config, shared=False)[0])
     shown.print(dense_grid(config, cost), tables_grid(config))
     copies = 2 + moments_of(config.dense.optimizer)
     batch = config.loader.batch_size
@@ -152,13 +152,18 @@ def host_of(options: argparse.Namespace) -> "Host":
     return here if memory is None else Host(here.ranks, memory, here.gpu, here.note)
 
 
-def measured_ids(config: RunConfig) -> tuple[dict[str, float], str]:
-    """Mean ids a row, by feature, as the prepared data's manifest tells them, and where they are from."""
+def measured_ids(config: RunConfig, *, shared: bool | None = None) -> tuple[dict[str, float], str]:
+    """Mean ids a row, by feature, as the prepared data's manifest tells them, and where they are from.
+
+    Args:
+        shared: those that a group shares are counted once; by default as the loader gives them.
+    """
     from data_pipeline.manifest import read_manifest
 
     prepared = config.data.prepared
     try:
-        found = dict(read_manifest(prepared, config.features).ids_per_row)
+        manifest = read_manifest(prepared, config.features)
+        found = manifest.ids_of_rows(shared=config.loader.share if shared is None else shared)
     except UserError:
         return {}, f"estimated, as {prepared} holds no data prepared for this config"
     return found, "measured" if found else f"estimated, as the manifest of {prepared} does not tell them"

@@ -107,5 +107,6 @@ def run_on(config: RunConfig, topology: "Topology", manifest: "Manifest | None" 
         )
     train(
         config, topology, rows, data=data_seen(config, manifest), validation_rows=validation_rows,
-        ids_per_row=manifest.ids_per_row,
+        ids_per_row=manifest.ids_of_rows(shared=config.loader.share),
+        events_per_row=manifest.ids_of_rows(shared=False),
     )  # fmt: skip

@@ -6,7 +6,10 @@ import pytest
 import yaml
 
 from data_pipeline.preprocess import preprocess
+from data_pipeline.reading import find_prepared
 from rankmixer_dist.config import load_config
+from rankmixer_dist.models.counted import count
+from rankmixer_dist.train.build import weightless_model
 from tests.distributed.outcomes import distances, trained
 from tests.distributed.test_ranks_match_one import MIXED, STEPS, TOLERANCE
 
@@ -45,3 +48,7 @@ def test_sharing_changes_no_step(launch, grouped_config, alone, ranks):
     plan = json.loads((load_config(grouped_config, [f"name=shared{ranks}"]).run_dir / "plan.json").read_text())
     (user,) = (table for table in plan["tables"] if table["name"] == "user")
     assert 0 < user["ids_per_row"][0] < 0.5
+    config = load_config(grouped_config)
+    manifest, model = find_prepared(config, ["train"]), weightless_model(config)
+    read, written = (count(model, manifest.ids_of_rows(shared=shared)) for shared in (False, True))
+    assert plan["dense"]["flops_per_row_train"] == read.flops_per_row_train > written.flops_per_row_train

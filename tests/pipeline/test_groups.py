@@ -4,20 +4,25 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from data_pipeline.assemble import BatchAssembler
+from data_pipeline.checks import check_columns
+from data_pipeline.groups import side_metadata
 from data_pipeline.job import RayJob, SerialJob
 from data_pipeline.loader import Loader
 from data_pipeline.preprocess import preprocess
 from data_pipeline.reading import find_prepared
 from data_pipeline.shards import read_rows
+from data_pipeline.sources import open_source
 from data_pipeline.streaming.shards import scan
 from data_pipeline.streaming.windows import WindowPlan
 from rankmixer_dist.batch import Position
 from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import RankError, UserError
+from rankmixer_dist.verbs.plan import measured_ids
 from tests.pipeline.test_preprocess import contents
 
 USER_SIDE = ("user", "watched", "liked_tags")
@@ -112,6 +117,118 @@ def test_a_streaming_evaluation_reads_them_too(small_config, tmp_path):
     facts = scan(config.data.prepared / shard.path, config.features, columns, plan)
     assert facts.problem is None
     assert sum(facts.rows.values()) == shard.rows
+
+
+@pytest.mark.parametrize(
+    ("side", "told"),
+    [
+        ('{"user": nul', "is not whole"),
+        ('["user"]', "is not whole"),
+        ('{"user": 0}', "is not whole"),
+        ('{"user": true}', "is not whole"),
+        ('{"user": 1.5}', "is not whole"),
+        ('{"user": null, "seen": 3}', "has no column 'visible_seen' of type int32"),
+        ('{"user": 3}', "has no column 'visible_user' of type int32"),
+        ('{"user": null, "tags": 4}', "has no column 'visible_tags' of type int32"),
+    ],
+)
+def test_a_shard_that_says_nonsense_of_its_groups_is_set_aside(small_config, tmp_path, side, told):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    path = config.data.prepared / manifest.splits["test"][0].path
+    plan = WindowPlan(config.data.splits["test"].to_ms()[0], 3_600_000)
+    columns = BatchAssembler(config.features, rows=1, with_truth=False, pin_memory=False).columns()
+    rows = pq.read_table(path)
+    pq.write_table(rows.replace_schema_metadata(rows.schema.metadata | side_written(side)), path)
+    problem = scan(path, config.features, columns, plan).problem
+    assert problem.startswith(f"{path}: ") and told in problem and "\n" not in problem
+    with pytest.raises(RankError, match="is not whole|shares? other columns than the manifest says"):
+        batches_of(config, manifest, shares=True, split="test")
+
+
+def side_written(text):
+    (key,) = side_metadata({"user": None})
+    return {key: text.encode()}
+
+
+@pytest.mark.parametrize("name", ["group_start", "visible_watched"])
+def test_a_shard_without_a_column_of_its_groups_is_set_aside(small_config, tmp_path, name):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    path = config.data.prepared / manifest.splits["test"][0].path
+    plan = WindowPlan(config.data.splits["test"].to_ms()[0], 3_600_000)
+    columns = BatchAssembler(config.features, rows=1, with_truth=False, pin_memory=False).columns()
+    rows = pq.read_table(path)
+    place = rows.schema.get_field_index(name)
+    for other in (rows.drop_columns([name]), rows.set_column(place, name, pa.array(["x"] * len(rows)))):
+        pq.write_table(other, path)
+        assert f"has no column {name!r} of type " in scan(path, config.features, columns, plan).problem
+
+
+def test_a_column_that_is_no_list_holds_no_events(small_config, tmp_path):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    path = config.data.prepared / manifest.splits["test"][0].path
+    plan = WindowPlan(config.data.splits["test"].to_ms()[0], 3_600_000)
+    columns = BatchAssembler(config.features, rows=1, with_truth=False, pin_memory=False).columns()
+    rows = pq.read_table(path).append_column(
+        "visible_user", pa.array([1] * manifest.splits["test"][0].rows, pa.int32())
+    )
+    pq.write_table(rows.replace_schema_metadata(rows.schema.metadata | side_written('{"user": 3}')), path)
+    assert "column 'user' holds no events" in scan(path, config.features, columns, plan).problem
+
+
+def test_data_that_stands_is_left_alone(small_config, tmp_path):
+    _, manifest = prepare(small_config, tmp_path / "p", *DAY)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "p").iterdir()}
+    assert prepare(small_config, tmp_path / "p", *DAY)[1] == manifest
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "p").iterdir()} == before
+
+
+def test_what_rows_read_is_counted_beside_what_groups_hold(small_config, tmp_path):
+    _, plain = prepare(small_config, tmp_path / "plain")
+    _, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    assert manifest.ids_of_rows(shared=True) == manifest.ids_per_row
+    assert manifest.ids_of_rows(shared=False) == pytest.approx(plain.ids_per_row | {"user": 1.0})
+    assert plain.ids_of_rows(shared=True) == plain.ids_of_rows(shared=False) == plain.ids_per_row
+    older = manifest.model_copy(update={"ids_read_per_row": {}})
+    assert older.ids_of_rows(shared=False) == manifest.ids_per_row
+
+
+def test_a_plan_counts_the_events_that_rows_read(small_config, tmp_path):
+    config, manifest = prepare(small_config, tmp_path / "grouped", *DAY)
+    assert measured_ids(config) == (manifest.ids_per_row, "measured")
+    alone = config.model_copy(update={"loader": config.loader.model_copy(update={"share": False})})
+    assert measured_ids(alone) == (manifest.ids_of_rows(shared=False), "measured")
+    assert measured_ids(config, shared=False) == measured_ids(alone)
+
+
+@pytest.mark.parametrize("name", ["group_key", "group_window"])
+def test_a_feature_may_have_any_name_that_rows_do_not_take(small_config, tmp_path, name):
+    feature = "{kind: id, column: video_id, table: video, group: video}"
+    config, manifest = prepare(small_config, tmp_path / "p", *DAY, f"features.features.{name}={feature}")
+    for split in manifest.splits:
+        rows = rows_of(config, manifest, split)
+        assert rows[name].equals(rows["video_id"])
+
+
+@pytest.mark.parametrize("name", ["group_start", "visible_watched", "visible_user"])
+def test_names_that_groups_take_are_refused_where_there_are_groups(small_config, tmp_path, name):
+    feature = "{kind: id, column: video_id, table: video, group: video}"
+    sequence = "{columns: {video_id: {kind: id, column: watched, table: video}}}"
+    for declared in (f"features.features.{name}={feature}", f"features.sequences.{name}={sequence}"):
+        config = load_config(small_config, [f"data.prepared={tmp_path / 'p'}", *SMALL, *SCOPES, *DAY, declared])
+        if name == "visible_user":  # `user` holds no events
+            open_columns(config)
+            continue
+        with pytest.raises(
+            UserError, match=f"(feature|sequence) {name}: grouped rows have a column of this name; choose another"
+        ):
+            open_columns(config)
+    prepare(small_config, tmp_path / "plain", f"features.features.{name}={feature}")
+
+
+def open_columns(config):
+    schema = config.features
+    raw = [*schema.raw_columns().values(), *schema.event_columns(), *schema.label_columns().values()]
+    check_columns(schema, open_source(config.source, raw), config.data.group)
 
 
 def test_other_groups_are_other_data(small_config, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from data_pipeline.groups import KEY, Grouping
 from data_pipeline.hashing import hash_strings
 from data_pipeline.transforms import prepare
 from rankmixer_dist.schema import Schema
@@ -127,3 +128,15 @@ def test_lists_of_a_fixed_size_may_all_be_null():
     rows, aside = prepared(watched=pa.array([None] * 5, pa.list_(pa.int64(), 3)))
     assert not aside
     assert [row["watched"] for row in rows] == [[]] * 5
+
+
+@pytest.mark.parametrize("hashes", [None, [5, 6, 5, 5, 6]])
+def test_equal_rows_without_an_id_have_one_group_to_be_found_in(hashes):
+    """Rows of one group go to one partition, where all but the first of equal ones are dropped."""
+    raw = {"row_id": range(5), "user_id": [7] * 5, "timestamp": [10] * 5, "finish": [0] * 5, "video": [1] * 5}
+    raw |= {"watched": pa.array([[1]] * 5), "word": ["a"] * 5, "tags": ["1"] * 5, "length": [99.0] * 5}
+    raw |= {"request": pa.nulls(5, pa.int64())} | ({} if hashes is None else {"row_hash": hashes})
+    grouping = Grouping("request", None, {})
+    done = prepare(pa.table(raw), SCHEMA, truth_columns={}, time_ranges={"all": (0, 100)}, grouping=grouping)
+    assert len({*zip(hashes or range(5), done.rows[KEY].to_pylist(), strict=True)}) == len({*(hashes or range(5))})
+    assert len({*done.rows[KEY].to_pylist()}) == len({*(hashes or range(5))})
