@@ -10,6 +10,8 @@ PART_BITS = 21
 DOT_ROWS = 1 << 20
 # Parts of products are made for some rows at a time, in the cache.
 PRODUCT_ROWS = 1 << 13
+# Products of two parts that fit int64 when they are summed.
+SEGMENT_ROWS = 1 << 21
 
 EXACT_FLOATS = 1 << 53
 """Integers up to here are float64 as they are, and so is the quotient of two of them correctly rounded."""
@@ -44,17 +46,17 @@ def segment_dot(a: NDArray[np.int64], b: NDArray[np.int64], starts: NDArray[np.i
 
     Args:
         a, b: [rows] integers from 0 to 2**62.
-        starts: [segments] first row of each segment, of at most 2**21 rows; none is empty.
+        starts: [segments] first row of each segment, ascending from 0; none is empty.
     """
     longest = int(np.diff(starts, append=len(a)).max())
     if int(a.max()) * int(b.max()) * longest <= EXACT_FLOATS:
         return np.add.reduceat(a * b, starts)
-    assert longest <= 1 << PART_BITS
-    sums = np.zeros(len(starts), object)
+    pieces = starts if longest <= SEGMENT_ROWS else np.union1d(starts, np.arange(0, len(a), SEGMENT_ROWS))
+    sums = np.zeros(len(pieces), object)
     for i, part_a in enumerate(_parts(a)):
         for j, part_b in enumerate(_parts(b)):
-            sums += np.add.reduceat(part_a * part_b, starts).astype(object) << (PART_BITS * (i + j))
-    return sums
+            sums += np.add.reduceat(part_a * part_b, pieces).astype(object) << (PART_BITS * (i + j))
+    return sums if pieces is starts else np.add.reduceat(sums, np.searchsorted(pieces, starts))
 
 
 def _dot(a: Parts, b: Parts) -> int:

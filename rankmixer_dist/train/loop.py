@@ -191,13 +191,16 @@ class _ReadAhead:
         return self
 
     def __next__(self) -> Batch:
-        self._hooks.doing(self._progress.step, "waiting for data")
+        # The step that follows what was read: with look-ahead a batch is read before the step of the one before it.
+        self._hooks.doing(self._progress.step + len(self.read), "waiting for data")
         with self._interval.timed_wait():
             item = next(self._reading, None)
-        self._hooks.doing(self._progress.step + 1, "in the training step")
+        if item is not None:
+            self.read.append(_Read(item[0], self._to_device(item[0]), item[1]))
+        if self.read:
+            self._hooks.doing(self._progress.step + 1, "in the training step")
         if item is None:
             raise StopIteration
-        self.read.append(_Read(item[0], self._to_device(item[0]), item[1]))
         return self.read[-1].on_device
 
 
@@ -238,9 +241,11 @@ class _Interval:
         """
         if step % (_COMM_EVERY_INTERVALS * self._plan.log_every) != _COMM_STEP % self._plan.log_every:
             return next(results, None)
+        waited_s = self._wait_s
         with CommTimer(self._topology.device) as timer:
             result = next(results, None)
-        self._comm_s, self._own_s = timer.seconds, timer.own_s
+        # Batches are read inside the step; the wait for them is a figure of its own.
+        self._comm_s, self._own_s = timer.seconds, max(timer.own_s - (self._wait_s - waited_s), 0.0)
         return result
 
     @property

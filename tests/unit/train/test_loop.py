@@ -1,5 +1,6 @@
 """What the loop reads ahead, and that it counts only what was trained on."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -31,12 +32,15 @@ class Hooks:
     """Those of a run that is asked to stop after so many steps."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self._stop_after, self.trained, self.saved, self.lines = stop_after, [], [], []
+        self._stop_after, self.trained, self.saved = stop_after, [], []
+        self.lines, self.beats, self.beats_of_steps = [], [], []
 
-    def doing(self, step, what): ...
+    def doing(self, step, what):
+        self.beats.append((step, what))
 
     def on_step(self, batch):
         self.trained.append(int(batch.row_id_B))
+        self.beats_of_steps.append(self.beats[-1])
 
     def on_log(self, line):
         self.lines.append(line)
@@ -98,3 +102,30 @@ def test_no_batch_is_read_that_the_plan_does_not_train_on(one_rank, look_ahead, 
     assert rows.read == hooks.trained == [step % BATCHES + 1 for step in range(total_steps)]
     assert [line["step"] for line in hooks.lines] == [*range(1, total_steps + 1)]
     assert torch.isfinite(torch.tensor([line["loss"] for line in hooks.lines])).all()
+
+
+@pytest.mark.parametrize("look_ahead", [True, False])
+def test_no_beat_goes_back_and_a_step_begins_with_its_own(one_rank, look_ahead):
+    hooks = Hooks()
+    run(one_rank, Rows(), hooks, look_ahead=look_ahead, epochs=2, total_steps=2 * BATCHES)
+    numbers = [step for step, _ in hooks.beats]
+    assert numbers == sorted(numbers)
+    assert hooks.beats_of_steps == [(step, "in the training step") for step in range(1, 2 * BATCHES + 1)]
+
+
+@pytest.mark.parametrize("look_ahead", [True, False])
+def test_the_wait_for_data_is_no_part_of_what_a_rank_computes(one_rank, look_ahead, monkeypatch):
+    clock, waited_s = time.perf_counter, 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + waited_s)
+
+    class SlowRows(Rows):
+        def epoch(self, position: Position):
+            nonlocal waited_s
+            for item in super().epoch(position):
+                waited_s += 1e6
+                yield item
+
+    hooks = Hooks()
+    run(one_rank, SlowRows(), hooks, look_ahead=look_ahead)
+    assert hooks.lines[0]["data_wait_s"] >= 1e6
+    assert all(0 < line["own_s"] < 1e5 for line in hooks.lines)
