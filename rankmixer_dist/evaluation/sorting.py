@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rankmixer_dist.errors import UserError
 from rankmixer_dist.evaluation.runs import KEYS, Run, write_run
 from rankmixer_dist.metrics import Calibration, TaskMetrics
 from rankmixer_dist.metrics.keys import score_keys, user_keys
@@ -20,9 +19,6 @@ Owner = Hashable
 
 Group = tuple[int, int] | None
 """Rows that get figures of their own: those with one value (the second) of one slice column (the first); None: all."""
-
-MAX_SLICES = 1000
-"""A column with more values is a mistake: each slice is a row of a report."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Sorter:
 
         Raises:
             ValueError: what `TaskMetrics.update` refuses; weights that are missing, or were not to come.
-            UserError: the folder cannot be written or is full, or a slice column has more than 1,000 values.
+            UserError: the folder cannot be written or is full.
         """
         if (WEIGHTS in columns) != self._weighted:
             raise ValueError(f"rows {'with' if WEIGHTS in columns else 'without'} weights; all have them, or none")
@@ -107,8 +103,6 @@ class Sorter:
         for group, own in groups(columns):
             del own["user_ids"]
             found.calibration.setdefault(group, Calibration()).update(**own)
-        if len(found.calibration) - 1 > MAX_SLICES * len(slices_of(columns)):
-            raise UserError(f"slices: more than {MAX_SLICES:,} values; put the column into buckets first")
         found.runs["by score"].append(write_run(keyed_by_score(columns), self._room.folder))
         found.runs["by user"].append(write_run(keyed_by_user(columns), self._room.folder))
 

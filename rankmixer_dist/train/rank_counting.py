@@ -1,8 +1,8 @@
 """The scored rows of all ranks on their way to figures: each rank sorts its own, and no rank holds all of many."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankmixer_dist.batch import Batch
-from rankmixer_dist.errors import RankError, UserError, disk_errors_told
+from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.evaluation.figures import GroupFigures, SerialWorkers, Workers, figures_of
 from rankmixer_dist.evaluation.sorting import Group, Owner, Room, SortedRows, Sorter, slice_name
 from rankmixer_dist.metrics import ValueCounts
@@ -24,7 +24,20 @@ MEMORY_ROWS = 1 << 20
 """Rows that a rank of a larger evaluation sorts or counts at a time."""
 
 OnCount = Callable[[str, int, int], None]
-"""Told a stage of counting, how many of its parts are done, and of how many."""
+"""Told a stage of counting, how many of its parts are done, and of how many; by all ranks where none is done."""
+
+
+class NotCounted(UserError):
+    """The rows of an evaluation have no room on the disk, or are in more runs than a rank may open: on all ranks."""
+
+
+@contextmanager
+def _counting_together() -> Iterator[None]:
+    try:
+        with failing_together():
+            yield
+    except UserError as error:
+        raise NotCounted(str(error)) from error
 
 
 class RankCounting:
@@ -38,7 +51,7 @@ class RankCounting:
             block, with what a killed process left there.
 
     Raises:
-        UserError: the rows have no room on the disk.
+        NotCounted: the rows' folder cannot be made.
     """
 
     def __init__(
@@ -61,14 +74,19 @@ class RankCounting:
         self._sorter = Sorter(owners, Room(None if in_memory else self._own, memory_rows), num_slices=len(slices))
         self._rows_of_value = [ValueCounts() for _ in slices]
         self._knows_truth = False
+        self._failure: UserError | None = None
 
     def __enter__(self) -> Self:
-        with failing_together(), disk_errors_told(self._scratch):
+        with _counting_together(), disk_errors_told(self._scratch):
             if self._topology.is_first:
                 shutil.rmtree(self._scratch, ignore_errors=True)
-        with failing_together(), disk_errors_told(self._own):
-            if self._room.folder is not None:
-                self._own.mkdir(parents=True)
+        try:
+            with _counting_together(), disk_errors_told(self._own):
+                if self._room.folder is not None:
+                    self._own.mkdir(parents=True)
+        except NotCounted:  # of any rank
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,11 +96,9 @@ class RankCounting:
             self._scratch.rmdir()
 
     def add(self, batch: Batch, real_B: NDArray[np.bool_], scores_BK: NDArray[np.floating]) -> None:
-        """Adds those rows of a batch that are marked.
-
-        Raises:
-            RankError: they have no room on the disk.
-        """
+        """Adds those rows of a batch that are marked; `figures` tells all ranks if they have no room on the disk."""
+        if self._failure is not None:
+            return
         labels_RK, users_R, scores_RK = (
             batch.labels_BK.numpy()[real_B],
             batch.user_id_B.numpy()[real_B],
@@ -103,16 +119,18 @@ class RankCounting:
                 if truth_RK is not None:
                     self._sorter.add(("truth", task), {**own, "scores": truth_RK[known, place]})
         except UserError as error:
-            raise RankError(str(error)) from error
+            self._failure = error
 
     def figures(self, on_count: OnCount) -> dict[str, Any] | None:
         """`tasks` of eval.json on rank 0 (with `reachable` where the data knows the true probabilities), `slices` and
         `slice_legends` where there are columns to slice by; None elsewhere.
 
         Raises:
-            UserError: a rank has no room on the disk, or more runs than it may open.
+            NotCounted: a rank has no room on the disk, or more runs than it may open.
         """
-        with failing_together():
+        with _counting_together():
+            if self._failure is not None:
+                raise self._failure
             self._sorter.finish()
         mine = _OfRank(self._sorter.rows, self._rows_of_value, self._knows_truth)
         workers: Workers = RankWorkers(self._topology, on_count)
@@ -183,11 +201,12 @@ class RankWorkers:
         """What the calls return, in order.
 
         Raises:
-            UserError: that of the first rank that met one, on all ranks.
+            NotCounted: what the first rank met that met an error, on all ranks.
         """
+        self._on_count(title, 0, len(calls))
         rank, size = self._topology.rank, self._topology.world_size
         mine = []
-        with failing_together():
+        with _counting_together():
             for number, call in enumerate(calls[rank::size], start=1):
                 mine.append(function(*call))
                 self._on_count(title, min(number * size, len(calls)), len(calls))

@@ -18,10 +18,12 @@ from rankmixer_dist.parallel.watchdog import Watchdog
 from rankmixer_dist.sparse.shard import Tables
 from rankmixer_dist.train.beginning import Beginning
 from rankmixer_dist.train.checkpoint import describe, state_pieces
+from rankmixer_dist.train.full_disk import Complaint
 from rankmixer_dist.train.loop import Plan, Progress
 from rankmixer_dist.train.metrics_log import MetricsLog
 from rankmixer_dist.train.paths import path_gap
 from rankmixer_dist.train.progress import TrainProgress
+from rankmixer_dist.train.rank_counting import NotCounted
 from rankmixer_dist.train.rank_figures import rank_figures
 from rankmixer_dist.train.routing import Routing
 from rankmixer_dist.train.row_audit import RowAudit
@@ -56,6 +58,7 @@ class RunHooks:
         self._task_weights_K = torch.tensor(plan.task_weights, device=topology.device)
         self._config, self._topology, self._tables, self._engine = config, topology, tables, engine
         self._validation_rows = validation_rows
+        self._no_figures = Complaint("checkpoints are saved without validation figures until it can be")
         first, run_dir, best = topology.is_first, config.run_dir, config.checkpoint.best
         self._saver = Saver(
             run_dir,
@@ -117,7 +120,7 @@ class RunHooks:
 
     def on_checkpoint(self, progress: Progress) -> None:
         """Scores the validation split if there is one, and begins to save."""
-        metrics = self._validate()
+        metrics = self._validate(progress.step)
         if self._audit is not None:
             self._audit.write(progress.step)
         about = describe(
@@ -162,19 +165,34 @@ class RunHooks:
         if self._traffic is not None:
             self._traffic.reset()
 
-    def _validate(self) -> Mapping[str, float]:
+    def _validate(self, step: int) -> Mapping[str, float]:
         if self._validation_rows is None:
             return {}
         tasks = tuple(self._config.features.tasks)
-        result = score_split(
-            self._tables,
-            self._engine.module,
-            self._validation_rows,
-            tasks=tasks,
-            predictions=None,
-            # evaluate.py has a folder of its own: it may score while the run goes on.
-            scratch=self._config.run_dir / "validated_rows.partial",
-            topology=self._topology,
-        )
-        self._forget_exchanges()
+        # evaluate.py has a folder of its own: it may score while the run goes on.
+        scratch = self._config.run_dir / "validated_rows.partial"
+
+        def counted(stage: str, done: int, parts: int) -> None:
+            if done == 0:  # ranks may have more parts or fewer, and have to make the same beats
+                self.doing(step, f"counting the validation split: {stage}")
+
+        try:
+            result = score_split(
+                self._tables,
+                self._engine.module,
+                self._validation_rows,
+                tasks=tasks,
+                predictions=None,
+                scratch=scratch,
+                topology=self._topology,
+                on_batch=lambda rows: self.doing(step, "scoring the validation split"),
+                on_count=counted,
+            )
+        except NotCounted as error:
+            if self._topology.is_first:
+                self._no_figures.tell(scratch, error)
+            return {}
+        finally:
+            self._forget_exchanges()
+            self.doing(step, "saving a checkpoint")
         return broadcast_object(None if result is None else figures_of(result))

@@ -62,7 +62,8 @@ def score_split(
         `routing` where there are experts, `slices` where there are columns to slice by), None elsewhere.
 
     Raises:
-        UserError: rows have a score that is not finite, or predictions or sorted rows cannot be written.
+        NotCounted: sorted rows cannot be written.
+        UserError: rows have a score that is not finite, or predictions cannot be written.
     """
     scored_rows, lost_rows = 0, 0
     experts = mixtures(module)

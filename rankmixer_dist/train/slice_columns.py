@@ -1,5 +1,6 @@
 """The columns by which an evaluation is sliced: which value a row has, and what a reader is told of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.evaluation.sorting import MAX_SLICES
 from rankmixer_dist.metrics import ValueCounts
 from rankmixer_dist.parallel.topology import all_gather_objects, failing_together
 from rankmixer_dist.schema import USER_ID, USER_SLICES, IdFeature
 
+MAX_SLICES = 1000
+"""A column with more values, rows without one aside, is a mistake: each slice is a row of a report."""
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _ACTIVITY = ("none", "low", "middle", "high")
 _MISSING = -1
@@ -50,7 +52,8 @@ def slice_columns(config: RunConfig, *, trained_on: Sequence[str], count_values:
         trained_on: the splits whose rows make a user known.
 
     Raises:
-        UserError: a column has more than 1,000 values in the rows to be scored, or a shard cannot be read.
+        UserError: a column has more than 1,000 values in the rows to be scored, buckets, or days in their split, or a
+            shard cannot be read.
     """
     columns = []
     users: ValueCounts | None = None
@@ -79,14 +82,19 @@ def _of_all_ranks(splits: Sequence[str], column: str, count_values: CountValues)
 def _keys_that_occur(name: str, feature: IdFeature, config: RunConfig, count_values: CountValues) -> NDArray[np.int64]:
     """Ascending, in the rows to be scored; all buckets of a feature with boundaries."""
     if feature.boundaries is not None:
-        return np.arange(len(feature.boundaries) + 1)
+        _require_few(name, buckets := len(feature.boundaries) + 1, "buckets", "give it fewer boundaries")
+        return np.arange(buckets)
     found = _of_all_ranks([config.eval.split], name, count_values).values
-    if len(found) > MAX_SLICES:
-        raise UserError(
-            f"eval.slices {name}: {len(found):,} values in the rows of {config.eval.split}, at most {MAX_SLICES:,} get "
-            "figures of their own; put them into buckets, or leave it out"
-        )
+    _require_few(name, len(found), f"values in the rows of {config.eval.split}", "put them into buckets")
     return found
+
+
+def _require_few(name: str, number: int, what: str, mend: str) -> None:
+    if number > MAX_SLICES:
+        raise UserError(
+            f"eval.slices {name}: {number:,} {what}, at most {MAX_SLICES:,} get figures of their own; {mend}, or leave "
+            "it out"
+        )
 
 
 def _feature_column(name: str, feature: IdFeature, keys: NDArray[np.int64], config: RunConfig) -> SliceColumn:
@@ -158,6 +166,10 @@ def _time_column(name: str, config: RunConfig) -> SliceColumn:
             "{:02}".format,
             f"hour {legend}",
         )
+    end = config.data.splits[config.eval.split].end
+    _require_few(
+        name, math.ceil((end - start) / timedelta(days=1)), f"days in {config.eval.split}", "shorten the split"
+    )
     return SliceColumn(
         name,
         lambda batch: (batch.timestamp_B.numpy() + offset_ms) // _DAY_MS,

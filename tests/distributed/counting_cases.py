@@ -3,8 +3,11 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ import torch
 from rankmixer_dist.batch import Batch, JaggedIds
 from rankmixer_dist.command_line import run_verb
 from rankmixer_dist.parallel.topology import Topology, process_group
-from rankmixer_dist.train.rank_counting import RankCounting
+from rankmixer_dist.train.rank_counting import NotCounted, RankCounting
 from rankmixer_dist.train.slice_columns import SliceColumn
 
 ROWS, TASKS = 3001, ("like", "rare", "never")
@@ -64,20 +67,37 @@ def batches(topology: Topology, size: int = 64) -> Any:
         )
 
 
+@contextmanager
+def without_a_folder(counting: RankCounting) -> Iterator[None]:
+    """A block of a rank that can make no folder."""
+    with patch.object(Path, "mkdir", side_effect=OSError(28, "No space left on device")), counting:
+        yield
+
+
 def main(arguments: list[str]) -> None:
-    """Takes a folder: writes `memory.json` and `disk.json` there; in the end rank 1 loses its folder."""
+    """Takes a folder: writes `memory.json` and `disk.json` there; in the end rank 1 loses its folder.
+
+    Before that it cannot make one. What ranks say then is in `unmade-<rank>` and `lost-<rank>`.
+    """
     folder = Path(arguments[0])
     with process_group() as topology:
-        for name in ("memory", "disk", "disk again", "lost"):
+        for name in ("memory", "disk", "unmade", "disk again", "lost"):
             limits = {} if name == "memory" else {"gathered_rows": 0, "memory_rows": 150}
             counting = RankCounting(TASKS, SLICES, topology, rows=ROWS, scratch=folder / "rows.partial", **limits)
             told: list[Any] = []
-            with counting:
-                if name == "lost" and topology.rank == 1:
-                    shutil.rmtree(folder / "rows.partial" / "rank-00001")
-                for batch, real_B, scores_BK in batches(topology):
-                    counting.add(batch, real_B, scores_BK)
-                found = counting.figures(lambda *done, told=told: told.append(done))
+            try:
+                with without_a_folder(counting) if name == "unmade" and topology.rank == 1 else counting:
+                    if name == "lost" and topology.rank == 1:
+                        shutil.rmtree(folder / "rows.partial" / "rank-00001")
+                    for batch, real_B, scores_BK in batches(topology):
+                        counting.add(batch, real_B, scores_BK)
+                    found = counting.figures(lambda *done, told=told: told.append(done))
+            except NotCounted as error:
+                left = [path.name for path in (folder / "rows.partial").glob(f"rank-{topology.rank:05d}")]
+                (folder / f"{name}-{topology.rank}.json").write_text(json.dumps({"error": str(error), "left": left}))
+                if name == "lost":
+                    raise
+                continue
             if topology.is_first:
                 (folder / f"{name}.json").write_text(json.dumps({"found": found, "told": told}))
             else:

@@ -59,6 +59,11 @@ def test_in_memory_and_from_disk_the_bits_of_one_process(ranks: int, launch, tmp
     )
     assert in_memory == {"found": expected(), "told": []}
     assert from_disk["found"] == expected() and again == from_disk
+    for name, told in (("unmade", "No space left on device"), ("lost", "cannot spill rows")):
+        ends = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(ranks)]
+        assert all(told in end["error"] and end == ends[0] for end in ends)
+        assert ends[0]["left"] == []
     assert {stage for stage, _, _ in from_disk["told"]} == {"find ranges", "count", "PR-AUC"}
     assert from_disk["told"][-1][1] == from_disk["told"][-1][2] > 40
     assert not left.exists()
+    assert not (tmp_path / "rows.partial").exists()

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 from rankmixer_dist.command_line import run_verb
+from rankmixer_dist.train.rank_counting import RankCounting
 from rankmixer_dist.train.run_hooks import RunHooks
 from rankmixer_dist.verbs import train
 
 
 def main(arguments: list[str]) -> None:
     """Takes the first step on a full disk, the first after it, and the verb's arguments."""
+    RankCounting.__init__.__kwdefaults__["gathered_rows"] = 0  # validation goes over the disk
     full, free, *rest = arguments
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     on_step, steps = RunHooks.on_step, []

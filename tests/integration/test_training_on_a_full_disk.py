@@ -17,6 +17,7 @@ STEPS, FULL, FREE = 12, 5, 9
 def test_a_disk_that_is_full(launch, small_config, free):
     overrides = [f"name=full-until-{free}", f"train.max_steps={STEPS}", "train.audit_rows=true"]
     overrides += ["checkpoint.every=3", "checkpoint.keep=9"]
+    overrides += ["checkpoint.best.split=test", "checkpoint.best.task=finish", "checkpoint.best.metric=logloss"]
     run_dir = load_config(small_config, overrides).run_dir
     ended = launch.python("tests/integration/full_disk_case.py", str(FULL), str(free), str(small_config), *overrides)
     lines = ended.stderr.splitlines()
@@ -26,7 +27,7 @@ def test_a_disk_that_is_full(launch, small_config, free):
     logged = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     if free == FREE:
         assert ended.returncode == 0, ended.stderr[-3000:]
-        assert warned == ["metrics.jsonl", "step-00000006.rank-00000.npy", "step-00000006"]
+        assert warned == ["metrics.jsonl", "validated_rows.partial", "step-00000006.rank-00000.npy", "step-00000006"]
         assert saved == [3, 9, 12]
         assert logged == [1, 2, 3, 4, 9, 10, 11, 12]
         assert len(trained_rows(run_dir)) == len(set(trained_rows(run_dir))) == STEPS * 128

@@ -162,9 +162,32 @@ def test_the_clock_is_that_of_the_split(tmp_path):
     assert columns(run)[0].legend == "day of the row's time, at UTC+0800"
 
 
-def test_a_column_with_too_many_values_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"^eval.slices user: 2,000 values in the rows of test, at most 1,000 get"):
-        columns(config(tmp_path, "eval.slices=[user]"))
+BOUNDARIES = f"features.features.age.boundaries={[*range(1000)]}"
+TABLE = "features.tables.age.rows=1002"
+END = "data.splits.test.end=2028-09-29T00:00:01+08:00"
+"""A thousand days and a second."""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["eval.slices=[user]"], "eval.slices user: 2,000 values in the rows of test, at most 1,000 get"),
+        (["eval.slices=[age]", BOUNDARIES, TABLE], "eval.slices age: 1,001 buckets, at most 1,000 get"),
+        (["eval.slices=[day]", END], "eval.slices day: 1,001 days in test, at most 1,000 get"),
+    ],
+)
+def test_a_column_with_too_many_values_is_refused(tmp_path, overrides, told):
+    with pytest.raises(UserError, match=f"^{told}"):
+        columns(config(tmp_path, *overrides))
+
+
+def test_as_many_values_as_there_may_be_are_taken_beside_a_missing_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(KEYS, "user", np.arange(1000))
+    fewer, shorter = BOUNDARIES.replace(", 999]", "]"), END.replace("00:00:01", "00:00:00")
+    run = config(tmp_path, "eval.slices=[user,age,day]", fewer, TABLE, shorter)
+    user, _, _ = columns(run)
+    rows = batch(run.features.sliced_ids(run.eval.slices), user=[0, 999, None])
+    assert [user.label(value) for value in user.values(rows)[:3].tolist()] == ["0", "999", "missing"]
 
 
 @pytest.mark.parametrize(
