@@ -88,7 +88,6 @@ def _on_ranks(ranks: int, config: RunConfig, steps: int) -> dict[str, dict[str, 
 def _rank(rank: int, ranks: int, port: int, config: RunConfig, steps: int, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
     with process_group() as topology:
         taken = _taken(_loops(config, topology, steps), topology)
         if taken is not None:
