@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from data_pipeline.loader import _Order
 from data_pipeline.manifest import read_manifest
+from data_pipeline.row_order import RowOrder
 from data_pipeline.shards import WRITE_OPTIONS
 from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.checksum import file_checksum
@@ -87,8 +87,10 @@ def test_damage_that_only_the_second_rank_meets(launch, copied):
     shards, size = manifest.splits["train"], config.data.row_group_rows
     places = [(shard, group) for shard in shards for group in range(shard.row_groups)]
     rows = np.array([min(size, shard.rows - group * size) for shard, group in places])
-    order = _Order.of(rows, shuffle="chunks", seed=config.seed, epoch=0)
-    share = config.loader.batch_size // 2
+    files = np.array([shards.index(shard) for shard, _ in places])
+    batch = config.loader.batch_size
+    order = RowOrder.of(rows, files, shuffle="chunks", seed=config.seed, epoch=0, batch_size=batch, lanes=1)
+    share = batch // 2
     starts, ends = order.starts[:-1], order.starts[1:] - 1
     seconds = np.flatnonzero((starts // share % 2 == 1) & (starts // share == ends // share))
     shard, group = places[order.chunks[seconds[0]]]
