@@ -1,5 +1,6 @@
 """What one process of a streaming evaluation does, and the pools of such processes, of which one is this process."""
 
+import errno
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,14 +41,19 @@ class Worker:
         except UserError as error:
             return str(error)
         except OSError as error:
-            raise UserError(f"{item.target}: cannot be written ({one_line(error)}); free some space") from error
+            raise UserError(f"{item.target}: cannot be written {_told(error)}") from error
 
     def figures(self, files: list[Path], window: Window, checkpoint: str) -> Figures:
         """A window's figures."""
         try:
             return figures(files, window, checkpoint, tuple(self._schema.tasks))
         except OSError as error:
-            raise UserError(f"{window}: no room to sort its scores ({one_line(error)}); free some space") from error
+            raise UserError(f"{window}: its scores cannot be sorted {_told(error)}") from error
+
+
+def _told(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"({one_line(error)}); {'free some space' if full else 'mend that and start again'}"
 
 
 class Pool(Protocol):

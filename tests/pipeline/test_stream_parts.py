@@ -1,5 +1,6 @@
 """The parts of a streaming evaluation: windows, shards, checkpoints that stay, and what is kept on disk."""
 
+import errno
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -11,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.assemble import BatchAssembler
+from data_pipeline.streaming import worker
 from data_pipeline.streaming.checkpoints import Choice, Pins, is_settled, newest_before
 from data_pipeline.streaming.lines import LineFile
-from data_pipeline.streaming.scoring import Figures
+from data_pipeline.streaming.scoring import Figures, Item
 from data_pipeline.streaming.shards import Facts, Stamp, arrived, rows_of, scan
 from data_pipeline.streaming.state import State
 from data_pipeline.streaming.windows import WindowPlan
@@ -186,6 +188,25 @@ def test_unknown_labels_are_no_problem(shard):
     path, asked = shard
     changed(path, "label_like", pa.array([float("nan")] * 128, pa.float32()))
     assert scan(path, *asked).problem is None
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"), [(errno.ENOSPC, "free some space"), (errno.EIO, "mend that and start again")]
+)
+def test_only_a_full_disk_asks_for_space(shard, monkeypatch, number, mend):
+    _, (schema, _, plan) = shard
+
+    def fails(*_):
+        raise OSError(number, "told")
+
+    monkeypatch.setattr(worker, "figures", fails)
+    monkeypatch.setattr(worker, "score", fails)
+    one = worker.Worker(lambda checkpoint: checkpoint, schema, 64, plan)
+    with pytest.raises(UserError, match=rf"its scores cannot be sorted \(.*told\); {mend}$"):
+        one.figures([], plan.at(plan.start_ms), "step-1")
+    item = Item(Path("in.parquet"), "", plan.at(plan.start_ms), Path("step-1"), Path("out.parquet"))
+    with pytest.raises(UserError, match=rf"out.parquet: cannot be written \(.*told\); {mend}$"):
+        one.score(item)
 
 
 @dataclass(frozen=True)
