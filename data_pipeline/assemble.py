@@ -40,7 +40,7 @@ class BatchAssembler:
         with_truth: also fill `Batch.truth_BK`.
         pin_memory: page-locked tensors, which copy to a GPU in the background.
         keys_of: features with one id a row whose keys the batch keeps too, in `Batch.keys_BS`.
-        side: what groups of rows share, where the tables hold it once a group; ids of it ride on a group's first row.
+        side: what groups of rows share, where the tables hold it once a group. Its ids ride on a group's first row.
     """
 
     def __init__(

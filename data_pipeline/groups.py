@@ -121,10 +121,10 @@ def fold(rows: pa.Table, side: UserSide, *, row_group_rows: int) -> tuple[pa.Tab
     Returns:
         The rows, and by user-side column, how many of them begin a group because of it.
     """
-    cut = np.arange(rows.num_rows) % row_group_rows == 0
+    begins = np.arange(rows.num_rows) % row_group_rows == 0
     for name in (WINDOW, KEY):
-        cut |= _differs(_whole(rows, name))
-    start = cut.copy()
+        begins |= _differs(_whole(rows, name))
+    start = begins.copy()
     added: dict[str, np.ndarray] = {}
     changes: Counter[str] = Counter()
     for name, newest in side.items():
@@ -133,7 +133,7 @@ def fold(rows: pa.Table, side: UserSide, *, row_group_rows: int) -> tuple[pa.Tab
             differs = _differs(column)
         else:
             differs, added[name] = _new_events(column, newest)
-        changes[name] = int((differs & ~cut).sum())
+        changes[name] = int((differs & ~begins).sum())
         start |= differs
     fields = {field.name: field for field in rows.schema}
     group = start.cumsum() - 1
@@ -210,7 +210,7 @@ def first_rows(start: pa.BooleanArray) -> np.ndarray:
     return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0)) if len(begins) else np.zeros(0, np.int64)
 
 
-def slices_of(column: pa.ListArray, rows: np.ndarray, first: np.ndarray, counts: np.ndarray) -> pa.ListArray:
+def items_of(column: pa.ListArray, rows: np.ndarray, first: np.ndarray, counts: np.ndarray) -> pa.ListArray:
     """Of the lists in `rows`, int64 [P], `counts` items from the one in place `first` on."""
     begins = column.offsets.to_numpy().astype(np.int64)[rows] + first
     return _list_array(column, counts, column.values.take(pa.array(_runs(begins, counts))))
@@ -219,7 +219,7 @@ def slices_of(column: pa.ListArray, rows: np.ndarray, first: np.ndarray, counts:
 def _seen(column: pa.ListArray, first: np.ndarray, shown: np.ndarray, newest: int) -> pa.ListArray:
     """What each row reads of its group's events."""
     counts = np.minimum(shown, newest)
-    return slices_of(column, first, shown - counts, counts)
+    return items_of(column, first, shown - counts, counts)
 
 
 def _differs(column: pa.Array) -> np.ndarray:

@@ -49,9 +49,9 @@ class Loader:
 
     Args:
         batch_size: G, rows of a global batch; a multiple of `world_size`.
-        shuffle: `chunks` permutes the row groups anew each epoch; `none` keeps the order of time.
+        shuffle: `chunks` permutes the row groups anew each epoch; `none` keeps the order of the shards.
         lanes: parts of the line of row groups that each batch has a stripe of.
-        prefetch: batches that a background thread reads ahead, and those that are read at once.
+        prefetch: batches that a background thread reads ahead, in items of as many as have `_ROWS_AT_ONCE` rows.
         shares: rows of a group have the user side once, where the data is grouped; else each row has it.
         keys_of: features whose keys the batches keep beside the rows of their tables.
 
@@ -98,7 +98,7 @@ class Loader:
         prepared = prepared_columns(schema, has_truth=manifest.has_truth)
         columns = pa.schema([prepared.field(name) for name in self._assemble.columns()])
         shards = manifest.splits[split]
-        most_files = min(-(-files_at_once(lanes) // world_size) + 1, _OPEN_FILES)
+        most_files = min(files_at_once(lanes=lanes, ranks=world_size), _OPEN_FILES)
         self._chunks = _Chunks(
             folder, shards, manifest.row_group_rows, columns, side, shares=shares, most_files=most_files
         )
@@ -197,7 +197,7 @@ class SplitsInTurn:
 
 
 class _Chunks:
-    """The row groups of a split, numbered in the order of time; those read last are kept for the next pieces."""
+    """The row groups of a split, numbered in the order of the shards; those read last are kept for the next pieces."""
 
     def __init__(
         self,

@@ -37,7 +37,8 @@ GROUPED_FORMAT_VERSION = 6
 
 
 class Shard(Strict):
-    """A Parquet file of rows in time order, cut into row groups of `Manifest.row_group_rows`, the last one shorter.
+    """A Parquet file of rows, cut into row groups of `Manifest.row_group_rows`, the last one shorter. Rows stand in the
+    order of time, or where they are grouped in that of `groups`.
 
     `labelled`, `positives`: by task, the rows whose label is known, and those where it is 1.
     """

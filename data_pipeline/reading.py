@@ -52,7 +52,7 @@ def open_split(
     config: RunConfig, manifest: Manifest, split: str, *, rank: int, world_size: int, batch_size: int, training: bool,
     pin_memory: bool,
 ) -> "Loader":  # fmt: skip
-    """A rank's loader of a split: shuffled as the config says for training, in the order of time for evaluation.
+    """A rank's loader of a split: shuffled as the config says for training, in the order of the shards for evaluation.
 
     Evaluation has a lane a rank, for nothing depends on which rank scores a row.
     """

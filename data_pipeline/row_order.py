@@ -1,4 +1,4 @@
-"""The order of an epoch's rows: row groups, shuffled or in the order of time, and dealt in stripes of batches to lanes.
+"""The order of an epoch's rows: row groups, shuffled or as in the shards, and dealt in stripes of batches to lanes.
 
 The row groups one after the other are the *line*. Without lanes the stream is the line itself, so that n ranks, each
 with its slice of every batch, all decode every row group. L lanes cut a window of the line into L equal parts, and each
@@ -11,8 +11,8 @@ A row's place depends on the rows, G, L, seed and epoch, and not on the ranks. L
 ranks need not divide L: a stripe is wide by one row more or less, and some row groups are decoded by two ranks.
 
 A window of shuffled row groups is the whole epoch, so that row groups of any sizes fill lanes of any length. In the
-order of time it is `_WINDOW` row groups a lane: there the order is kept from window to window. The rows that fill no
-whole batch end the stream as they end the line.
+order of the shards it is `_WINDOW` row groups a lane: there lanes keep the order from window to window, but not within
+one. The rows that fill no whole batch end the stream as they end the line.
 
 To open a file takes as long as to decode a row group, or several. Without lanes all row groups are shuffled, and where
 there are many files, each row group is of another. With lanes the files are shuffled, and the row groups of a few files
@@ -24,11 +24,11 @@ from typing import Literal
 
 import numpy as np
 
+from rankmixer_dist.config.data import MOST_LANES
+
 _WINDOW = 4
 """Row groups that a lane has in a window. A lane that begins within a row group decodes one more."""
 
-MOST_LANES = 4096
-"""One rank alone may have to keep so many row groups."""
 _FILES = 64
 """Files that rows are mixed from at any time, where lanes are fewer; files of several lanes are more."""
 _MANY = 4
@@ -136,9 +136,9 @@ def _counted(many: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return of, np.arange(len(of)) - (np.cumsum(many) - many)[of]
 
 
-def files_at_once(lanes: int) -> int:
-    """Files that the rows of a window are in at any time, those of all lanes."""
-    return lanes * -(-_FILES // lanes)
+def files_at_once(*, lanes: int, ranks: int) -> int:
+    """Files that a rank keeps open: those that its lanes are in. Without lanes every rank reads every row group."""
+    return _FILES if lanes == 1 else -(-lanes * -(-_FILES // lanes) // ranks) + 1
 
 
 def told_of_shared(*, batch_size: int, lanes: int, ranks: int, row_group_rows: int) -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data_pipeline.groups import UserSide, first_rows, slices_of, visible
+from data_pipeline.groups import UserSide, first_rows, items_of, visible
 from rankmixer_dist.batch import Groups
 from rankmixer_dist.schema import GROUP_START
 
@@ -62,7 +62,7 @@ class SharedSide:
             # In a group they ascend: the first row begins with the oldest event, the last one ends with the newest.
             oldest = shown_R[at] - np.minimum(shown_R[at], self._newest[name])
             last = np.append(at[1:], len(first)) - 1
-            riding[name] = slices_of(columns[name], source, oldest, shown_R[last] - oldest)
+            riding[name] = items_of(columns[name], source, oldest, shown_R[last] - oldest)
             shown[name] = shown_R - oldest[group]
         single = (name for name in self._side if name in columns and not isinstance(columns[name], pa.ListArray))
         return Shared(len(first), at, riding, shown, {name: columns[name].take(pa.array(first)) for name in single})

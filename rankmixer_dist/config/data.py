@@ -8,6 +8,9 @@ from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt, model_va
 
 from rankmixer_dist.schema import USER_ID, Strict
 
+MOST_LANES = 4096
+"""One rank alone may have to keep so many row groups."""
+
 
 class SyntheticSource(Strict):
     """A seeded short-video feed whose true probabilities are known."""
@@ -82,7 +85,7 @@ class DataConfig(Strict):
     )
     group: GroupConfig | None = Field(
         default=None,
-        description="stands rows of a user together, by default none: each row is a group of its own, in order of time",
+        description="puts rows of one user side by side; without it, rows stand in the order of time",
     )
     row_group_rows: PositiveInt = Field(default=1024, description="rows of a chunk, the unit of reading and shuffling")
     shard_rows: PositiveInt = Field(default=65_536, description="rows of a Parquet file, whole row groups")
@@ -111,7 +114,7 @@ class LoaderConfig(Strict):
 
     batch_size: PositiveInt = Field(default=2048, description="rows of a global batch, shared evenly by the ranks")
     shuffle: Literal["chunks", "none"] = "chunks"
-    interleave: Annotated[int, Field(ge=1, le=4096)] = Field(
+    interleave: Annotated[int, Field(ge=1, le=MOST_LANES)] = Field(
         default=1,
         description="row groups that a batch is dealt from, which all ranks together keep decoded; a multiple of the "
         "ranks lets each decode its own alone",
@@ -120,4 +123,6 @@ class LoaderConfig(Strict):
         default=True,
         description="grouped rows look up what they share once a group; false: each row its own",
     )
-    prefetch: PositiveInt = Field(default=4, description="batches read ahead in the background")
+    prefetch: PositiveInt = Field(
+        default=4, description="batches read ahead in the background, in items of 8,192 rows of a rank or of one batch"
+    )

@@ -19,7 +19,6 @@ SCORE_PREFIX = "score_"
 GROUP_START = "group_start"
 """Prepared column of grouped rows: whether a row is the first of its group, which holds the group's user side."""
 
-
 TORCH_NAMES = frozenset(
     """
     T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches

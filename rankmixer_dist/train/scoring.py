@@ -26,7 +26,7 @@ from rankmixer_dist.train.slice_columns import SliceColumn
 
 
 class ScoredRows(Epochs, Protocol):
-    """One rank's batches of a split in the order of time, and all ranks' rows."""
+    """One rank's batches of a split in the order of the shards, and all ranks' rows."""
 
     @property
     def rows(self) -> int: ...

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.row_order import RowOrder, told_of_shared
+from data_pipeline.row_order import RowOrder, files_at_once, told_of_shared
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=25)
 """Row groups of unequal sizes, as no preparation of ours would write them."""
@@ -156,3 +156,11 @@ def test_who_shares_row_groups_is_told_what_mends_it():
     assert "32 of 64" in told_of_shared(lanes=2, ranks=64, **batches)
     for lanes, ranks, rows in ((64, 64, 1024), (32, 64, 1024), (1, 2, 1024), (1, 64, 32), (1, 1, 4096)):
         assert told_of_shared(lanes=lanes, ranks=ranks, batch_size=2048, row_group_rows=rows) is None
+
+
+@pytest.mark.parametrize(
+    ("lanes", "ranks", "files"),
+    [(1, 1, 64), (1, 64, 64), (1, 1000, 64), (2, 1, 65), (2, 64, 2), (64, 8, 9), (100, 1, 101), (128, 64, 3)],
+)
+def test_a_rank_keeps_the_files_open_that_its_lanes_are_in(lanes, ranks, files):
+    assert files_at_once(lanes=lanes, ranks=ranks) == files
