@@ -1,7 +1,8 @@
 """A process that has loaded what ranks load, and forks them: a rank's start costs milliseconds, not 6 CPU seconds.
 
 `Launch.ranks` starts it as `python tests/warm.py` and hands it one job a line. It has no threads, which a fork would
-lose. What a launcher does beside starting ranks is for the tests of launchers.
+lose. Nothing that a script registered for its exit runs. What a launcher does beside starting ranks is for the tests of
+launchers.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -59,8 +61,11 @@ class Warm:
         err.write_text("")
         job = {"script": script, "arguments": arguments, "ranks": ranks, "out": str(out), "err": str(err)}
         assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps(job), file=self._process.stdin, flush=True)
-        codes = json.loads(self._process.stdout.readline())
+        with suppress(BrokenPipeError):
+            print(json.dumps(job), file=self._process.stdin, flush=True)
+        reply = self._process.stdout.readline()
+        assert reply, "the process that forks ranks has died; its standard error says why"
+        codes = json.loads(reply)
         code = next((code for code in codes if code), 0)
         return subprocess.CompletedProcess([script, *arguments], code, out.read_text(), err.read_text())
 
@@ -113,13 +118,19 @@ def _become(job: dict[str, Any], env: dict[str, str]) -> NoReturn:
         file = os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, descriptor)
         os.close(file)
+    nothing = os.open(os.devnull, os.O_RDONLY)  # the jobs that come after this one are not the script's
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.environ |= env
     sys.argv = [job["script"], *job["arguments"]]
+    sys.path[0] = str(Path(job["script"]).parent)
     code = 0
     try:
         runpy.run_path(job["script"], run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is not None and end.code is not code:
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -17,7 +17,7 @@ from data_pipeline.progress import Reporter
 from data_pipeline.ray_cluster import cluster_address
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.evaluation.figures import figures_of
-from rankmixer_dist.evaluation.sorting import Room
+from rankmixer_dist.evaluation.sorting import SpillRoom
 from rankmixer_dist.there import is_folder
 
 GIB = 1 << 30
@@ -78,10 +78,10 @@ def evaluate_predictions(
         with reporter.stage("start Ray", None):
             job = RayJob()
     with signals_unwind(), OwnFolder(parent, _PREFIX) as scratch:
-        return _evaluated(predictions, job, Room(scratch.path, memory_rows, _FEWER_RUNS), reporter)
+        return _evaluated(predictions, job, SpillRoom(scratch.path, memory_rows, _FEWER_RUNS), reporter)
 
 
-def _evaluated(predictions: Predictions, job: Job, room: Room, reporter: Reporter) -> dict[str, Any]:
+def _evaluated(predictions: Predictions, job: Job, room: SpillRoom, reporter: Reporter) -> dict[str, Any]:
     """The content of the figures' file, by way of an empty folder."""
     workers = JobWorkers(job, reporter)
     calls = [(units, predictions.columns, room) for units in job.tasks(predictions.units, most=room.memory_rows)]

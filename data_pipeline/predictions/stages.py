@@ -13,7 +13,7 @@ from data_pipeline.predictions.files import Columns
 from data_pipeline.predictions.rows import checked_rows, pieces
 from data_pipeline.progress import Reporter
 from data_pipeline.sources import Unit
-from rankmixer_dist.evaluation.sorting import Owner, Room, SortedRows, Sorter
+from rankmixer_dist.evaluation.sorting import Owner, SortedRows, Sorter, SpillRoom
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ReadReport:
     tasks: Mapping[Owner, SortedRows]
 
 
-def read_units(units: tuple[Unit, ...], columns: Columns, room: Room) -> ReadReport:
+def read_units(units: tuple[Unit, ...], columns: Columns, room: SpillRoom) -> ReadReport:
     """Reads row groups and leaves their rows in runs by score and by user.
 
     Memory is bounded by the rows that are held at a time, however large a row group is.

@@ -20,7 +20,7 @@ from rankmixer_dist.batch import Batch
 from rankmixer_dist.checksum import file_checksum
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.evaluation.figures import SerialWorkers, figures_of
-from rankmixer_dist.evaluation.sorting import Room, Sorter
+from rankmixer_dist.evaluation.sorting import Sorter, SpillRoom
 from rankmixer_dist.metrics import Window
 from rankmixer_dist.schema import LABEL_PREFIX, ROW_ID, TIMESTAMP, USER_ID, Schema
 from rankmixer_dist.there import matching
@@ -133,13 +133,13 @@ def figures(files: Sequence[Path], window: Window, checkpoint: str, tasks: Seque
 
 
 @contextmanager
-def _room(rows: int, files: Sequence[Path]) -> Iterator[Room]:
+def _room(rows: int, files: Sequence[Path]) -> Iterator[SpillRoom]:
     """Memory for few rows, a folder beside the files for many."""
     if rows <= _HELD_ROWS:
-        yield Room(None, _MEMORY_ROWS)
+        yield SpillRoom(None, _MEMORY_ROWS)
         return
     with tempfile.TemporaryDirectory(dir=files[0].parent, suffix=_PARTIAL) as name:
-        yield Room(Path(name), _MEMORY_ROWS)
+        yield SpillRoom(Path(name), _MEMORY_ROWS)
 
 
 def _first_of_each(keys_KR: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from rankmixer_dist.benchmarks.figure import Figure
 from rankmixer_dist.benchmarks.metric_peers import ScoredRows
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.evaluation.figures import SerialWorkers, figures_of
-from rankmixer_dist.evaluation.sorting import Room, Sorter
+from rankmixer_dist.evaluation.sorting import Sorter, SpillRoom
 from rankmixer_dist.metrics import TaskMetrics
 
 FILE_ROWS, ROW_GROUP_ROWS, MEMORY_ROWS = 1 << 22, 1 << 18, 1 << 20
@@ -103,7 +103,7 @@ def batches(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 def one_process(folder: Path, spill: Path) -> Any:
     """The same figures by the same engine in this process, a million rows in memory."""
-    room = Room(spill, MEMORY_ROWS)
+    room = SpillRoom(spill, MEMORY_ROWS)
     sorter = Sorter(["label"], room)
     for scores, labels, user_ids in batches(folder):
         sorter.add("label", {"scores": scores, "labels": labels, "user_ids": user_ids})

@@ -18,7 +18,7 @@ from rankmixer_dist.benchmarks.step_peer import PeerBatch, PeerLoop
 from rankmixer_dist.config import RunConfig
 from rankmixer_dist.parallel.topology import Topology, barrier, gather_objects, process_group
 from rankmixer_dist.train.build import build_engine, build_model, build_tables, unknown_data
-from rankmixer_dist.train.step import Rates, TrainStep
+from rankmixer_dist.train.step import LearningRates, TrainStep
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 BACKBONES = ("dlrm_mlp", "dcn_v2")
@@ -112,7 +112,7 @@ def _loops(config: RunConfig, topology: Topology, steps: int) -> dict[str, Calla
         stopwatch=Stopwatch(topology.device),
         look_ahead=config.sparse.look_ahead,
     )
-    rates = Rates(config.dense.lr, config.sparse.lr)
+    rates = LearningRates(config.dense.lr, config.sparse.lr)
 
     def ours() -> None:
         for _ in step.run(iter(batches), first=1, rates=lambda number: rates):

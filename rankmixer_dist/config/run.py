@@ -297,9 +297,8 @@ MANNER = frozenset(
     {
         "runs", "data.job", "data.verify_checksums", "loader.prefetch", "loader.share", "sparse.sharding",
         "sparse.memory_gib", "sparse.look_ahead", "dense.zero_stage", "parallel", "train.log_every",
-        "train.stall_timeout_s",
-        "train.deterministic", "train.audit_rows", "checkpoint", "eval.split", "eval.batch_size", "eval.checkpoint",
-        "eval.slices", "eval.compare_paths", "stream",
+        "train.stall_timeout_s", "train.deterministic", "train.audit_rows", "checkpoint", "eval.split",
+        "eval.batch_size", "eval.checkpoint", "eval.slices", "eval.compare_paths", "stream",
     }
 )  # fmt: skip
 """Keys, and sections, that say how a run is done and watched; none of them changes what it learns."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.evaluation.runs import KEYS, KeyRange, SortedRuns, write_run
-from rankmixer_dist.evaluation.sorting import Group, Room, groups, keyed_by_score
+from rankmixer_dist.evaluation.sorting import Group, SpillRoom, groups, keyed_by_score
 from rankmixer_dist.metrics.auc_counts import AUCCounts
 from rankmixer_dist.metrics.exact_sum import ExactSums
 from rankmixer_dist.metrics.keys import user_ids_of
@@ -29,7 +29,7 @@ def count_scores(rows: KeyRange, memory_rows: int) -> dict[Group, AUCCounts]:
     """Counts of a range of runs by score, of all rows and of each slice."""
     if rows.rows <= memory_rows:
         return {group: AUCCounts.of_rows(own[KEYS], own["labels"], _units(own)) for group, own in groups(rows.arrays())}
-    # Only rows of one score are that many.
+    # `bounds` leaves a range larger than that only where all its rows have one score.
     found: dict[Group, AUCCounts] = defaultdict(AUCCounts)
     for columns in rows.chunks(memory_rows):
         for group, own in groups(columns):
@@ -47,14 +47,14 @@ def counts_together(ranges: Iterable[AUCCounts]) -> AUCCounts:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ScoreStanding:
     """Where a range of scores stands: the classes of its rows, and of those with higher scores."""
 
     here: ClassTotals
     above: ClassTotals
 
 
-def standings(ranges: list[dict[Group, AUCCounts]]) -> list[dict[Group, Standing]]:
+def standings(ranges: list[dict[Group, AUCCounts]]) -> list[dict[Group, ScoreStanding]]:
     """Of each range of ascending scores, given its counts.
 
     Raises:
@@ -64,7 +64,7 @@ def standings(ranges: list[dict[Group, AUCCounts]]) -> list[dict[Group, Standing
     found = []
     for counted in reversed(ranges):
         here = {group: counts.class_totals for group, counts in counted.items()}
-        found.append({group: Standing(own, above[group]) for group, own in here.items()})
+        found.append({group: ScoreStanding(own, above[group]) for group, own in here.items()})
         for group, own in here.items():
             above[group] = above[group].plus(own)
     if any(total.positive + total.negative >= MOST_UNITS for total in above.values()):
@@ -72,7 +72,7 @@ def standings(ranges: list[dict[Group, AUCCounts]]) -> list[dict[Group, Standing
     return found[::-1]
 
 
-def sum_precision(rows: KeyRange, standing: Mapping[Group, Standing], memory_rows: int) -> dict[Group, ExactSums]:
+def sum_precision(rows: KeyRange, standing: Mapping[Group, ScoreStanding], memory_rows: int) -> dict[Group, ExactSums]:
     """The sum of the terms of average precision of a range of runs by score; sums of ranges merge."""
     if rows.rows <= memory_rows:
         terms = {
@@ -92,7 +92,7 @@ def average_precision_of(sums: ExactSums, whole: ClassTotals) -> float:
     return float(sums.rounded_sums()[0]) / whole.positive if whole.positive else math.nan
 
 
-def total_users(rows: KeyRange, room: Room) -> dict[Group, UserAUCTotals]:
+def total_users(rows: KeyRange, room: SpillRoom) -> dict[Group, UserAUCTotals]:
     """UAUC's sums over the users of a range of runs by user, of all rows and of each slice."""
     found: dict[Group, UserAUCTotals] = {}
     for group, users in _users(rows, room):
@@ -101,7 +101,7 @@ def total_users(rows: KeyRange, room: Room) -> dict[Group, UserAUCTotals]:
     return found
 
 
-def _users(rows: KeyRange, room: Room) -> Iterator[tuple[Group, UserAUCs]]:
+def _users(rows: KeyRange, room: SpillRoom) -> Iterator[tuple[Group, UserAUCs]]:
     if rows.rows <= room.memory_rows:
         for group, own in groups(rows.arrays()):
             yield group, exact_user_aucs(user_ids=user_ids_of(own.pop(KEYS)), **own)
@@ -119,7 +119,7 @@ def _users(rows: KeyRange, room: Room) -> Iterator[tuple[Group, UserAUCs]]:
 
 
 @contextmanager
-def _folder_of_its_own(room: Room) -> Iterator[Path | None]:
+def _folder_of_its_own(room: SpillRoom) -> Iterator[Path | None]:
     if room.folder is None:
         yield None
         return

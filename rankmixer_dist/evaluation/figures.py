@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rankmixer_dist.errors import UserError, one_line
 from rankmixer_dist.evaluation.counting import (
-    Standing,
+    ScoreStanding,
     average_precision_of,
     count_scores,
     counts_together,
@@ -15,7 +15,7 @@ from rankmixer_dist.evaluation.counting import (
     total_users,
 )
 from rankmixer_dist.evaluation.runs import KeyBounds, Run, SortedRuns
-from rankmixer_dist.evaluation.sorting import Group, Order, Owner, Room, SortedRows
+from rankmixer_dist.evaluation.sorting import Group, Order, Owner, SortedRows, SpillRoom
 from rankmixer_dist.metrics import Calibration, UserAUCTotals
 from rankmixer_dist.metrics.exact_sum import ExactSums
 from rankmixer_dist.metrics.tasks import TaskFigures, task_figures
@@ -56,7 +56,7 @@ class GroupFigures:
 def figures_of(
     parts: Sequence[Mapping[Owner, SortedRows]],
     workers: Workers,
-    room: Room,
+    room: SpillRoom,
     *,
     rows_per_range: Callable[[int], int] | None = None,
 ) -> dict[Owner, dict[Group, GroupFigures]]:
@@ -106,7 +106,7 @@ def figures_of(
     }
 
 
-def find_ranges(runs: Sequence[Run], max_rows: int, room: Room) -> list[KeyBounds]:
+def find_ranges(runs: Sequence[Run], max_rows: int, room: SpillRoom) -> list[KeyBounds]:
     """Cuts the rows of all runs, in one order, into ranges of at most so many rows.
 
     Raises:
@@ -118,20 +118,20 @@ def find_ranges(runs: Sequence[Run], max_rows: int, room: Room) -> list[KeyBound
         raise UserError(f"{len(runs)} sorted runs cannot be opened, {room.fewer_runs}: {one_line(error)}") from error
 
 
-def count(order: Order, runs: Sequence[Run], bounds: KeyBounds, room: Room) -> dict[Group, Any]:
+def count(order: Order, runs: Sequence[Run], bounds: KeyBounds, room: SpillRoom) -> dict[Group, Any]:
     """Counts a range of scores (`AUCCounts`) or of users (`UserAUCTotals`) in the runs."""
     rows = SortedRuns(runs).between(bounds)
     return count_scores(rows, room.memory_rows) if order == "by score" else total_users(rows, room)
 
 
 def take_precision(
-    runs: Sequence[Run], bounds: KeyBounds, standing: Mapping[Group, Standing], room: Room
+    runs: Sequence[Run], bounds: KeyBounds, standing: Mapping[Group, ScoreStanding], room: SpillRoom
 ) -> dict[Group, ExactSums]:
     """Sums a range of scores up for PR-AUC, which takes what lies above it."""
     return sum_precision(SortedRuns(runs).between(bounds), standing, room.memory_rows)
 
 
-def _size(rows: int, room: Room, rows_per_range: Callable[[int], int] | None) -> int:
+def _size(rows: int, room: SpillRoom, rows_per_range: Callable[[int], int] | None) -> int:
     return room.memory_rows if rows_per_range is None else min(rows_per_range(rows), room.memory_rows)
 
 

@@ -60,11 +60,6 @@ class SortedRuns:
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = [_OpenRun(run) for run in runs]
 
-    @property
-    def rows(self) -> int:
-        """Rows in all runs."""
-        return sum(run.rows for run in self._runs)
-
     def ranges(self, max_rows: int) -> Iterator["KeyRange"]:
         """All rows in ranges of ascending keys, at most `max_rows` each; a key with more rows is a range of its own.
 
@@ -149,11 +144,6 @@ class _OpenRun:
         self._run = run
         stems = (file.stem for file in run.iterdir()) if isinstance(run, Path) else run
         self.names = tuple(sorted(stems))
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-        return len(self.column(KEYS))
 
     @property
     def keys(self) -> NDArray[np.uint64]:

@@ -22,7 +22,7 @@ Group = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
-class Room:
+class SpillRoom:
     """Where rows may wait, and how many a process may hold at a time.
 
     Attributes:
@@ -60,7 +60,9 @@ class Sorter:
         weighted: whether every row comes with a weight.
     """
 
-    def __init__(self, owners: Sequence[Owner], room: Room, *, num_slices: int = 0, weighted: bool = False) -> None:
+    def __init__(
+        self, owners: Sequence[Owner], room: SpillRoom, *, num_slices: int = 0, weighted: bool = False
+    ) -> None:
         self._room, self._weighted = room, weighted
         checks = {**TaskMetrics.checks, **{slice_name(index): _check_slices for index in range(num_slices)}}
         self._held = {owner: RowBuffer(checks) for owner in owners}

@@ -30,10 +30,6 @@ class UserRanking:
     first_ties: NDArray[np.integer]
     user_ids: NDArray[np.int64]
 
-    def tie_ends(self) -> NDArray[np.integer]:
-        """[ties] one past the last row of each tie."""
-        return np.append(self.tie_starts[1:], len(self.labels))
-
     def ties_of_user(self) -> NDArray[np.integer]:
         """[users] how many ties each user has."""
         return np.diff(self.first_ties, append=len(self.tie_starts))

@@ -7,9 +7,10 @@ from rankmixer_dist.batch import Batch
 
 
 class DeviceCopies:
-    """Copies batches to a device; to a GPU in `ahead_stream`, beside the step before, which the host has queued.
+    """Copies batches to a device; to a GPU in `ahead_stream`, beside the steps that the host has queued.
 
-    What the stream of the steps does next waits for the copy. The source has to be pinned to overlap: torch then keeps
+    What the stream of the steps does next waits for the copy: the batch's own step, or with look-ahead the step of the
+    batch before it, which is queued after the copy. The source has to be pinned to overlap: torch then keeps
     it until the copy is done, whoever lets go of it. The copies' memory is not given away before the steps' stream is
     done with them.
     """

@@ -21,7 +21,7 @@ from rankmixer_dist.train.loss_range import LossRange, label_counts
 from rankmixer_dist.train.non_finite import NonFiniteRows
 from rankmixer_dist.train.peak import Peak
 from rankmixer_dist.train.schedule import LearningRate
-from rankmixer_dist.train.step import Rates, StepResult
+from rankmixer_dist.train.step import LearningRates, StepResult
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 _COMM_EVERY_INTERVALS = 5
@@ -55,9 +55,9 @@ class Plan:
     flops_per_row: int
     peak: Peak
 
-    def rates(self, step: int) -> Rates:
+    def rates(self, step: int) -> LearningRates:
         """Learning rates of the `step`-th step, from 1."""
-        return Rates(self.lr.at(step - 1), self.sparse_lr.at(step - 1))
+        return LearningRates(self.lr.at(step - 1), self.sparse_lr.at(step - 1))
 
 
 @dataclass
@@ -72,7 +72,9 @@ class Progress:
 class Step(Protocol):
     """What trains on batches one after the other, each when its result is asked for; it may read ahead."""
 
-    def run(self, batches: Iterator[Batch], *, first: int, rates: Callable[[int], Rates]) -> Iterator[StepResult]: ...
+    def run(
+        self, batches: Iterator[Batch], *, first: int, rates: Callable[[int], LearningRates]
+    ) -> Iterator[StepResult]: ...
 
 
 class Hooks(Protocol):

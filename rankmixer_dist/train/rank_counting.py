@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.errors import UserError, disk_errors_told
 from rankmixer_dist.evaluation.figures import GroupFigures, SerialWorkers, Workers, figures_of
-from rankmixer_dist.evaluation.sorting import Group, Owner, Room, SortedRows, Sorter, slice_name
+from rankmixer_dist.evaluation.sorting import Group, Owner, SortedRows, Sorter, SpillRoom, slice_name
 from rankmixer_dist.metrics import ValueCounts
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together, gather_objects
 from rankmixer_dist.train.slice_columns import SliceColumn
@@ -68,10 +68,10 @@ class RankCounting:
         self._tasks, self._slices, self._topology = tuple(tasks), tuple(slices), topology
         self._scratch = scratch
         in_memory = rows * len(tasks) <= gathered_rows
-        self._room = Room(None if in_memory else scratch, memory_rows)
+        self._room = SpillRoom(None if in_memory else scratch, memory_rows)
         self._own = scratch / f"rank-{topology.rank:05d}"
         owners: list[Owner] = [(what, task) for task in tasks for what in ("score", "truth")]
-        self._sorter = Sorter(owners, Room(None if in_memory else self._own, memory_rows), num_slices=len(slices))
+        self._sorter = Sorter(owners, SpillRoom(None if in_memory else self._own, memory_rows), num_slices=len(slices))
         self._rows_of_value = [ValueCounts() for _ in slices]
         self._knows_truth = False
         self._failure: UserError | None = None

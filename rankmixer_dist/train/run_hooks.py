@@ -27,7 +27,7 @@ from rankmixer_dist.train.rank_counting import NotCounted
 from rankmixer_dist.train.rank_figures import rank_figures
 from rankmixer_dist.train.routing import Routing
 from rankmixer_dist.train.row_audit import RowAudit
-from rankmixer_dist.train.scoring import ScoredRows, figures_of, score_split
+from rankmixer_dist.train.scoring import ScoredRows, score_split, single_figures
 
 
 class RunHooks:
@@ -195,4 +195,4 @@ class RunHooks:
         finally:
             self._forget_exchanges()
             self.doing(step, "saving a checkpoint")
-        return broadcast_object(None if result is None else figures_of(result))
+        return broadcast_object(None if result is None else single_figures(result))

@@ -99,7 +99,7 @@ def score_split(
     return None if figures is None else {"rows": scored, **figures, **routed}
 
 
-def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
+def single_figures(result: Mapping[str, Any]) -> dict[str, float]:
     """The single figures of a `score_split` result as `<task>.<figure>`, those without a value left out."""
     found: dict[str, float] = {}
     for task, figures in result["tasks"].items():

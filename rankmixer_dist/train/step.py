@@ -18,7 +18,7 @@ from rankmixer_dist.train.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """Learning rates of one step: of the dense model and of the tables."""
 
     lr: float
@@ -72,11 +72,13 @@ class TrainStep:
         self._stopwatch, self._routing = stopwatch, routing
         self._look_ahead = look_ahead
 
-    def run(self, batches: Iterator[Batch], *, first: int, rates: Callable[[int], Rates]) -> Iterator[StepResult]:
+    def run(
+        self, batches: Iterator[Batch], *, first: int, rates: Callable[[int], LearningRates]
+    ) -> Iterator[StepResult]:
         """Takes a step a batch when its result is asked for.
 
         With `look_ahead` a batch is read before the step of the one before it. Who asks for no more results leaves a
-        batch that was read and not trained on; all ranks have to leave off at the same step.
+        batch that was read and not trained on. The caller stops all ranks at the same step.
 
         Args:
             first: the number of the first step in its run, from 1.
@@ -90,7 +92,13 @@ class TrainStep:
             number, batch = number + 1, following if self._look_ahead else next(batches, None)
 
     def take(
-        self, batch: Batch, number: int, rates: Rates, *, pending: Pending | None = None, following: Batch | None = None
+        self,
+        batch: Batch,
+        number: int,
+        rates: LearningRates,
+        *,
+        pending: Pending | None = None,
+        following: Batch | None = None,
     ) -> tuple[StepResult, Pending | None]:
         """Takes the run's `number`-th step, and begins the lookup of the `following` batch, which it returns.
 

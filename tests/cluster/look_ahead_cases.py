@@ -21,7 +21,7 @@ from rankmixer_dist.config import RunConfig, load_config
 from rankmixer_dist.parallel.topology import Topology, barrier, process_group, sum_over_ranks
 from rankmixer_dist.train.build import build_engine, build_model, build_tables
 from rankmixer_dist.train.memory import keep_freed_memory
-from rankmixer_dist.train.step import Rates, TrainStep
+from rankmixer_dist.train.step import LearningRates, TrainStep
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 WARM_UP = 5
@@ -41,7 +41,7 @@ def trained(config: RunConfig, topology: Topology, batches: list[Batch], *, look
         stopwatch=Stopwatch(topology.device),
         look_ahead=look_ahead,
     )
-    rates = Rates(config.dense.lr, config.sparse.lr)
+    rates = LearningRates(config.dense.lr, config.sparse.lr)
     results = step.run(iter(batches), first=1, rates=lambda number: rates)
     losses = [result.losses_K for result in islice(results, WARM_UP)]
     barrier()

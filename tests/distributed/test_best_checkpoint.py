@@ -8,7 +8,7 @@ from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import BEST, checkpoints, pointed, step_of
 from rankmixer_dist.config import load_config
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.train.scoring import figures_of
+from rankmixer_dist.train.scoring import single_figures
 
 pytestmark = pytest.mark.thorough
 
@@ -76,8 +76,8 @@ def test_it_gives_the_figures_that_were_measured(small_config, trained, name):
     on_two, on_one = (trained[name, ranks] for ranks in (2, 1))
     assert on_two["checkpoint"] == on_one["checkpoint"] == f"checkpoints/{best.name}"
     assert len(metrics) >= 3 * 6
-    assert figures_of(on_two) == metrics
-    worst = max(abs(value - metrics[figure]) for figure, value in figures_of(on_one).items())
+    assert single_figures(on_two) == metrics
+    worst = max(abs(value - metrics[figure]) for figure, value in single_figures(on_one).items())
     print(f"{name}: one rank differs by {worst:.1e}")
     assert worst <= 1e-6
 

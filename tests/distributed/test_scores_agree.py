@@ -13,7 +13,7 @@ from rankmixer_dist.checkpoint.about import read_about
 from rankmixer_dist.checkpoint.folder import checkpoints
 from rankmixer_dist.config import load_config
 from rankmixer_dist.metrics import TaskMetrics
-from rankmixer_dist.train.scoring import figures_of
+from rankmixer_dist.train.scoring import single_figures
 from tests.distributed.agreement_cases import PREDICTIONS
 
 RUN = ["name=agreement", "train.max_steps=30", "train.log_every=10", "sparse.lr=0.2"]
@@ -72,7 +72,7 @@ def test_figures_are_those_measured_beside_training(config, found):
     _, evaluations = found
     measured = read_about(checkpoints(config.run_dir)[-1]).metrics
     assert {"finish.auc", "finish.pr_auc", "like.uauc"} <= measured.keys()
-    assert figures_of(evaluations[2]) == measured
+    assert single_figures(evaluations[2]) == measured
 
 
 def test_figures_differ_by_no_more_than_the_scores_allow(found):

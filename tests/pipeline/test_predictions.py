@@ -16,7 +16,7 @@ from data_pipeline.job import RayJob, SerialJob
 from data_pipeline.predictions import ColumnNames, evaluate_predictions, find_predictions
 from data_pipeline.predictions.stages import read_units
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.evaluation.sorting import Room
+from rankmixer_dist.evaluation.sorting import SpillRoom
 from rankmixer_dist.metrics import TaskMetrics
 from tests.pipeline.killing_job import KillingJob
 
@@ -239,7 +239,7 @@ def test_a_task_with_few_labels_does_not_make_as_many_runs_as_the_others(tmp_pat
     columns["label_rare"][np.arange(4000) % 50 > 0] = np.nan
     predictions = find_predictions(write(tmp_path / "p", columns, files=1), ColumnNames())
     (tmp_path / "spill").mkdir()
-    report = read_units(predictions.units, predictions.columns, Room(tmp_path / "spill", 1000))
+    report = read_units(predictions.units, predictions.columns, SpillRoom(tmp_path / "spill", 1000))
     assert len(report.tasks["rare"].runs["by score"]) == 1
     # 3,600 rows of each have a label.
     assert all(len(report.tasks[task].runs["by score"]) < 10 for task in "abc")

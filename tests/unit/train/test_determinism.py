@@ -13,7 +13,7 @@ from rankmixer_dist.errors import UserError
 from rankmixer_dist.train.build import auxiliary_weight, build_engine, build_model, build_tables
 from rankmixer_dist.train.determinism import take_deterministic_ways
 from rankmixer_dist.train.routing import Routing
-from rankmixer_dist.train.step import Rates, TrainStep
+from rankmixer_dist.train.step import LearningRates, TrainStep
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 # What `torch.use_deterministic_algorithms` says it will refuse on CUDA, as operators; further ones depend on arguments.
@@ -86,7 +86,7 @@ def trained(small_config, topology, overrides):
     results = []
     with Refused() as operators:
         for number, (batch, _) in zip(range(1, 3), reading, strict=False):
-            results.append(step.take(batch, number, Rates(1e-3, sparse_lr=0.05))[0].losses_K)
+            results.append(step.take(batch, number, LearningRates(1e-3, sparse_lr=0.05))[0].losses_K)
         reading.close()
         model.eval()
         with torch.no_grad():

@@ -9,7 +9,7 @@ from rankmixer_dist.batch import Batch, JaggedIds
 from rankmixer_dist.embedded import Embedded
 from rankmixer_dist.models.ranker import Scored
 from rankmixer_dist.train import step
-from rankmixer_dist.train.step import Rates, TrainStep
+from rankmixer_dist.train.step import LearningRates, TrainStep
 from rankmixer_dist.train.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
@@ -72,8 +72,8 @@ def read(told: Told, count: int):
     told.done.append("end")
 
 
-def rates(number: int) -> Rates:
-    return Rates(lr=float(number), sparse_lr=0.0)
+def rates(number: int) -> LearningRates:
+    return LearningRates(lr=float(number), sparse_lr=0.0)
 
 
 def test_ids_are_sent_while_the_step_before_computes_and_tables_read_after_it():
