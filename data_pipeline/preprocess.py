@@ -1,7 +1,7 @@
 """From raw logs to prepared data: read and prepare, sort by time, drop duplicates, cut into shards."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ from data_pipeline.checks import check_columns, check_names, standing_manifest
 from data_pipeline.groups import Grouping, user_side
 from data_pipeline.hangup import signals_unwind
 from data_pipeline.job import Handle, Job, open_job
-from data_pipeline.key_range import KeyRange, identity_features
 from data_pipeline.manifest import (
     FORMAT_VERSION,
     GROUPED_FORMAT_VERSION,
-    GroupedRows,
     Manifest,
     prepared_columns,
     prepared_meaning,
@@ -26,16 +24,25 @@ from data_pipeline.manifest import (
 )
 from data_pipeline.own_folder import OwnFolder, sweep
 from data_pipeline.progress import Reporter
+from data_pipeline.provenance import (
+    all_times,
+    changed_sides,
+    grouped_rows,
+    ids_a_row,
+    key_ranges,
+    made_from,
+    notes_of,
+    raw_types,
+)
 from data_pipeline.set_aside import SET_ASIDE, SetAside
 from data_pipeline.shards import Moments, ShardPlan, ShardResult, ShardTarget, plan_shards, write_shard
 from data_pipeline.sources import Source, Unit, open_source
 from data_pipeline.sources.synthetic import write_synthetic_log
 from data_pipeline.stages import OrderReport, ReadReport, Recipe, block_range, order_rows, read_units
-from data_pipeline.time_found import TimeFound
 from data_pipeline.transforms import DETAIL, DUPLICATE, REASON
 from rankmixer_dist.config import RunConfig, SyntheticSource
 from rankmixer_dist.errors import UserError
-from rankmixer_dist.schema import NumericFeature, Schema
+from rankmixer_dist.schema import NumericFeature
 
 
 def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = None) -> Manifest:
@@ -63,7 +70,7 @@ def preprocess(config: RunConfig, *, progress: bool = True, job: Job | None = No
         needed.append(config.data.group.by)
     source = open_source(config.source, needed)
     check_columns(schema, source, config.data.group)
-    prepared_from = _prepared_from(config, source)
+    prepared_from = made_from(config, source)
     folder = config.data.prepared
     standing = standing_manifest(folder, prepared_from, schema, verify=config.data.verify_checksums)
     if standing is not None:
@@ -124,15 +131,15 @@ class _Preparation:
                 name: reduce(Moments.merge, (result.moments[name] for result in statistics_of)).statistics()
                 for name in schema.of_kind(NumericFeature)
             },
-            ids_per_row=_a_row(statistics_of, [result.ids for result in statistics_of]),
-            ids_read_per_row=_a_row(statistics_of, [result.read for result in statistics_of]),
-            key_ranges=_key_ranges(schema, reports, splits.values()),
+            ids_per_row=ids_a_row(statistics_of, [result.ids for result in statistics_of]),
+            ids_read_per_row=ids_a_row(statistics_of, [result.read for result in statistics_of]),
+            key_ranges=key_ranges(schema, reports, splits.values()),
             raw_rows=sum(report.raw_rows for report in reports),
             set_aside={reason: counts[reason] for reason in sorted(counts) if counts[reason]},
-            notes=_notes(reports, self._source) + _changes(splits.values()),
-            group=_group(self._config, splits),
+            notes=notes_of(reports, self._source) + changed_sides(splits.values()),
+            group=grouped_rows(self._config, splits),
             has_truth=has_truth,
-            raw_types=_raw_types(self._source),
+            raw_types=raw_types(self._source),
             prepared_from=prepared_from,
         )
 
@@ -168,9 +175,9 @@ class _Preparation:
         if bad is not None:
             count, rows = advice.count_bad_rows(reports)
             self._reporter.warn(f"{count:,} of {rows:,} rows are bad and set aside; see {SET_ASIDE}/")
-        far = _time_found(reports).far()
+        far = all_times(reports).far()
         if not any(report.good_rows for report in reports):
-            raise UserError(f"no row is left for any split; {far or bad or _time_found(reports).span()}")
+            raise UserError(f"no row is left for any split; {far or bad or all_times(reports).span()}")
         if far is not None:
             self._reporter.warn(far)
 
@@ -231,64 +238,6 @@ def _grouping(config: RunConfig) -> Grouping | None:
     return None if group is None else Grouping(group.by, group.window_ms, user_side(config.features))
 
 
-def _prepared_from(config: RunConfig, source: Source) -> dict[str, Any]:
-    """What decides the shards' bytes; where the raw and the prepared folder lie does not."""
-    data = config.data
-    return {
-        "schema_hash": schema_hash(config.features),
-        "source": config.source.model_dump(mode="json", exclude={"path"}),
-        "raw_files": source.fingerprint(),
-        "statistics_of": data.statistics_of,
-        "splits": {name: list(split.to_ms()) for name, split in data.splits.items()},
-        "row_group_rows": data.row_group_rows,
-        "shard_rows": data.shard_rows,
-        "on_bad_row": data.on_bad_row,
-        "on_unreadable_file": data.on_unreadable_file,
-        **({"group": {**data.group.model_dump(), "user_side": [*config.features.user_side()]}} if data.group else {}),
-    }
-
-
-def _key_ranges(
-    schema: Schema, reports: Sequence[ReadReport], splits: Iterable[Sequence[ShardResult]]
-) -> dict[str, KeyRange]:
-    highest = [result.highest for results in splits for result in results]
-    return {
-        name: KeyRange(
-            rows=schema.tables[table].rows,
-            beyond=sum(report.beyond_table[name] for report in reports),
-            highest=max((found[name] for found in highest if name in found), default=None),
-        )
-        for name, table in identity_features(schema).items()
-    }
-
-
-def _a_row(results: Sequence[ShardResult], counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
-    rows = sum(result.shard.rows for result in results)
-    return {name: sum(count[name] for count in counts) / rows for name in counts[0]}
-
-
-def _group(config: RunConfig, splits: Mapping[str, Sequence[ShardResult]]) -> GroupedRows | None:
-    group = config.data.group
-    if group is None:
-        return None
-    groups = {split: sum(result.groups for result in results) for split, results in splits.items()}
-    return GroupedRows(by=group.by, window=group.window, user_side=dict(user_side(config.features)), groups=groups)
-
-
-def _changes(splits: Iterable[Sequence[ShardResult]]) -> list[str]:
-    """How often a column that is declared the user's changes among rows of one id and window."""
-    changes = sum((result.changes for results in splits for result in results), Counter())
-    return [
-        f"{count} rows begin a group because {name}, declared `scope: user`, is not what it was a row before"
-        for name, count in sorted(changes.items())
-    ]
-
-
-def _raw_types(source: Source) -> dict[str, list[str]]:
-    types = source.types()
-    return {field.name: sorted(str(kind) for kind in types.get(field.name, [field.type])) for field in source.schema()}
-
-
 def _require_rows(orders: Sequence[OrderReport], reports: Sequence[ReadReport]) -> None:
     rows = {
         split: sum(order.split_rows[split][1] - order.split_rows[split][0] for order in orders)
@@ -296,27 +245,10 @@ def _require_rows(orders: Sequence[OrderReport], reports: Sequence[ReadReport]) 
     }
     for split in rows:
         if not rows[split]:
-            found = _time_found(reports)
+            found = all_times(reports)
             others = ", ".join(f"{other} holds {count:,}" for other, count in rows.items() if count) or "nor any other"
             why = found.far() or found.span()
             raise UserError(f"data.splits.{split} holds no row; {others}; {why}")
-
-
-def _notes(reports: Sequence[ReadReport], source: Source) -> list[str]:
-    flags = sum((report.flags for report in reports), Counter())
-    notes = [f"{flags[name]} {meaning}" for name, meaning in source.flags.items() if flags[name]]
-    for kind, path in source.types().get(source.time_column, {}).items():
-        if pa.types.is_timestamp(kind) and kind.tz is None:
-            notes.append(f"column {source.time_column!r} is {kind} without a time zone, in {path}: taken for UTC")
-    far = _time_found(reports).far()
-    return notes + ([far] if far else []) + [f"skipped: {text}" for report in reports for text in report.unreadable]
-
-
-def _time_found(reports: Sequence[ReadReport]) -> TimeFound:
-    found = TimeFound()
-    for report in reports:
-        found.merge(report.time)
-    return found
 
 
 def _explained(rows: pa.Table, reason: str) -> pa.Table:
