@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rankmixer_dist.errors import UserError
 from rankmixer_dist.evaluation.runs import KEYS, KeyRange, SortedRuns, write_run
-from rankmixer_dist.evaluation.sorting import Group, SpillRoom, groups, keyed_by_score
+from rankmixer_dist.evaluation.sorting import Slice, SpillRoom, by_slice, keyed_by_score
 from rankmixer_dist.metrics.auc_counts import AUCCounts
 from rankmixer_dist.metrics.exact_sum import ExactSums
 from rankmixer_dist.metrics.keys import user_ids_of
@@ -25,16 +25,18 @@ from rankmixer_dist.metrics.user_totals import UserAUCs, UserAUCTotals
 from rankmixer_dist.metrics.weights import MOST_UNITS, TOO_LARGE, UNITS_PER_ONE, weight_units
 
 
-def count_scores(rows: KeyRange, memory_rows: int) -> dict[Group, AUCCounts]:
+def count_scores(rows: KeyRange, memory_rows: int) -> dict[Slice, AUCCounts]:
     """Counts of a range of runs by score, of all rows and of each slice."""
     if rows.rows <= memory_rows:
-        return {group: AUCCounts.of_rows(own[KEYS], own["labels"], _units(own)) for group, own in groups(rows.arrays())}
+        return {
+            which: AUCCounts.of_rows(own[KEYS], own["labels"], _units(own)) for which, own in by_slice(rows.arrays())
+        }
     # `bounds` leaves a range larger than that only where all its rows have one score.
-    found: dict[Group, AUCCounts] = defaultdict(AUCCounts)
+    found: dict[Slice, AUCCounts] = defaultdict(AUCCounts)
     for columns in rows.chunks(memory_rows):
-        for group, own in groups(columns):
-            found[group] = found[group].plus(AUCCounts.of_one_score(own["labels"], _units(own)))
-    return {group: counts.tied() for group, counts in found.items()}
+        for which, own in by_slice(columns):
+            found[which] = found[which].plus(AUCCounts.of_one_score(own["labels"], _units(own)))
+    return {which: counts.tied() for which, counts in found.items()}
 
 
 def _units(columns: Mapping[str, NDArray]) -> NDArray[np.int64] | None:
@@ -54,36 +56,36 @@ class ScoreStanding:
     above: ClassTotals
 
 
-def standings(ranges: list[dict[Group, AUCCounts]]) -> list[dict[Group, ScoreStanding]]:
+def standings(ranges: list[dict[Slice, AUCCounts]]) -> list[dict[Slice, ScoreStanding]]:
     """Of each range of ascending scores, given its counts.
 
     Raises:
         UserError: weights whose sum is too large to be counted.
     """
-    above: dict[Group, ClassTotals] = defaultdict(lambda: NOBODY)
+    above: dict[Slice, ClassTotals] = defaultdict(lambda: NOBODY)
     found = []
     for counted in reversed(ranges):
-        here = {group: counts.class_totals for group, counts in counted.items()}
-        found.append({group: ScoreStanding(own, above[group]) for group, own in here.items()})
-        for group, own in here.items():
-            above[group] = above[group].plus(own)
+        here = {which: counts.class_totals for which, counts in counted.items()}
+        found.append({which: ScoreStanding(own, above[which]) for which, own in here.items()})
+        for which, own in here.items():
+            above[which] = above[which].plus(own)
     if any(total.positive + total.negative >= MOST_UNITS for total in above.values()):
         raise UserError(TOO_LARGE)
     return found[::-1]
 
 
-def sum_precision(rows: KeyRange, standing: Mapping[Group, ScoreStanding], memory_rows: int) -> dict[Group, ExactSums]:
+def sum_precision(rows: KeyRange, standing: Mapping[Slice, ScoreStanding], memory_rows: int) -> dict[Slice, ExactSums]:
     """The sum of the terms of average precision of a range of runs by score; sums of ranges merge."""
     if rows.rows <= memory_rows:
         terms = {
-            group: precision_terms(own[KEYS], own["labels"], standing[group].above, _units(own))
-            for group, own in groups(rows.arrays())
+            which: precision_terms(own[KEYS], own["labels"], standing[which].above, _units(own))
+            for which, own in by_slice(rows.arrays())
         }
     else:  # rows of one score
-        terms = {group: precision_term_of_tie(own.here, own.above) for group, own in standing.items()}
-    sums = {group: ExactSums(1) for group in terms}
-    for group, own in terms.items():
-        sums[group].add(own, np.zeros(len(own), np.int64))
+        terms = {which: precision_term_of_tie(own.here, own.above) for which, own in standing.items()}
+    sums = {which: ExactSums(1) for which in terms}
+    for which, own in terms.items():
+        sums[which].add(own, np.zeros(len(own), np.int64))
     return sums
 
 
@@ -92,19 +94,19 @@ def average_precision_of(sums: ExactSums, whole: ClassTotals) -> float:
     return float(sums.rounded_sums()[0]) / whole.positive if whole.positive else math.nan
 
 
-def total_users(rows: KeyRange, room: SpillRoom) -> dict[Group, UserAUCTotals]:
+def total_users(rows: KeyRange, room: SpillRoom) -> dict[Slice, UserAUCTotals]:
     """UAUC's sums over the users of a range of runs by user, of all rows and of each slice."""
-    found: dict[Group, UserAUCTotals] = {}
-    for group, users in _users(rows, room):
-        found[group] = UserAUCTotals()
-        found[group].update(users)
+    found: dict[Slice, UserAUCTotals] = {}
+    for which, users in _users(rows, room):
+        found[which] = UserAUCTotals()
+        found[which].update(users)
     return found
 
 
-def _users(rows: KeyRange, room: SpillRoom) -> Iterator[tuple[Group, UserAUCs]]:
+def _users(rows: KeyRange, room: SpillRoom) -> Iterator[tuple[Slice, UserAUCs]]:
     if rows.rows <= room.memory_rows:
-        for group, own in groups(rows.arrays()):
-            yield group, exact_user_aucs(user_ids=user_ids_of(own.pop(KEYS)), **own)
+        for which, own in by_slice(rows.arrays()):
+            yield which, exact_user_aucs(user_ids=user_ids_of(own.pop(KEYS)), **own)
         return
     # Only rows of one user are that many: the AUC inside them goes the way of all rows' AUC.
     one = UNITS_PER_ONE if WEIGHTS in rows.names else 1
@@ -114,8 +116,8 @@ def _users(rows: KeyRange, room: SpillRoom) -> Iterator[tuple[Group, UserAUCs]]:
             user_id = user_ids_of(columns.pop(KEYS)[:1])
             runs.append(write_run(keyed_by_score(columns), folder))
         counted = [count_scores(own, room.memory_rows) for own in SortedRuns(runs).ranges(room.memory_rows)]
-    for group in dict.fromkeys(group for own in counted for group in own):
-        yield group, _user_of(user_id, counts_together(own[group] for own in counted if group in own), one)
+    for which in dict.fromkeys(which for own in counted for which in own):
+        yield which, _user_of(user_id, counts_together(own[which] for own in counted if which in own), one)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rankmixer_dist.evaluation.counting import (
     total_users,
 )
 from rankmixer_dist.evaluation.runs import KeyBounds, Run, SortedRuns
-from rankmixer_dist.evaluation.sorting import Group, Order, Owner, SortedRows, SpillRoom
+from rankmixer_dist.evaluation.sorting import Order, Owner, Slice, SortedRows, SpillRoom
 from rankmixer_dist.metrics import Calibration, UserAUCTotals
 from rankmixer_dist.metrics.exact_sum import ExactSums
 from rankmixer_dist.metrics.tasks import TaskFigures, task_figures
@@ -46,8 +46,8 @@ class SerialWorkers:
 
 
 @dataclass(frozen=True)
-class GroupFigures:
-    """The figures of a group of rows, and how many these are, those of weight 0 left out."""
+class SliceFigures:
+    """The figures of a slice, or of all rows, and how many these are, those of weight 0 left out."""
 
     rows: int
     figures: TaskFigures
@@ -59,7 +59,7 @@ def figures_of(
     room: SpillRoom,
     *,
     rows_per_range: Callable[[int], int] | None = None,
-) -> dict[Owner, dict[Group, GroupFigures]]:
+) -> dict[Owner, dict[Slice, SliceFigures]]:
     """The exact figures of each owner's rows and of each slice of them, those of `TaskMetrics` to the last bit.
 
     Args:
@@ -97,10 +97,10 @@ def figures_of(
     )
     return {
         owner: {
-            group: _group_figures(
-                group, calibration, counted[owner, "by score"], counted[owner, "by user"], precise[owner]
+            which: _slice_figures(
+                which, calibration, counted[owner, "by score"], counted[owner, "by user"], precise[owner]
             )
-            for group, calibration in merged[owner].calibration.items()
+            for which, calibration in merged[owner].calibration.items()
         }
         for owner in owners
     }
@@ -118,15 +118,15 @@ def find_ranges(runs: Sequence[Run], max_rows: int, room: SpillRoom) -> list[Key
         raise UserError(f"{len(runs)} sorted runs cannot be opened, {room.fewer_runs}: {one_line(error)}") from error
 
 
-def count(order: Order, runs: Sequence[Run], bounds: KeyBounds, room: SpillRoom) -> dict[Group, Any]:
+def count(order: Order, runs: Sequence[Run], bounds: KeyBounds, room: SpillRoom) -> dict[Slice, Any]:
     """Counts a range of scores (`AUCCounts`) or of users (`UserAUCTotals`) in the runs."""
     rows = SortedRuns(runs).between(bounds)
     return count_scores(rows, room.memory_rows) if order == "by score" else total_users(rows, room)
 
 
 def take_precision(
-    runs: Sequence[Run], bounds: KeyBounds, standing: Mapping[Group, ScoreStanding], room: SpillRoom
-) -> dict[Group, ExactSums]:
+    runs: Sequence[Run], bounds: KeyBounds, standing: Mapping[Slice, ScoreStanding], room: SpillRoom
+) -> dict[Slice, ExactSums]:
     """Sums a range of scores up for PR-AUC, which takes what lies above it."""
     return sum_precision(SortedRuns(runs).between(bounds), standing, room.memory_rows)
 
@@ -139,8 +139,8 @@ def _together(parts: Sequence[SortedRows]) -> SortedRows:
     whole = SortedRows()
     for part in parts:
         whole.rows += part.rows
-        for group, calibration in part.calibration.items():
-            whole.calibration.setdefault(group, Calibration()).merge(calibration)
+        for which, calibration in part.calibration.items():
+            whole.calibration.setdefault(which, Calibration()).merge(calibration)
         for order, runs in part.runs.items():
             whole.runs[order].extend(runs)
     return whole
@@ -154,21 +154,21 @@ def _map_nested(
     return {key: [next(results) for _ in own] for key, own in calls.items()}
 
 
-def _group_figures(
-    group: Group,
+def _slice_figures(
+    which: Slice,
     calibration: Calibration,
-    scores: Sequence[Mapping[Group, Any]],
-    users: Sequence[Mapping[Group, UserAUCTotals]],
-    precise: Sequence[Mapping[Group, ExactSums]],
-) -> GroupFigures:
+    scores: Sequence[Mapping[Slice, Any]],
+    users: Sequence[Mapping[Slice, UserAUCTotals]],
+    precise: Sequence[Mapping[Slice, ExactSums]],
+) -> SliceFigures:
     totals, precision = UserAUCTotals(), ExactSums(1)
     for own in users:
-        if group in own:
-            totals.merge(own[group])
+        if which in own:
+            totals.merge(own[which])
     for terms in precise:
-        if group in terms:
-            precision.merge(terms[group])
-    auc = counts_together(own[group] for own in scores if group in own)
+        if which in terms:
+            precision.merge(terms[which])
+    auc = counts_together(own[which] for own in scores if which in own)
     pr_auc = average_precision_of(precision, auc.class_totals)
     calibrated = calibration.compute()
-    return GroupFigures(calibrated.rows, task_figures(auc.result(), pr_auc, totals.compute(), calibrated))
+    return SliceFigures(calibrated.rows, task_figures(auc.result(), pr_auc, totals.compute(), calibrated))

@@ -17,7 +17,7 @@ Order = Literal["by score", "by user"]
 Owner = Hashable
 """Whose rows they are: a task, or a task's true probabilities."""
 
-Group = tuple[int, int] | None
+Slice = tuple[int, int] | None
 """Rows that get figures of their own: those with one value (the second) of one slice column (the first); None: all."""
 
 
@@ -47,7 +47,7 @@ class SortedRows:
     """
 
     rows: int = 0
-    calibration: dict[Group, Calibration] = field(default_factory=lambda: {None: Calibration()})
+    calibration: dict[Slice, Calibration] = field(default_factory=lambda: {None: Calibration()})
     runs: dict[Order, list[Run]] = field(default_factory=lambda: {"by score": [], "by user": []})
 
 
@@ -102,9 +102,9 @@ class Sorter:
             return
         columns = buffer.arrays()
         buffer.clear()
-        for group, own in groups(columns):
+        for which, own in by_slice(columns):
             del own["user_ids"]
-            found.calibration.setdefault(group, Calibration()).update(**own)
+            found.calibration.setdefault(which, Calibration()).update(**own)
         found.runs["by score"].append(write_run(keyed_by_score(columns), self._room.folder))
         found.runs["by user"].append(write_run(keyed_by_user(columns), self._room.folder))
 
@@ -119,7 +119,7 @@ def slices_of(columns: Mapping[str, NDArray]) -> dict[str, NDArray]:
     return {name: column for name, column in columns.items() if name.startswith("slice")}
 
 
-def groups(columns: Mapping[str, NDArray]) -> Iterator[tuple[Group, dict[str, NDArray]]]:
+def by_slice(columns: Mapping[str, NDArray]) -> Iterator[tuple[Slice, dict[str, NDArray]]]:
     """All rows, and then those of each value of each slice column; their other columns [rows], in the given order."""
     slices = slices_of(columns)
     others = {name: column for name, column in columns.items() if name not in slices}

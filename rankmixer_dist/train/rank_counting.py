@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rankmixer_dist.batch import Batch
 from rankmixer_dist.errors import UserError, disk_errors_told
-from rankmixer_dist.evaluation.figures import GroupFigures, SerialWorkers, Workers, figures_of
-from rankmixer_dist.evaluation.sorting import Group, Owner, SortedRows, Sorter, SpillRoom, slice_name
+from rankmixer_dist.evaluation.figures import SerialWorkers, SliceFigures, Workers, figures_of
+from rankmixer_dist.evaluation.sorting import Owner, Slice, SortedRows, Sorter, SpillRoom, slice_name
 from rankmixer_dist.metrics import ValueCounts
 from rankmixer_dist.parallel.topology import Topology, all_gather_objects, failing_together, gather_objects
 from rankmixer_dist.train.slice_columns import SliceColumn
@@ -153,7 +153,7 @@ class RankCounting:
         return {"tasks": figures, **self._by_column(found, [part.rows_of_value for part in gathered])}
 
     def _by_column(
-        self, found: Mapping[Owner, Mapping[Group, GroupFigures]], counted: Sequence[Sequence[ValueCounts]]
+        self, found: Mapping[Owner, Mapping[Slice, SliceFigures]], counted: Sequence[Sequence[ValueCounts]]
     ) -> dict[str, Any]:
         """`slices` of eval.json, and `slice_legends`."""
         if not self._slices:
