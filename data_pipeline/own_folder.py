@@ -112,7 +112,8 @@ def _lives(mark: TextIO) -> bool | None:
 def _remove(folder: Path) -> None:
     """Removes a folder, the owner's mark last: whoever is killed meanwhile leaves what the next start can judge.
 
-    Workers may still write into the folder, which then is not empty when it is to go; so it is tried again.
+    Workers may still write into the folder. What lies in it is renamed first, where no worker finds it; where one
+    makes it anew, the folder is not empty when it is to go, and it is tried again.
     """
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -120,7 +121,11 @@ def _remove(folder: Path) -> None:
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    going = folder / f"going-{secrets.token_hex(4)}"
+                    with suppress(OSError):
+                        os.rename(entry.path, going)
+                    for path in (going, entry.path):
+                        shutil.rmtree(path, ignore_errors=True)
                 elif entry.name != OWNER_NAME:
                     with suppress(OSError):
                         os.unlink(entry.path)

@@ -210,8 +210,7 @@ def _constraints(schema: Schema, name: str, fixed: str | None, ranks: int, room:
 
 
 def _choices(table: Table, fixed: str | None, ranks: int) -> list[str]:
-    # One rank has whole tables either way, and need not sort ids by the rank that owns their row.
-    if not reaches_all_ranks(table.rows, ranks) or (fixed is None and ranks == 1):
+    if not reaches_all_ranks(table.rows, ranks):
         return [TABLE_WISE]
     return list(SHARDING_TYPES) if fixed is None else [fixed]
 

@@ -59,7 +59,11 @@ def test_a_batch_that_the_ranks_cannot_share(launch, copied):
     [
         (3, ["parallel.expert_size=3"], "parallel.expert_size: expert size 3 does not divide the 8 tokens; use one of"),
         (2, ["parallel.expert_size=4"], "parallel.expert_size: expert size 4 does not divide the 2 ranks; use one of"),
-        (2, ["parallel.expert_size=2", "model.backbone=dcn_v2"], "parallel.expert_size: only the rankmixer backbone"),
+        (
+            2,
+            ["parallel.expert_size=2", "model.backbone=dcn_v2"],
+            "parallel.expert_size: only rankmixer, tokenmixer_large",
+        ),
     ],
 )
 def test_experts_that_the_ranks_cannot_share(launch, copied, ranks, overrides, told):
